@@ -1,0 +1,52 @@
+"""Install with `pip install -e .` plus the extras that you need."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+# TensorFlow only writes TensorBoard files and, through clu, the progress reports of training.
+# Sampling needs neither it nor torch.
+EXTRAS = {
+    "train": ["tensorflow-cpu>=2.18", "tensorboard>=2.18"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "cuda": ["jax[cuda13]>=0.10,<0.13"],
+    "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece", "safetensors"],
+    "notebooks": ["matplotlib>=3.8", "ipykernel>=6", "papermill>=2.6"],
+    "test": [
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "import-linter>=2.1",
+        "matplotlib>=3.8",
+        "ipykernel>=6",
+        "papermill>=2.6",
+    ],
+}
+
+setup(
+    name="tp_jax",
+    version="0.1.0",
+    description="Recursive sparse reasoning in diffusion transformers (The Thinking Pixel) in JAX",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tp_jax", "tp_jax.*"]),
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12,<0.13",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "ml_collections>=1.0,<2",
+        "tensorflow-datasets>=4.9.8,<5",
+        "grain>=0.2.16,<0.3",
+        "clu>=0.0.12,<0.1",
+        "einops>=0.8,<1",
+        "absl-py>=2",
+        "numpy>=2",
+        "pillow>=10",
+        "scikit-learn>=1.4",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+)

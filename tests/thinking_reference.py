@@ -1,0 +1,212 @@
+"""One thinking layer as METHOD.md states it, the slow way, to hold the real one against.
+
+Independent of `tp_jax` on purpose: written from METHOD.md alone, it imports nothing from there.
+Plain loops over samples, latent steps, tokens and heads, and elementary array operations only: no
+scan, vmap, jit or library attention. It computes in the dtype it is given, and `jax.grad` works.
+
+Axes: B samples, N vision tokens, L text tokens, D width (heads * hd), M experts, r rank,
+T latent steps; n is any number of tokens.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def matmul(a, b):
+    """The product at full precision: an accelerator's default is TF32 or bfloat16 inside."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+def softmax(z):
+    """Softmax over the last axis."""
+    e = jnp.exp(z - jnp.max(z, axis=-1, keepdims=True))
+    return e / jnp.sum(e, axis=-1, keepdims=True)
+
+
+def layer_norm(a, params, eps=1e-6):
+    """LN of one token `a` [D], with the biased variance, then the learned scale and bias."""
+    centered = a - jnp.mean(a)
+    return centered / jnp.sqrt(jnp.mean(centered**2) + eps) * params["scale"] + params["bias"]
+
+
+def gate_logits(inputs, params):
+    """The gate's MLP for one token: project each input, add, SiLU, project to the M logits.
+
+    Args:
+        inputs: {kind: [D]} with the kinds that the gate may see.
+        params: {kind: {"kernel", "bias"}} for those kinds and for "out".
+    """
+    hidden = 0.0
+    for kind, x in inputs.items():
+        hidden = hidden + matmul(x, params[kind]["kernel"]) + params[kind]["bias"]
+    silu = hidden * 0.5 * (1.0 + jnp.tanh(0.5 * hidden))  # h sigmoid(h), without exp's overflow
+    return matmul(silu, params["out"]["kernel"]) + params["out"]["bias"]
+
+
+def route(logits, noise, temperature):
+    """One token's expert m, its straight-through weight w, and the probabilities p [M].
+
+    Training (noise [M]): z = logits + noise, its largest wins; w is 1 in value, p_m in gradient.
+    Sampling (noise is None): z = logits, and w is plainly 1.
+    """
+    z = logits if noise is None else logits + noise
+    p = softmax(z / temperature)
+    m = jnp.argmax(z)
+    w = 1.0 if noise is None else 1.0 + p[m] - jax.lax.stop_gradient(p[m])
+    return m, w, p
+
+
+def attention(vision, text, heads, qk_norm):
+    """Attention of one sample over its vision tokens, then its text tokens.
+
+    Args:
+        vision: (q, k, v), each [N, D].
+        text: (q, k, v), each [L, D], or None.
+        heads: D is cut into this many contiguous pieces.
+        qk_norm: None, or (q [n, heads, hd], k, "vision" or "text") -> (q, k).
+
+    Returns:
+        [N + L, D]: the heads side by side, before any output projection.
+    """
+    parts = []
+    for kind, qkv in (("vision", vision), ("text", text)):
+        if qkv is not None:
+            q, k, v = (x.reshape(x.shape[0], heads, -1) for x in qkv)
+            if qk_norm is not None:
+                q, k = qk_norm(q, k, kind)
+            parts.append((q, k, v))
+    q, k, v = (jnp.concatenate(x, axis=0) for x in zip(*parts, strict=True))
+    outputs = []
+    for h in range(heads):
+        scores = matmul(q[:, h], k[:, h].T) / math.sqrt(q.shape[-1])
+        outputs.append(matmul(softmax(scores), v[:, h]))
+    return jnp.concatenate(outputs, axis=-1)
+
+
+def thinking_attention(
+    vision,
+    scale,
+    shift,
+    time,
+    condition,
+    params,
+    base,
+    text=None,
+    *,
+    heads,
+    latent_steps,
+    temperature=5.0,
+    gumbel=None,
+    gate="learned",
+    random_experts=None,
+    gate_inputs=("token", "time", "condition"),
+    modulate=True,
+    base_input="modulated",
+    base_every_step=False,
+    share_across_steps=True,
+    qk_norm=None,
+):
+    """One thinking layer's attention: METHOD.md, "One thinking layer", token by token.
+
+    Args:
+        vision: x̃ [B, N, D], after the block's adaLN.
+        scale, shift: α and β of that adaLN, [B, D].
+        time, condition: what the gate sees beside the token, [B, D].
+        params: {"norm": {"scale" [D], "bias" [D]},
+            "gate": {"token" | "time" | "condition" | "out": {"kernel", "bias"}},
+            "experts": {"lora_a" [M, D, 3, r], "lora_b" [M, 3, r, D]}}; the axis of 3 is q, k, v. "gate" is read for
+            the learned gate only. Without `share_across_steps` both expert arrays have a leading axis of at least
+            `latent_steps`.
+        base: the frozen projections W of one sample, x [N, D] -> (q, k, v), each [N, D].
+        text: (q_c, k_c, v_c), each [B, L, D], or None.
+        heads: attention heads; 1 / sqrt(D / heads) scales the scores.
+        latent_steps: T, at least 1.
+        temperature: τ.
+        gumbel: noise [T, B, N, M] when training; None when sampling.
+        gate: "learned", "first" or "random".
+        random_experts: [T, B, N] int, for the random gate.
+        gate_inputs: the kinds of input that the learned gate has.
+        modulate: u = Mod(LN(ã)) or, if False, u = LN(ã).
+        base_input: W sees x̃ ("modulated") or x̃ + u ("recursed").
+        base_every_step: W enters at the intermediate latent steps too.
+        share_across_steps: False gives latent step t < T the experts t - 1, and step T the last ones.
+        qk_norm: None, or (q [n, heads, hd], k, "vision" or "text") -> (q, k).
+
+    Returns:
+        "vision" [B, N, D] and "text" [B, L, D] or None: attention at latent step T, before the output projection;
+        "experts" [T, B, N] int; "probabilities" [T, B, N, M]: the gate's p (of "first": all on expert 0; of
+        "random": uniform); "tokens" [T, B, N, D]: tokens[t] = ã^t, so tokens[0] = x̃.
+
+    Raises:
+        ValueError: `gate` or `base_input` is not one of the above.
+    """
+    if gate not in ("learned", "first", "random"):
+        raise ValueError(f"gate={gate!r}: expected 'learned', 'first' or 'random'")
+    if base_input not in ("modulated", "recursed"):
+        raise ValueError(f"base_input={base_input!r}: expected 'modulated' or 'recursed'")
+    lora_a, lora_b = params["experts"]["lora_a"], params["experts"]["lora_b"]
+    num_samples, num_tokens, _ = vision.shape
+    num_experts = lora_a.shape[-4]
+    beside = {"time": time, "condition": condition}  # y: what the gate sees beside the token
+
+    samples = []
+    for b in range(num_samples):
+        x = vision[b]
+        text_qkv = None if text is None else tuple(projection[b] for projection in text)
+        tokens = x  # ã⁰ = x̃
+        trace = {"experts": [], "probabilities": [], "tokens": []}
+
+        for t in range(1, latent_steps + 1):
+            last = t == latent_steps
+            step_a, step_b = lora_a, lora_b
+            if not share_across_steps:
+                index = lora_a.shape[0] - 1 if last else t - 1
+                step_a, step_b = lora_a[index], lora_b[index]
+
+            inputs, experts, probabilities = [], [], []
+            deltas = ([], [], [])  # of q, k and v
+            for n in range(num_tokens):
+                normed = layer_norm(tokens[n], params["norm"])
+                u = (1.0 + scale[b]) * normed + shift[b] if modulate else normed
+
+                if gate == "first":
+                    m, w, p = jnp.asarray(0), 1.0, jnp.eye(num_experts, dtype=x.dtype)[0]
+                elif gate == "random":
+                    m, w = jnp.asarray(random_experts[t - 1, b, n]), 1.0
+                    p = jnp.full(num_experts, 1.0 / num_experts, dtype=x.dtype)
+                else:
+                    seen = {
+                        kind: normed if kind == "token" else beside[kind][b] for kind in gate_inputs
+                    }
+                    noise = None if gumbel is None else gumbel[t - 1, b, n]
+                    m, w, p = route(gate_logits(seen, params["gate"]), noise, temperature)
+
+                for i in range(3):  # Δ = w (u A_m) B_m
+                    deltas[i].append(w * matmul(matmul(u, step_a[m, :, i]), step_b[m, i]))
+                inputs.append(u)
+                experts.append(m)
+                probabilities.append(p)
+
+            qkv = tuple(jnp.stack(delta) for delta in deltas)
+            if last or base_every_step:
+                base_x = x if base_input == "modulated" else x + jnp.stack(inputs)
+                qkv = tuple(delta + frozen for delta, frozen in zip(qkv, base(base_x), strict=True))
+            joint = attention(qkv, text_qkv, heads, qk_norm)
+
+            trace["experts"].append(jnp.stack(experts))
+            trace["probabilities"].append(jnp.stack(probabilities))
+            trace["tokens"].append(tokens)
+            if not last:
+                tokens = joint[:num_tokens] + x  # the residual goes to x̃, not to ã^{t-1}
+
+        sample = {name: jnp.stack(steps) for name, steps in trace.items()}
+        samples.append(sample | {"vision": joint[:num_tokens], "text": joint[num_tokens:]})
+
+    result = {"vision": jnp.stack([sample["vision"] for sample in samples]), "text": None}
+    if text is not None:
+        result["text"] = jnp.stack([sample["text"] for sample in samples])
+    for name in ("experts", "probabilities", "tokens"):
+        result[name] = jnp.stack([sample[name] for sample in samples], axis=1)
+    return result

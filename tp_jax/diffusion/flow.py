@@ -1,0 +1,65 @@
+"""Rectified flow as SD3 parametrises it (Esser et al., arXiv 2403.03206)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
+from tp_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow:
+    """x_σ = (1 - σ)·x + σ·noise, and the model predicts noise - x at timestep 1000·σ.
+
+    Attributes:
+      shift: s in σ' = s·σ / (1 + (s - 1)·σ), for training times and samplers.
+      time_mean, time_std: of the normal whose logistic is a training time; SD3's 0 and 1.
+    """
+
+    shift: float = 3.0
+    time_mean: float = 0.0
+    time_std: float = 1.0
+
+    def __post_init__(self):
+        if self.shift <= 0 or self.time_std <= 0:
+            raise UserError("config.diffusion.shift and .time_std must be above 0")
+
+    def shifted(self, sigma):
+        """Moves times towards noise for shift > 1; 0 and 1 stay."""
+        return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+    def out_channels(self, channels: int) -> int:
+        """The velocity alone."""
+        return channels
+
+    def sample_times(self, keys: jax.Array) -> jax.Array:
+        """Shifted logit-normal σ [B] in (0, 1)."""
+        normal = jax.vmap(jax.random.normal)(keys)
+        return self.shifted(jax.nn.sigmoid(self.time_mean + self.time_std * normal))
+
+    def noised(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+        """x_σ of data x [B, …] at σ [B]."""
+        sigma = expand(times, x)
+        return (1 - sigma) * x + sigma * noise
+
+    def losses(
+        self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
+    ) -> dict[str, jax.Array]:
+        """"mse" of the velocity, which is the "loss"."""
+        x, noise = x.astype(jnp.float32), noise.astype(jnp.float32)
+        velocity = predict(self.noised(x, noise, times), 1000 * times).astype(jnp.float32)
+        mse = mean_over_sample(jnp.square(velocity - (noise - x)))
+        return {"loss": mse, "mse": mse}
+
+    def schedule(self, steps: int) -> np.ndarray:
+        """σ [steps + 1] float64, from 1 down to 0.
+
+        The last σ before 0 is shifted twice, as in diffusers' scheduler, whose results are
+        the ones published.
+        """
+        if steps < 1:
+            raise UserError(f"sampler_steps={steps}: must be 1 or more")
+        return np.append(self.shifted(np.linspace(1.0, self.shifted(1 / 1000), steps)), 0.0)

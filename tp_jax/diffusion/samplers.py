@@ -1,0 +1,202 @@
+"""Samplers: one `lax.scan` from noise to data, pure in what they are given.
+
+A sampler is a function `(objective, config) -> (steps, step)`: arrays with a leading axis of
+steps, and how one of their rows takes x to the next x. Adding one is adding it to `SAMPLERS`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tp_jax.diffusion.flow import RectifiedFlow
+from tp_jax.diffusion.gaussian import (
+    GaussianDiffusion,
+    posterior,
+    predicted_data,
+    respaced_timesteps,
+)
+from tp_jax.diffusion.objective import Objective
+from tp_jax.errors import UserError
+
+# (x [B, …], timestep [B], key) -> output; the key is for whatever the model draws itself.
+KeyedPredict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# (row of steps, x, noise, predict, key) -> next x
+Step = Callable[[Any, jax.Array, jax.Array, KeyedPredict, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """The fields of `config.sampling`.
+
+    Attributes:
+      sampler: a key of `SAMPLERS`; "ddpm" and "ddim" for Gaussian diffusion, "euler" and
+        "heun" for rectified flow.
+      steps: number of steps.
+      guidance_scale: 1 is no guidance.
+      guidance_channels: how many of the first channels are guided; 0 is all of the prediction.
+      guidance_interval: of timestep / 1000, where guidance is on.
+      spacing: of Gaussian timesteps, "even" (DiT) or "stride" (ADM's "ddimN").
+      eta: of DDIM; 0 is deterministic.
+      clip: clip the predicted data to [-1, 1] (Gaussian, pixels).
+    """
+
+    sampler: str = "ddpm"
+    steps: int = 250
+    guidance_scale: float = 1.0
+    guidance_channels: int = 0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    spacing: str = "even"
+    eta: float = 0.0
+    clip: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        if self.sampler not in SAMPLERS:
+            raise UserError(
+                f"sampler={self.sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}"
+            )
+        if self.spacing not in ("even", "stride"):
+            raise UserError(f"spacing={self.spacing!r}: choose even or stride")
+
+    def check(self, objective: Objective) -> None:
+        """Raises a UserError if this sampler isn't for this objective, or can't take the steps."""
+        kind, build = SAMPLERS[self.sampler]
+        if not isinstance(objective, kind):
+            fitting = [name for name, (other, _) in SAMPLERS.items() if isinstance(objective, other)]
+            raise UserError(
+                f"sampler={self.sampler!r} does not sample a {type(objective).__name__}: "
+                f"choose one of {', '.join(fitting)}"
+            )
+        build(objective, self)
+
+
+def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
+    """Ancestral sampling with the learned variance; no noise at the last step."""
+    tables, steps = _gaussian_steps(objective, config)
+
+    def step(row, x, noise, predict, key):
+        index, timestep = row
+        output = predict(x, _filled(timestep, x), key)
+        mean, log_variance, _ = posterior(tables, output, x, _filled(index, x), config.clip)
+        return mean + (index > 0) * jnp.exp(0.5 * log_variance) * noise
+
+    return steps, step
+
+
+def ddim(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
+    """DDIM with noise `eta`."""
+    tables, steps = _gaussian_steps(objective, config)
+    kept, kept_prev = tables.alphas_cumprod, tables.alphas_cumprod_prev
+    spread = config.eta * np.sqrt((1 - kept_prev) / (1 - kept)) * np.sqrt(1 - kept / kept_prev)
+    coefficients = np.stack(
+        [np.sqrt(1 / kept), np.sqrt(1 / kept - 1), np.sqrt(kept_prev),
+         np.sqrt(1 - kept_prev - spread**2), spread], axis=1,
+    )[::-1].astype(np.float32)  # fmt: skip
+
+    def step(row, x, noise, predict, key):
+        (index, timestep), (inverse, ratio, signal, direction, spread) = row
+        output = predict(x, _filled(timestep, x), key)
+        predicted, _ = jnp.split(output, 2, axis=-1)
+        data = predicted_data(tables, predicted, x, _filled(index, x))
+        if config.clip:
+            data = jnp.clip(data, -1, 1)
+            predicted = (inverse * x - data) / ratio
+        return signal * data + direction * predicted + (index > 0) * spread * noise
+
+    return (steps, tuple(coefficients.T)), step
+
+
+def _gaussian_steps(objective, config):
+    timesteps = respaced_timesteps(objective.num_timesteps, config.steps, config.spacing)
+    # Timesteps are named on the scale 0 … 1000 whatever the length of the process.
+    tables = objective.tables(timesteps)
+    index = np.arange(config.steps, dtype=np.int32)
+    return tables, (index[::-1], timesteps.astype(np.float32)[::-1])
+
+
+def euler(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
+    """Euler's method along the flow."""
+
+    def step(row, x, noise, predict, key):
+        sigma, following = row
+        return x + (following - sigma) * predict(x, _filled(1000 * sigma, x), key)
+
+    return _flow_steps(objective, config), step
+
+
+def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
+    """Heun's second-order method: two predictions a step, one at the last."""
+
+    def step(row, x, noise, predict, key):
+        sigma, following = row
+        velocity = predict(x, _filled(1000 * sigma, x), key)
+        ahead = x + (following - sigma) * velocity
+
+        def correct():
+            second = predict(ahead, _filled(1000 * following, x), jax.random.fold_in(key, 1))
+            return x + (following - sigma) * (velocity + second) / 2
+
+        return jax.lax.cond(following > 0, correct, lambda: ahead)
+
+    return _flow_steps(objective, config), step
+
+
+def _flow_steps(objective, config):
+    sigmas = objective.schedule(config.steps).astype(np.float32)
+    return sigmas[:-1], sigmas[1:]
+
+
+def _filled(value, x):
+    return jnp.full(x.shape[:1], value)
+
+
+SAMPLERS = {
+    "ddpm": (GaussianDiffusion, ddpm),
+    "ddim": (GaussianDiffusion, ddim),
+    "euler": (RectifiedFlow, euler),
+    "heun": (RectifiedFlow, heun),
+}
+
+
+def sample_noise(key: jax.Array, sample: jax.Array, stream: jax.Array | int, shape) -> jax.Array:
+    """Noise [B, *shape] of (key, stream, sample): a sample's draws ignore its batch-mates."""
+    key = jax.random.fold_in(key, stream)
+    draw = lambda index: jax.random.normal(jax.random.fold_in(key, index), shape)  # noqa: E731
+    return jax.vmap(draw)(sample)
+
+
+def sample(
+    objective: Objective,
+    config: SamplerConfig,
+    predict: KeyedPredict,
+    key: jax.Array,
+    sample_index: jax.Array,
+    shape: tuple[int, ...],
+) -> jax.Array:
+    """Draws samples.
+
+    Args:
+      objective: what the model was trained with.
+      predict: (x, timestep [B], key) -> output, guided already.
+      key: of the whole drawing; with the index it decides a sample.
+      sample_index: [B] int32 index of each sample in the drawing.
+      shape: of one sample, (H, W, C).
+
+    Returns:
+      [B, H, W, C] float32.
+    """
+    steps, step = SAMPLERS[config.sampler][1](objective, config)
+    noise_key, model_key = jax.random.split(key)
+
+    def body(x, inputs):
+        number, row = inputs
+        noise = sample_noise(noise_key, sample_index, number + 1, shape)
+        return step(row, x, noise, predict, jax.random.fold_in(model_key, number)), None
+
+    x = sample_noise(noise_key, sample_index, 0, shape)
+    x, _ = jax.lax.scan(body, x, (jnp.arange(config.steps), jax.tree.map(jnp.asarray, steps)))
+    return x

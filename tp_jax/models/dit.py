@@ -1,0 +1,236 @@
+"""DiT (Peebles & Xie, arXiv 2212.09748), with thinking in any set of blocks.
+
+B samples, N tokens, D width, C channels. Layout and numbers as facebookresearch/DiT.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tp_jax.errors import UserError
+from tp_jax.models import stack
+from tp_jax.models.attention import IMPLEMENTATIONS, attention, split_heads
+from tp_jax.models.layers import (
+    QKV,
+    AdaLN,
+    EmbedMlp,
+    Mlp,
+    dense,
+    layer_norm,
+    modulate,
+    patchify,
+    position_embedding,
+    timestep_embedding,
+    unpatchify,
+    zeros,
+)
+from tp_jax.thinking import Conditioning, Thinking, ThinkingConfig, ThinkingOptions, Thought
+
+SIZES = {
+    "S": dict(depth=12, width=384, heads=6),
+    "B": dict(depth=12, width=768, heads=12),
+    "L": dict(depth=24, width=1024, heads=16),
+    "XL": dict(depth=28, width=1152, heads=16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """What DiT and MMDiT have in common.
+
+    Attributes:
+      image_size: height and width of what is diffused (pixels or latents).
+      channels, out_channels: of the input, and of the output (twice that, with a learned
+        variance).
+      patch: patch size; must divide image_size.
+      depth, width, heads: number of blocks, D, and attention heads.
+      dtype: compute dtype, "float32" or "bfloat16"; parameters are always float32.
+      remat: what the backward pass keeps of a block: "none" recomputes nothing, "dots" keeps
+        matrix products, "full" keeps the blocks' inputs alone.
+      scan_blocks: scan over stacked blocks; False unrolls them.
+      attention: "auto", "xla" or "cudnn".
+      thinking: where and how the model thinks.
+
+    Raises:
+      UserError: a value out of range, naming the field.
+    """
+
+    image_size: int = 32
+    channels: int = 4
+    out_channels: int = 8
+    patch: int = 2
+    depth: int = 28
+    width: int = 1152
+    heads: int = 16
+    dtype: str = "float32"
+    remat: str = "none"
+    scan_blocks: bool = True
+    attention: str = "auto"
+    thinking: ThinkingConfig = dataclasses.field(default_factory=ThinkingConfig)
+
+    def __post_init__(self):
+        for field in ("image_size", "channels", "out_channels", "patch", "depth", "width", "heads"):
+            if getattr(self, field) < 1:
+                raise UserError(f"config.model.{field}={getattr(self, field)}: must be 1 or more")
+        if self.image_size % self.patch:
+            raise UserError(
+                f"config.model.patch={self.patch} does not divide "
+                f"config.model.image_size={self.image_size}"
+            )
+        if self.width % self.heads or self.width % 4:
+            raise UserError(
+                f"config.model.width={self.width} must be a multiple of "
+                f"config.model.heads={self.heads} and of 4"
+            )
+        choices = {
+            "dtype": ("float32", "bfloat16"),
+            "remat": tuple(stack.REMAT_POLICIES),
+            "attention": IMPLEMENTATIONS,
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise UserError(
+                    f"config.model.{field}={getattr(self, field)!r}: "
+                    f"choose one of {', '.join(allowed)}"
+                )
+        self.thinking.check_depth(self.depth)
+
+    @property
+    def tokens(self) -> int:
+        """Number N of vision tokens of an image of `image_size`."""
+        return (self.image_size // self.patch) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig(TransformerConfig):
+    """A DiT. `num_classes=0` is the unconditional model: its one label is 0."""
+
+    mlp_ratio: int = 4
+    num_classes: int = 1000
+
+
+class DiTBlock(nn.Module):
+    """adaLN-Zero block: attention (or thinking in its place), then an MLP."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, y: Conditioning, think: Callable | None = None
+    ) -> tuple[jax.Array, Thought | None]:
+        """x [B, N, D] -> x [B, N, D] and what was thought."""
+        cfg, dtype = self.config, x.dtype
+        chunks = AdaLN(cfg.width, 6, dtype, name="adaln")((y.time + y.condition).astype(dtype))
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = chunks
+        base = QKV(cfg.width, dtype, name="qkv")()
+
+        def attend(qkv):
+            return attention(split_heads(qkv, cfg.heads), cfg.heads, cfg.attention), None
+
+        h, thought = modulate(layer_norm(x), shift, scale), None
+        if think is None:
+            attended, _ = attend(base(h))
+        else:
+            attended, _, thought = think(h, scale, shift, y, base, attend)
+        x = x + gate[:, None] * dense(cfg.width, "proj", dtype)(attended)
+        mlp = Mlp(cfg.width, cfg.mlp_ratio * cfg.width, dtype, name="mlp")
+        x = x + mlp_gate[:, None] * mlp(modulate(layer_norm(x), mlp_shift, mlp_scale))
+        return x, thought
+
+
+class DiTBase(nn.Module):
+    """The base model; its parameters are the same whichever blocks think."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        timestep: jax.Array,
+        label: jax.Array,
+        thinking: dict[int, tuple[Callable, Any]],
+    ) -> tuple[jax.Array, dict[int, Thought]]:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        height, width = x.shape[1:3]
+        x = dense(cfg.width, "patch_embed", dtype)(patchify(x.astype(dtype), cfg.patch))
+        grid = np.arange(height // cfg.patch), np.arange(width // cfg.patch)
+        x = x + position_embedding(cfg.width, *grid).astype(dtype)
+        time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
+        normal = nn.initializers.normal(0.02)
+        # The row after the last class stands for no class.
+        table = nn.Embed(cfg.num_classes + 1, cfg.width, embedding_init=normal, name="label_embed")
+        y = Conditioning(time, table(label).astype(dtype))
+
+        tokens = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
+        vector = jax.ShapeDtypeStruct((1, cfg.width), dtype)
+        example = (tokens, Conditioning(vector, vector))
+        blocks = stack.declare_stack(self, "blocks", DiTBlock(cfg, parent=None), cfg.depth, *example)
+        x, thoughts = stack.run_stacks(
+            [blocks], x, y, thinking, remat=cfg.remat, scan=cfg.scan_blocks
+        )
+        return FinalLayer(cfg, "shift_scale", name="final")(x, y, height, width), thoughts
+
+
+class FinalLayer(nn.Module):
+    """adaLN, a zero-initialised linear layer, and unpatchify.
+
+    Attributes:
+      order: of the two modulations in the published weights: DiT's "shift_scale", or SD3's
+        "scale_shift".
+    """
+
+    config: TransformerConfig
+    order: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: Conditioning, height: int, width: int) -> jax.Array:
+        """x [B, N, D] -> [B, height, width, out_channels] float32."""
+        cfg, dtype = self.config, x.dtype
+        chunks = AdaLN(cfg.width, 2, dtype, name="adaln")((y.time + y.condition).astype(dtype))
+        shift, scale = chunks if self.order == "shift_scale" else chunks[::-1]
+        x = modulate(layer_norm(x), shift, scale)
+        x = dense(cfg.patch**2 * cfg.out_channels, "out", dtype, zeros)(x)
+        return unpatchify(x, cfg.patch, height, width).astype(jnp.float32)
+
+
+class DiT(nn.Module):
+    """A DiT: parameters `base` and, where it thinks, `thinking`."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        timestep: jax.Array,
+        condition: dict[str, jax.Array],
+        options: ThinkingOptions = ThinkingOptions(),
+    ) -> tuple[jax.Array, dict[int, Thought]]:
+        """Predicts what the objective asks for.
+
+        Args:
+          x: [B, H, W, C] noisy images or latents, any float dtype.
+          timestep: [B] in 0 … 1000.
+          condition: {"label": [B] int32}; `num_classes` means no class.
+          options: noise, latent steps and trace of the thinking layers.
+
+        Returns:
+          [B, H, W, out_channels] float32, and {block index: Thought}.
+        """
+        thinking = Thinking(self.config.thinking, self.config.width, name="thinking")(options)
+        base = DiTBase(self.config, name="base")
+        return base(x, timestep, condition["label"], thinking)
+
+    def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The same batch without its classes, for guidance and dropout."""
+        return {"label": jnp.full_like(condition["label"], self.config.num_classes)}
+
+    def example_condition(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a condition."""
+        return {"label": jax.ShapeDtypeStruct((batch,), jnp.int32)}

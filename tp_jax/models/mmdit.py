@@ -1,0 +1,264 @@
+"""MMDiT (Esser et al., arXiv 2403.03206): SD3's joint-attention transformer, with thinking.
+
+B samples, N vision tokens, L text tokens, D width. Layout and numbers as diffusers'
+SD3Transformer2DModel; `qk_norm` and `dual_attention_layers` are SD3.5's.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tp_jax.errors import UserError
+from tp_jax.models import stack
+from tp_jax.models.attention import attention, split_heads
+from tp_jax.models.dit import FinalLayer, TransformerConfig
+from tp_jax.models.layers import (
+    QKV,
+    AdaLN,
+    EmbedMlp,
+    Mlp,
+    RMSNorm,
+    dense,
+    layer_norm,
+    modulate,
+    patchify,
+    position_embedding,
+    timestep_embedding,
+)
+from tp_jax.thinking import Conditioning, Thinking, ThinkingOptions, Thought
+
+SIZES = {
+    "SD3-medium": dict(depth=24, width=1536, heads=24),
+    "SD3.5-medium": dict(
+        depth=24, width=1536, heads=24, qk_norm=True, dual_attention_layers=13, max_grid=384
+    ),
+    "SD3.5-large": dict(depth=38, width=2432, heads=38, qk_norm=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MMDiTConfig(TransformerConfig):
+    """An MMDiT; the defaults are SD3-medium's.
+
+    Attributes:
+      text_width, pooled_width: features of the text tokens and of the pooled text.
+      text_tokens: number L of text tokens; sizes examples and FLOPs only.
+      qk_norm: RMS norm of queries and keys, per head.
+      dual_attention_layers: how many of the first blocks have a second attention, among the
+        vision tokens alone.
+      max_grid: side of the position table, in patches, which a smaller image is centred in.
+      base_grid: side, in patches, that the positions are scaled to.
+    """
+
+    image_size: int = 128
+    channels: int = 16
+    out_channels: int = 16
+    depth: int = 24
+    width: int = 1536
+    heads: int = 24
+    text_width: int = 4096
+    pooled_width: int = 2048
+    text_tokens: int = 154
+    qk_norm: bool = False
+    dual_attention_layers: int = 0
+    max_grid: int = 192
+    base_grid: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.dual_attention_layers < self.depth:
+            raise UserError(
+                f"config.model.dual_attention_layers={self.dual_attention_layers}: "
+                f"must be 0 to {self.depth - 1}"
+            )
+        if self.image_size // self.patch > self.max_grid:
+            raise UserError(
+                f"config.model.image_size={self.image_size} has more patches a side than "
+                f"config.model.max_grid={self.max_grid}"
+            )
+
+
+class MMDiTBlock(nn.Module):
+    """Joint attention of vision and text, then an MLP for each.
+
+    Attributes:
+      dual: the vision tokens also attend among themselves.
+      last: the text goes into attention but isn't carried on.
+    """
+
+    config: MMDiTConfig
+    dual: bool = False
+    last: bool = False
+
+    def _qk_norm(self, prefix: str) -> Callable[[jax.Array], jax.Array]:
+        """Pure function on [B, N, 3, H, D/H]: norms queries and keys, leaves values."""
+        if not self.config.qk_norm:
+            return lambda qkv: qkv
+        head_dim = self.config.width // self.config.heads
+        norm_q = RMSNorm(head_dim, name=f"{prefix}norm_q")()
+        norm_k = RMSNorm(head_dim, name=f"{prefix}norm_k")()
+        return lambda qkv: jnp.stack(
+            [norm_q(qkv[:, :, 0]), norm_k(qkv[:, :, 1]), qkv[:, :, 2]], axis=2
+        )
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[jax.Array, jax.Array], y: Conditioning, think: Callable | None = None
+    ) -> tuple[tuple[jax.Array, jax.Array], Thought | None]:
+        """(vision [B, N, D], text [B, L, D]) -> the same and what was thought."""
+        (x, c), cfg = carry, self.config
+        dtype, vision_tokens = x.dtype, x.shape[1]
+        embedding = (y.time + y.condition).astype(dtype)
+        modulation = AdaLN(cfg.width, 9 if self.dual else 6, dtype, name="adaln")(embedding)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation[:6]
+        text_adaln = AdaLN(cfg.width, 2 if self.last else 6, dtype, name="text_adaln")(embedding)
+        # The last block's text modulation is stored the other way round.
+        text_shift, text_scale = text_adaln[::-1] if self.last else text_adaln[:2]
+
+        base = QKV(cfg.width, dtype, name="qkv")()
+        vision_norm, text_norm = self._qk_norm(""), self._qk_norm("text_")
+        text_qkv = QKV(cfg.width, dtype, name="text_qkv")()(
+            modulate(layer_norm(c), text_shift, text_scale)
+        )
+        text_qkv = text_norm(split_heads(text_qkv, cfg.heads))
+
+        def attend(qkv):
+            qkv = vision_norm(split_heads(qkv, cfg.heads))
+            joint = jnp.concatenate([qkv, text_qkv], axis=1)
+            out = attention(joint, cfg.heads, cfg.attention)
+            return out[:, :vision_tokens], out[:, vision_tokens:]
+
+        normed, thought = layer_norm(x), None
+        h = modulate(normed, shift, scale)
+        if think is None:
+            attended, text_attended = attend(base(h))
+        else:
+            attended, text_attended, thought = think(h, scale, shift, y, base, attend)
+
+        x = x + gate[:, None] * dense(cfg.width, "proj", dtype)(attended)
+        if self.dual:
+            dual_shift, dual_scale, dual_gate = modulation[6:]
+            qkv = QKV(cfg.width, dtype, name="dual_qkv")()(modulate(normed, dual_shift, dual_scale))
+            qkv = self._qk_norm("dual_")(split_heads(qkv, cfg.heads))
+            attended = attention(qkv, cfg.heads, cfg.attention)
+            x = x + dual_gate[:, None] * dense(cfg.width, "dual_proj", dtype)(attended)
+        mlp = Mlp(cfg.width, 4 * cfg.width, dtype, name="mlp")
+        x = x + mlp_gate[:, None] * mlp(modulate(layer_norm(x), mlp_shift, mlp_scale))
+        if self.last:
+            return (x, c), thought
+
+        text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = text_adaln[2:]
+        c = c + text_gate[:, None] * dense(cfg.width, "text_proj", dtype)(text_attended)
+        text_mlp = Mlp(cfg.width, 4 * cfg.width, dtype, name="text_mlp")
+        c = c + text_mlp_gate[:, None] * text_mlp(
+            modulate(layer_norm(c), text_mlp_shift, text_mlp_scale)
+        )
+        return (x, c), thought
+
+
+class MMDiTBase(nn.Module):
+    """The base model; its parameters are the same whichever blocks think."""
+
+    config: MMDiTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        timestep: jax.Array,
+        text: jax.Array,
+        pooled: jax.Array,
+        thinking: dict[int, tuple[Callable, Any]],
+    ) -> tuple[jax.Array, dict[int, Thought]]:
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        height, width = x.shape[1:3]
+        x = dense(cfg.width, "patch_embed", dtype)(patchify(x.astype(dtype), cfg.patch))
+        grid = self._positions(height // cfg.patch), self._positions(width // cfg.patch)
+        x = x + position_embedding(cfg.width, *grid).astype(dtype)
+        time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
+        pooled = EmbedMlp(cfg.width, dtype, name="pooled_embed")(pooled)
+        c = dense(cfg.width, "context_embed", dtype)(text.astype(dtype))
+
+        carry, thoughts = stack.run_stacks(
+            self._stacks(dtype), (x, c), Conditioning(time, pooled), thinking,
+            remat=cfg.remat, scan=cfg.scan_blocks,
+        )  # fmt: skip
+        final = FinalLayer(cfg, "scale_shift", name="final")
+        return final(carry[0], Conditioning(time, pooled), height, width), thoughts
+
+    def _positions(self, patches: int) -> np.ndarray:
+        """The centre of the position table, as the coordinates of `patches` patches."""
+        cfg = self.config
+        if patches > cfg.max_grid:
+            raise UserError(
+                f"an image of {patches} patches a side exceeds the position table: "
+                f"config.model.max_grid={cfg.max_grid}"
+            )
+        start = (cfg.max_grid - patches) // 2
+        return (start + np.arange(patches)) * (cfg.base_grid / cfg.max_grid)
+
+    def _stacks(self, dtype: jnp.dtype) -> list[stack.Stack]:
+        cfg = self.config
+        tokens = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
+        vector = jax.ShapeDtypeStruct((1, cfg.width), dtype)
+        example = ((tokens, tokens), Conditioning(vector, vector))
+        kinds = [
+            ("dual_blocks", dict(dual=True), cfg.dual_attention_layers),
+            ("blocks", {}, cfg.depth - cfg.dual_attention_layers - 1),
+            ("last_block", dict(last=True), 1),
+        ]
+        return [
+            stack.declare_stack(
+                self, name, MMDiTBlock(cfg, **kind, parent=None), layers, *example
+            )
+            for name, kind, layers in kinds
+            if layers
+        ]
+
+
+class MMDiT(nn.Module):
+    """An MMDiT: parameters `base` and, where it thinks, `thinking`."""
+
+    config: MMDiTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        timestep: jax.Array,
+        condition: dict[str, jax.Array],
+        options: ThinkingOptions = ThinkingOptions(),
+    ) -> tuple[jax.Array, dict[int, Thought]]:
+        """Predicts what the objective asks for.
+
+        Args:
+          x: [B, H, W, C] noisy images or latents, any float dtype.
+          timestep: [B] in 0 … 1000.
+          condition: {"text": [B, L, text_width], "pooled": [B, pooled_width]} and, beside
+            them, the embeddings of the empty prompt that guidance and dropout use, "null_text"
+            [B, L, text_width] and "null_pooled" [B, pooled_width].
+          options: noise, latent steps and trace of the thinking layers.
+
+        Returns:
+          [B, H, W, out_channels] float32, and {block index: Thought}.
+        """
+        thinking = Thinking(self.config.thinking, self.config.width, name="thinking")(options)
+        base = MMDiTBase(self.config, name="base")
+        return base(x, timestep, condition["text"], condition["pooled"], thinking)
+
+    def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The same batch with the empty prompt, for guidance and dropout."""
+        text, pooled = condition["null_text"], condition["null_pooled"]
+        return condition | {"text": text, "pooled": pooled}
+
+    def example_condition(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a condition."""
+        cfg = self.config
+        text = jax.ShapeDtypeStruct((batch, cfg.text_tokens, cfg.text_width), jnp.float32)
+        pooled = jax.ShapeDtypeStruct((batch, cfg.pooled_width), jnp.float32)
+        return {"text": text, "pooled": pooled, "null_text": text, "null_pooled": pooled}

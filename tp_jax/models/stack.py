@@ -1,0 +1,104 @@
+"""Runs of equal blocks, stacked and scanned, with thinking blocks between the runs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from tp_jax.thinking import Conditioning, Thought
+
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Stack(NamedTuple):
+    """Equal blocks: one module and its parameters with a leading axis of layers."""
+
+    block: nn.Module
+    params: Any
+    layers: int
+
+
+def declare_stack(
+    module: nn.Module, name: str, block: nn.Module, layers: int, *example: Any
+) -> Stack:
+    """Declares the stacked parameters of `layers` equal blocks under `module/name`.
+
+    Args:
+      example: arguments (arrays or ShapeDtypeStructs) that the block can be initialised with.
+    """
+
+    def init(key):
+        def one(key):
+            zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), example)
+            return block.init(key, *zeros)["params"]
+
+        return jax.vmap(one)(jax.random.split(key, layers))
+
+    return Stack(block, module.param(name, init), layers)
+
+
+def run_stacks(
+    stacks: list[Stack],
+    carry: Any,
+    y: Conditioning,
+    thinking: dict[int, tuple[Callable, Any]],
+    *,
+    remat: str,
+    scan: bool,
+) -> tuple[Any, dict[int, Thought]]:
+    """Runs all blocks in order.
+
+    Args:
+      stacks: in the order of the blocks; block indices count through them.
+      carry: what a block takes and returns first.
+      y: conditioning that every block sees.
+      thinking: {block index: (pure function, its parameters)} of `Thinking`.
+      remat: a key of `REMAT_POLICIES`: what the backward pass keeps of each block.
+      scan: False unrolls the runs (slow to compile; the values are the same).
+
+    Returns:
+      The last carry and {block index: Thought}.
+    """
+
+    def checkpointed(f):
+        policy = REMAT_POLICIES[remat]
+        return f if policy is None else jax.checkpoint(f, policy=policy, prevent_cse=not scan)
+
+    thoughts, first = {}, 0
+    for block, params, layers in stacks:
+
+        def plain(carry, layer_params, block=block):
+            return block.apply({"params": layer_params}, carry, y)[0], None
+
+        def thinking_block(carry, layer_params, thinking_params, think, block=block):
+            def bound(*args):
+                return think(thinking_params, *args)
+
+            return block.apply({"params": layer_params}, carry, y, bound)
+
+        for start, stop in _segments(layers, {i - first for i in thinking}):
+            part = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], params)
+            if first + start in thinking:
+                think, thinking_params = thinking[first + start]
+                layer_params = jax.tree.map(lambda leaf: leaf[0], part)
+                run = checkpointed(
+                    lambda c, p, t, think=think, f=thinking_block: f(c, p, t, think)
+                )
+                carry, thoughts[first + start] = run(carry, layer_params, thinking_params)
+            else:
+                carry, _ = jax.lax.scan(
+                    checkpointed(plain), carry, part, unroll=1 if scan else stop - start
+                )
+        first += layers
+    return carry, thoughts
+
+
+def _segments(layers: int, alone: set[int]) -> list[tuple[int, int]]:
+    """Cuts range(layers) into (start, stop): each index of `alone` by itself, runs between."""
+    cuts = sorted({0, layers} | {c for i in alone if 0 <= i < layers for c in (i, i + 1)})
+    return list(zip(cuts[:-1], cuts[1:], strict=True))

@@ -1,0 +1,113 @@
+"""One table says how every parameter, EMA and optimizer leaf is cut over the mesh."""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tp_jax.errors import UserError
+from tp_jax.parallel.mesh import BATCH_AXES
+
+# Logical axis -> mesh axis. An axis that isn't here, or maps to None, is replicated.
+LOGICAL_TO_MESH = {
+    "batch": BATCH_AXES,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "expert": "expert",
+}
+
+# Parameter path (matched at its end, so that EMA and optimizer leaves follow) -> logical axes.
+# `blocks`, `dual_blocks` and `last_block` are stacks: their leaves lead with a `layers` axis.
+RULES = (
+    # thinking
+    (r"thinking/layer_\d+/norm/(scale|bias)", (None,)),
+    (r"thinking/layer_\d+/gate/(token|time|condition)/kernel", ("embed", None)),
+    (r"thinking/layer_\d+/gate/out/kernel", (None, None)),
+    (r"thinking/layer_\d+/gate/\w+/bias", (None,)),
+    (r"thinking/layer_\d+/experts/lora_a", ("expert", "embed", None, None)),
+    (r"thinking/layer_\d+/experts/lora_b", ("expert", None, None, "heads")),
+    (r"thinking/layer_\d+/step_experts/lora_a", (None, "expert", "embed", None, None)),
+    (r"thinking/layer_\d+/step_experts/lora_b", (None, "expert", None, None, "heads")),
+    # the stacks of blocks
+    (r"(blocks|last_block)/\w*qkv/kernel", ("layers", "embed", None, "heads")),
+    (r"(blocks|last_block)/\w*qkv/bias", ("layers", None, "heads")),
+    (r"(blocks|last_block)/\w*proj/kernel", ("layers", "heads", "embed")),
+    (r"(blocks|last_block)/\w*proj/bias", ("layers", "embed")),
+    (r"(blocks|last_block)/\w*mlp/in/kernel", ("layers", "embed", "mlp")),
+    (r"(blocks|last_block)/\w*mlp/in/bias", ("layers", "mlp")),
+    (r"(blocks|last_block)/\w*mlp/out/kernel", ("layers", "mlp", "embed")),
+    (r"(blocks|last_block)/\w*mlp/out/bias", ("layers", "embed")),
+    (r"(blocks|last_block)/\w*adaln/kernel", ("layers", "embed", "mlp")),
+    (r"(blocks|last_block)/\w*adaln/bias", ("layers", "mlp")),
+    (r"(blocks|last_block)/\w*norm_(q|k)/scale", ("layers", None)),
+    # embeddings and head
+    (r"(patch_embed|context_embed)/kernel", (None, "embed")),
+    (r"(patch_embed|context_embed)/bias", ("embed",)),
+    (r"(time_embed|pooled_embed)/(in|out)/kernel", (None, "embed")),
+    (r"(time_embed|pooled_embed)/(in|out)/bias", ("embed",)),
+    (r"label_embed/embedding", (None, "embed")),
+    (r"final/adaln/kernel", ("embed", None)),
+    (r"final/out/kernel", ("embed", None)),
+    (r"final/(adaln|out)/bias", (None,)),
+)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A pytree path as `a/b/c`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def logical_axes(name: str, ndim: int) -> tuple[str | None, ...]:
+    """Logical axes of the leaf with this path; a scalar has none.
+
+    Raises:
+      UserError: no rule covers the leaf, or the rule is for another number of dimensions.
+    """
+    if ndim == 0:
+        return ()
+    for pattern, axes in RULES:
+        if re.search(rf"(^|/|_){pattern}$", name):
+            if len(axes) != ndim:
+                raise UserError(
+                    f"the sharding rule {pattern!r} has {len(axes)} axes but {name} has {ndim}"
+                )
+            return axes
+    raise UserError(f"no sharding rule covers {name}: add one to tp_jax/parallel/sharding.py")
+
+
+def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The mesh axes of these logical axes."""
+    return PartitionSpec(*(LOGICAL_TO_MESH.get(axis) for axis in axes))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of a tree of arrays or ShapeDtypeStructs.
+
+    Raises:
+      UserError: a leaf has no rule, or the mesh doesn't divide one of its axes.
+    """
+
+    def leaf_sharding(path, leaf):
+        name = path_name(path)
+        spec = partition_spec(logical_axes(name, len(leaf.shape)))
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"config.mesh.{axis}={mesh.shape[axis]} does not divide an axis of {name} "
+                    f"with shape {tuple(leaf.shape)}: choose a divisor of {size}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Cuts the leading axis of a batch over the mesh's batch axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())

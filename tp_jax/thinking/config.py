@@ -1,0 +1,88 @@
+"""The fields of `config.model.thinking`."""
+
+import dataclasses
+
+from tp_jax.errors import UserError
+
+CHOICES = {
+    "gate": ("learned", "random", "first"),
+    "base_input": ("modulated", "recursed"),
+    "dispatch": ("auto", "dense", "grouped"),
+}
+GATE_INPUTS = ("token", "time", "condition")
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinkingConfig:
+    """How and where a model thinks. Source: arXiv 2604.25299; `gate_width` and below are ours.
+
+    Attributes:
+      layers: 0-based indices of the blocks that think; () is the plain base model.
+      experts: number M of LoRA experts in each layer.
+      rank: LoRA rank r.
+      latent_steps: number T of turns of the recursion; sampling may choose another.
+      temperature: of the Gumbel-softmax.
+      gate: "learned"; "random", uniform per token and latent step; "first", always expert 0.
+      gate_inputs: what the learned gate sees, of "token", "time" and "condition".
+      modulate: apply the block's adaLN scale and shift to the normalised tokens.
+      base_input: what the frozen projection sees at the last latent step: "modulated", the
+        block's own input, or "recursed", that plus the recursion's modulated tokens.
+      base_every_step: let the frozen projection in at every latent step (the paper's drift).
+      share_across_steps: one set of experts for all latent steps, or one set per step.
+      balance_weight: weight of the load-balance loss; the paper has none.
+      dispatch: how tokens meet their experts; all choices give the same numbers.
+      gate_width: hidden width of the gate; the paper gives none.
+
+    Raises:
+      UserError: a value out of its range, naming the field.
+    """
+
+    layers: tuple[int, ...] = (12,)
+    experts: int = 2
+    rank: int = 128
+    latent_steps: int = 2
+    temperature: float = 5.0
+    gate: str = "learned"
+    gate_inputs: tuple[str, ...] = GATE_INPUTS
+    modulate: bool = True
+    base_input: str = "modulated"
+    base_every_step: bool = False
+    share_across_steps: bool = True
+    balance_weight: float = 0.0
+    dispatch: str = "auto"
+    gate_width: int = 128
+
+    def __post_init__(self):
+        for field in ("layers", "gate_inputs"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for field in ("experts", "rank", "latent_steps", "gate_width"):
+            if getattr(self, field) < 1:
+                raise UserError(
+                    f"config.model.thinking.{field}={getattr(self, field)}: must be 1 or more"
+                )
+        if self.temperature <= 0:
+            raise UserError(
+                f"config.model.thinking.temperature={self.temperature}: must be above 0"
+            )
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise UserError(
+                    f"config.model.thinking.{field}={getattr(self, field)!r}: "
+                    f"choose one of {', '.join(choices)}"
+                )
+        if not self.gate_inputs or set(self.gate_inputs) - set(GATE_INPUTS):
+            raise UserError(
+                f"config.model.thinking.gate_inputs={self.gate_inputs}: "
+                f"name at least one of {', '.join(GATE_INPUTS)}"
+            )
+        if len(set(self.layers)) != len(self.layers):
+            raise UserError(f"config.model.thinking.layers={self.layers} names a block twice")
+
+    def check_depth(self, depth: int) -> None:
+        """Raises a UserError if a layer lies outside a model of `depth` blocks."""
+        for layer in self.layers:
+            if not 0 <= layer < depth:
+                raise UserError(
+                    f"config.model.thinking.layers={self.layers}: block {layer} does not exist; "
+                    f"the model has blocks 0 to {depth - 1}"
+                )
