@@ -43,6 +43,7 @@ setup(
         "clu>=0.0.12,<0.1",
         "einops>=0.8,<1",
         "absl-py>=2",
+        "etils[epath]>=1.9",
         "numpy>=2",
         "pillow>=10",
         "scikit-learn>=1.4",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 
 def matmul(a, b):
-    """The product at full precision: an accelerator's default is TF32 or bfloat16 inside."""
+    """Multiply at full precision: an accelerator's default is TF32 or bfloat16 inside."""
     return jnp.matmul(a, b, precision="highest")
 
 
@@ -32,7 +32,7 @@ def layer_norm(a, params, eps=1e-6):
 
 
 def gate_logits(inputs, params):
-    """The gate's MLP for one token: project each input, add, SiLU, project to the M logits.
+    """Run the gate's MLP on one token: project each input, add, SiLU, project to M logits.
 
     Args:
         inputs: {kind: [D]} with the kinds that the gate may see.
@@ -54,7 +54,8 @@ def route(logits, noise, temperature):
     z = logits if noise is None else logits + noise
     p = softmax(z / temperature)
     m = jnp.argmax(z)
-    w = 1.0 if noise is None else 1.0 + p[m] - jax.lax.stop_gradient(p[m])
+    winner = p[m]
+    w = 1.0 if noise is None else 1.0 + winner - jax.lax.stop_gradient(winner)
     return m, w, p
 
 
@@ -112,13 +113,13 @@ def thinking_attention(
 
     Args:
         vision: x̃ [B, N, D], after the block's adaLN.
-        scale, shift: α and β of that adaLN, [B, D].
+        scale, shift: of that adaLN, [B, D]; Mod(u) = (1 + scale) u + shift.
         time, condition: what the gate sees beside the token, [B, D].
         params: {"norm": {"scale" [D], "bias" [D]},
             "gate": {"token" | "time" | "condition" | "out": {"kernel", "bias"}},
-            "experts": {"lora_a" [M, D, 3, r], "lora_b" [M, 3, r, D]}}; the axis of 3 is q, k, v. "gate" is read for
-            the learned gate only. Without `share_across_steps` both expert arrays have a leading axis of at least
-            `latent_steps`.
+            "experts": {"lora_a" [M, D, 3, r], "lora_b" [M, 3, r, D]}}; the axis of 3 is q, k, v.
+            "gate" is read for the learned gate only. Without `share_across_steps` both expert
+            arrays have a leading axis of at least `latent_steps`.
         base: the frozen projections W of one sample, x [N, D] -> (q, k, v), each [N, D].
         text: (q_c, k_c, v_c), each [B, L, D], or None.
         heads: attention heads; 1 / sqrt(D / heads) scales the scores.
@@ -131,13 +132,14 @@ def thinking_attention(
         modulate: u = Mod(LN(ã)) or, if False, u = LN(ã).
         base_input: W sees x̃ ("modulated") or x̃ + u ("recursed").
         base_every_step: W enters at the intermediate latent steps too.
-        share_across_steps: False gives latent step t < T the experts t - 1, and step T the last ones.
+        share_across_steps: if False, latent step t < T has experts t - 1, and T the last ones.
         qk_norm: None, or (q [n, heads, hd], k, "vision" or "text") -> (q, k).
 
     Returns:
-        "vision" [B, N, D] and "text" [B, L, D] or None: attention at latent step T, before the output projection;
-        "experts" [T, B, N] int; "probabilities" [T, B, N, M]: the gate's p (of "first": all on expert 0; of
-        "random": uniform); "tokens" [T, B, N, D]: tokens[t] = ã^t, so tokens[0] = x̃.
+        "vision" [B, N, D] and "text" [B, L, D] or None: attention at latent step T, before the
+        output projection; "experts" [T, B, N] int; "probabilities" [T, B, N, M]: the gate's p (of
+        "first": all on expert 0; of "random": uniform); "tokens" [T, B, N, D]: tokens[t] = ã^t, so
+        tokens[0] = x̃.
 
     Raises:
         ValueError: `gate` or `base_input` is not one of the above.
@@ -183,8 +185,9 @@ def thinking_attention(
                     noise = None if gumbel is None else gumbel[t - 1, b, n]
                     m, w, p = route(gate_logits(seen, params["gate"]), noise, temperature)
 
+                expert_a, expert_b = step_a[m], step_b[m]
                 for i in range(3):  # Δ = w (u A_m) B_m
-                    deltas[i].append(w * matmul(matmul(u, step_a[m, :, i]), step_b[m, i]))
+                    deltas[i].append(w * matmul(matmul(u, expert_a[:, i]), expert_b[i]))
                 inputs.append(u)
                 experts.append(m)
                 probabilities.append(p)

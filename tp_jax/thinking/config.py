@@ -55,6 +55,10 @@ class ThinkingConfig:
     def __post_init__(self):
         for field in ("layers", "gate_inputs"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        if not all(isinstance(layer, int) for layer in self.layers):
+            raise UserError(
+                f"config.model.thinking.layers={self.layers}: give block numbers, as in 4,8,12"
+            )
         for field in ("experts", "rank", "latent_steps", "gate_width"):
             if getattr(self, field) < 1:
                 raise UserError(

@@ -1,0 +1,95 @@
+"""How the entries start and end: flags in, one line and exit code 2 for what the user can fix."""
+
+import difflib
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from tp_jax.errors import TrainingError, UserError
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parses the flags, runs `main`, and exits.
+
+    Exit code 2 for a UserError or bad flags, 1 for a TrainingError: one line on stderr each.
+    Anything else is a bug and keeps its traceback.
+    """
+    try:
+        _parse_flags(usage)
+        main()
+    except UserError as error:
+        _exit(2, error)
+    except TrainingError as error:
+        _exit(1, error)
+
+
+def _exit(code: int, error: Exception) -> None:
+    message = " ".join(str(error).split())
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _parse_flags(usage: str) -> None:
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        print(f"{usage}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(sys.argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # ml_collections raises any of these for a key or a value that doesn't fit.
+        raise UserError(_unknown_key() or f"--config: {_shorten(error)}") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+
+
+def _shorten(error: Exception) -> str:
+    """ml_collections' message without its dump of all fields."""
+    lines = str(error.args[0] if error.args else error).strip("'\"").replace("\\n", "\n").split("\n")
+    head = lines[0].split(" Other fields present")[0]
+    return " ".join([head, *lines[1:]]).strip("'\"")
+
+
+def _unknown_key() -> str | None:
+    """Names the first `--config.a.b` on the command line that the config file doesn't have."""
+    given = dict(argument.lstrip("-").partition("=")[::2] for argument in sys.argv[1:])
+    overrides = [name for name in given if name.startswith("config.")]
+    if not overrides or "config" not in given:
+        return None
+    try:
+        config = flags.FLAGS["config"].parser.parse(given["config"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None  # The file itself is at fault, and the error at hand says how.
+    for name in overrides:
+        node, path = config, "config"
+        for key in name.split(".")[1:]:
+            if not isinstance(node, ConfigDict) or key not in node:
+                known = list(node) if isinstance(node, ConfigDict) else []
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                return f"unknown config key --{name}: {path} has no {key!r}; {hint}"
+            node, path = node[key], f"{path}.{key}"
+    return None
+
+
+def required(name: str) -> str:
+    """The value of a flag that must be given."""
+    value = flags.FLAGS[name].value
+    if not value:
+        raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
+    return value
+
+
+def required_config() -> ConfigDict:
+    """The config of `--config`, which must be given and exist."""
+    flag = flags.FLAGS["config"]
+    if flag.value is None:
+        raise UserError(f"--config is missing: {flag.help}")
+    try:
+        flag.value.seed  # noqa: B018 - a file that wasn't there fails at the first access
+    except OSError as error:
+        raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+    return flag.value

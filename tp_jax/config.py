@@ -1,0 +1,166 @@
+"""Every field that a config has, its default, and what is built from it.
+
+The fields of `model`, `model.thinking`, `diffusion` and `sampling` are those of the dataclasses
+that use them, so there is one list of each. A config is locked: a key that isn't here is an error.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from tp_jax.diffusion import OBJECTIVES, Objective, SamplerConfig
+from tp_jax.errors import UserError
+from tp_jax.models import MODELS, TransformerConfig
+from tp_jax.parallel.mesh import AXES
+from tp_jax.thinking import ThinkingConfig
+
+TRAINABLE = ("thinking", "all")
+SCHEDULES = ("constant", "cosine")
+
+
+def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
+    """A full, locked config.
+
+    Args:
+      model: a key of `MODELS`.
+      diffusion: a key of `OBJECTIVES`.
+    """
+    config = ConfigDict()
+    config.seed = 0
+
+    config.init = ConfigDict()
+    # A base checkpoint, or a workdir whose EMA becomes the base; "" starts from random weights.
+    config.init.base = ""
+
+    model_class, _ = MODELS[model]
+    fields = dataclasses.asdict(model_class())
+    # The objective decides what the model predicts.
+    del fields["out_channels"]
+    config.model = ConfigDict({"kind": model} | fields)
+    config.diffusion = ConfigDict({"kind": diffusion} | dataclasses.asdict(OBJECTIVES[diffusion]()))
+    config.sampling = ConfigDict(dataclasses.asdict(SamplerConfig()))
+    config.sampling.sampler = "ddpm" if diffusion == "gaussian" else "euler"
+
+    config.data = ConfigDict()
+    config.data.source = "digits"
+    # Of the sources that read from disk; "" is the source's own default place.
+    config.data.dir = ""
+    config.data.split = "train"
+    config.data.flip = False
+    # Worker processes that decode and augment; 0 does it in threads of this process.
+    config.data.workers = 0
+
+    config.train = ConfigDict()
+    config.train.steps = 400_000
+    config.train.batch_size = 256
+    config.train.trainable = "all"
+    # Micro-batches whose gradients are averaged into one update.
+    config.train.accumulate = 1
+    config.train.ema_decay = 0.9999
+    # Share of the samples that are trained without their condition.
+    config.train.condition_dropout = 0.1
+    config.train.log_every = 100
+    config.train.sample_every = 10_000
+    config.train.samples = 64
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    # Global gradient norm to clip to; 0 doesn't clip.
+    config.optimizer.clip_norm = 0.0
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 5_000
+    config.checkpoint.keep = 2
+    # Beside the newest, every step that is a multiple of this is kept; 0 keeps no others.
+    config.checkpoint.keep_every_steps = 0
+
+    config.mesh = ConfigDict({axis: 1 for axis in AXES} | {"data": -1})
+    return config.lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a config describes, checked."""
+
+    model: TransformerConfig
+    objective: Objective
+    sampler: SamplerConfig
+
+
+def build(config: ConfigDict) -> Built:
+    """Builds and checks everything that needs no device, data or file.
+
+    Raises:
+      UserError: a value out of range, or two that don't go together, naming the fields.
+    """
+    objective = build_objective(config.diffusion)
+    model = build_model_config(config.model, objective)
+    sampler = SamplerConfig(**config.sampling.to_dict())
+    sampler.check(objective)
+    _check_train(config)
+    if config.train.trainable == "thinking":
+        if not model.thinking.layers:
+            raise UserError(
+                'config.train.trainable="thinking" but config.model.thinking.layers is empty: '
+                'name a layer, or train "all"'
+            )
+        if not config.init.base:
+            raise UserError(
+                'config.train.trainable="thinking" needs a base: set config.init.base to a base '
+                'checkpoint or a workdir, or train "all"'
+            )
+    return Built(model, objective, sampler)
+
+
+def build_objective(fields: ConfigDict) -> Objective:
+    """The objective that `config.diffusion` describes."""
+    fields = fields.to_dict()
+    return OBJECTIVES[_choice("config.diffusion.kind", fields.pop("kind"), OBJECTIVES)](**fields)
+
+
+def build_model_config(fields: ConfigDict, objective: Objective) -> TransformerConfig:
+    """The dataclass that `config.model` describes, with the objective's output channels."""
+    fields = fields.to_dict()
+    model_class, _ = MODELS[_choice("config.model.kind", fields.pop("kind"), MODELS)]
+    thinking = ThinkingConfig(**fields.pop("thinking"))
+    out_channels = objective.out_channels(fields["channels"])
+    return model_class(**fields, out_channels=out_channels, thinking=thinking)
+
+
+def _choice(name: str, value: str, choices) -> str:
+    if value not in choices:
+        raise UserError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+    return value
+
+
+def _check_train(config: ConfigDict) -> None:
+    _choice("config.train.trainable", config.train.trainable, TRAINABLE)
+    _choice("config.optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    at_least_one = {
+        "train": ("steps", "batch_size", "accumulate", "log_every"),
+        "checkpoint": ("every_steps", "keep"),
+    }
+    for section, fields in at_least_one.items():
+        for field in fields:
+            if config[section][field] < 1:
+                raise UserError(
+                    f"config.{section}.{field}={config[section][field]}: must be 1 or more"
+                )
+    if config.train.batch_size % config.train.accumulate:
+        raise UserError(
+            f"config.train.accumulate={config.train.accumulate} does not divide "
+            f"config.train.batch_size={config.train.batch_size}"
+        )
+    for field in ("ema_decay", "condition_dropout"):
+        if not 0 <= config.train[field] < 1:
+            raise UserError(f"config.train.{field}={config.train[field]}: must be in [0, 1)")
+    if config.optimizer.warmup_steps >= config.train.steps and config.optimizer.warmup_steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than "
+            f"config.train.steps={config.train.steps}"
+        )

@@ -1,0 +1,104 @@
+"""Samples from a model: one compiled batch, repeated. B samples, H×W pixels, C channels."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tp_jax.diffusion import Objective, SamplerConfig, guide
+from tp_jax.diffusion import sample as draw
+from tp_jax.errors import UserError
+from tp_jax.parallel.mesh import check_batch_size
+from tp_jax.parallel.sharding import batch_sharding, replicated
+from tp_jax.rng import stream_key
+from tp_jax.thinking import RoutingNoise, ThinkingOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Draws samples of one model with one sampler.
+
+    A sample depends on (params, seed, its index, its condition) alone, not on the batch size
+    or its batch-mates.
+
+    Attributes:
+      model: DiT or MMDiT.
+      latent_steps: None is the T of training.
+      batch_size: images drawn at once.
+    """
+
+    model: nn.Module
+    objective: Objective
+    sampler: SamplerConfig
+    mesh: Mesh
+    batch_size: int
+    latent_steps: int | None = None
+
+    def __post_init__(self):
+        check_batch_size(self.mesh, "batch_size", self.batch_size)
+        if self.latent_steps is not None and self.latent_steps < 1:
+            raise UserError(f"latent_steps={self.latent_steps}: must be 1 or more")
+
+    def compiled(self) -> Callable[..., jax.Array]:
+        """Jitted (params, key, sample index [B], condition) -> [B, H, W, C] float32."""
+        cut, whole = batch_sharding(self.mesh), replicated(self.mesh)
+        return jax.jit(self._draw, in_shardings=(None, whole, cut, cut), out_shardings=cut)
+
+    def _draw(self, params, key, index, condition):
+        config, sampler = self.model.config, self.sampler
+
+        def predict(x, timestep, model_key):
+            def apply(x, timestep, condition, index):
+                noise = RoutingNoise(model_key, index, train=False)
+                options = ThinkingOptions(noise, self.latent_steps)
+                return self.model.apply({"params": params}, x, timestep, condition, options)[0]
+
+            guided = guide(
+                apply,
+                condition,
+                self.model.null_condition(condition),
+                scale=sampler.guidance_scale,
+                channels=sampler.guidance_channels,
+                interval=sampler.guidance_interval,
+            )
+            return guided(x, timestep, index)
+
+        shape = (config.image_size, config.image_size, config.channels)
+        return draw(self.objective, sampler, predict, key, index, shape)
+
+    def batches(self, params: Any, conditions: Any, seed: int) -> Iterator[np.ndarray]:
+        """Yields [≤ B, H, W, C] float32 in order, until every condition has its sample.
+
+        Args:
+          conditions: pytree of arrays with a leading axis of samples; the last batch is
+            filled up with its last condition, and what that draws is dropped.
+        """
+        run, key = self.compiled(), stream_key(seed, "generation")
+        cut, whole = batch_sharding(self.mesh), replicated(self.mesh)
+        count = len(jax.tree.leaves(conditions)[0])
+        for start in range(0, count, self.batch_size):
+            index = np.arange(start, start + self.batch_size)
+            rows = np.minimum(index, count - 1)
+            condition = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], conditions)
+            inputs = jax.device_put((index.astype(np.int32), condition), cut)
+            images = run(params, jax.device_put(key, whole), *inputs)
+            yield jax.device_get(images)[: count - start]
+
+
+def cycled_labels(labels: list[int] | None, num: int, num_classes: int) -> np.ndarray:
+    """`num` labels [num] int32 that go round `labels`, or round all classes.
+
+    Raises:
+      UserError: a label that the model doesn't have.
+    """
+    if num < 1:
+        raise UserError(f"num={num}: must be 1 or more")
+    classes = max(num_classes, 1)
+    for label in labels or ():
+        if not 0 <= label < classes:
+            raise UserError(f"label {label} is out of range: the model has 0 to {classes - 1}")
+    return np.resize(np.array(labels or range(classes), np.int32), num)

@@ -1,0 +1,20 @@
+"""Train: python -m tp_jax.main --config=configs/X.py --workdir=W [--config.a.b=v]."""
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from tp_jax import cli
+from tp_jax.train.loop import train
+
+config_flags.DEFINE_config_file("config", None, "a config file, as configs/quickstart.py")
+flags.DEFINE_string("workdir", None, "the folder for checkpoints, metrics and samples")
+
+
+def main() -> None:
+    config, workdir = cli.required_config(), cli.required("workdir")
+    train(config, epath.Path(workdir))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

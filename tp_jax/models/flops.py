@@ -1,0 +1,78 @@
+"""Analytic FLOPs of a training step: matrix products, a multiply-add counted as two.
+
+Compilers count the body of a scan once, so their own figures are of no use here.
+"""
+
+from tp_jax.models.dit import TransformerConfig
+from tp_jax.models.mmdit import MMDiTConfig
+from tp_jax.thinking.config import ThinkingConfig
+
+
+def attention_flops(tokens: int, width: int) -> float:
+    """QKᵀ and its product with V, per sample."""
+    return 4 * tokens**2 * width
+
+
+def block_flops(config: TransformerConfig, layer: int) -> float:
+    """One plain block, forward, per sample."""
+    n, d = config.tokens, config.width
+    if not isinstance(config, MMDiTConfig):
+        linear = 8 + 4 * config.mlp_ratio
+        return linear * n * d**2 + attention_flops(n, d) + 12 * d**2
+    text, last = config.text_tokens, layer == config.depth - 1
+    dual = layer < config.dual_attention_layers
+    linear = 24 * n + (6 if last else 24) * text + (8 * n if dual else 0)
+    adaln = 2 * (9 if dual else 6) + 2 * (2 if last else 6)
+    attention = attention_flops(n + text, d) + (attention_flops(n, d) if dual else 0)
+    return (linear + adaln) * d**2 + attention
+
+
+def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
+    """What thinking adds to one block, forward, per sample: (trained part, attention).
+
+    The trained part, gate and chosen experts, has weight gradients; attention has none.
+    """
+    thinking: ThinkingConfig = config.thinking
+    n, d, steps = config.tokens, config.width, thinking.latent_steps
+    text = config.text_tokens if isinstance(config, MMDiTConfig) else 0
+    experts = 12 * d * thinking.rank
+    gate = 0
+    if thinking.gate == "learned":
+        projection = 2 * d * thinking.gate_width if "token" in thinking.gate_inputs else 0
+        gate = projection + 2 * thinking.gate_width * thinking.experts
+    extra_base = 6 * n * d**2 if thinking.base_every_step else 0
+    attention = (steps - 1) * (attention_flops(n + text, d) + extra_base)
+    return steps * n * (experts + gate), attention
+
+
+def forward_flops(config: TransformerConfig) -> float:
+    """The whole model, forward, per sample."""
+    trained, attention = thinking_flops(config)
+    blocks = sum(block_flops(config, layer) for layer in range(config.depth))
+    return blocks + len(config.thinking.layers) * (trained + attention) + _ends_flops(config)
+
+
+def _ends_flops(config: TransformerConfig) -> float:
+    patch = config.patch**2
+    ends = 2 * config.tokens * config.width * patch * (config.channels + config.out_channels)
+    embeds = 2 * (256 + config.width) * config.width + 4 * config.width**2
+    if isinstance(config, MMDiTConfig):
+        embeds += 2 * config.text_tokens * config.text_width * config.width
+        embeds += 2 * (config.pooled_width + config.width) * config.width
+    return ends + embeds
+
+
+def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str) -> float:
+    """Forward and backward of one update; recomputation under remat isn't counted.
+
+    With `trainable="thinking"` gradients flow back to the first thinking block only, and the
+    base's weights need none.
+    """
+    forward = forward_flops(config)
+    if trainable == "all":
+        return 3 * batch_size * forward
+    first = min(config.thinking.layers)
+    trained, attention = thinking_flops(config)
+    behind = sum(block_flops(config, layer) for layer in range(first, config.depth))
+    thinking = len(config.thinking.layers) * (2 * trained + attention)
+    return batch_size * (forward + behind + thinking)

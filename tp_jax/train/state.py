@@ -1,0 +1,76 @@
+"""The training state: what is trained, its average, and the optimizer's memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import NamedSharding
+
+from tp_jax.rng import stream_key
+
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that an update changes.
+
+    Attributes:
+      train_step: int32 scalar, updates done.
+      params: {"base", "thinking"}, float32.
+      ema: moving average of what is trained, float32.
+      opt_state: the optimizer's.
+    """
+
+    train_step: jax.Array
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+def split_trainable(params: Params, trainable: str) -> tuple[Params, Params]:
+    """(trained, frozen) parts of {"base", "thinking"}; together they are the whole."""
+    trained = {name: part for name, part in params.items() if trainable in ("all", name)}
+    frozen = {name: part for name, part in params.items() if name not in trained}
+    return trained, frozen
+
+
+def abstract_params(model: nn.Module) -> Params:
+    """Shapes and dtypes of a model's parameters."""
+    config, condition = model.config, model.example_condition(1)
+    image = (1, config.image_size, config.image_size, config.channels)
+    x = jax.ShapeDtypeStruct(image, jnp.float32)
+    timestep = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), x, timestep, condition)["params"]
+
+
+def init_params(model: nn.Module, seed: int) -> Params:
+    """Random parameters; to be jitted with shardings, so that none is made whole."""
+    config = model.config
+    image = (1, config.image_size, config.image_size, config.channels)
+    condition = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.example_condition(1)
+    )
+    return model.init(stream_key(seed, "init"), jnp.zeros(image), jnp.zeros(1), condition)["params"]
+
+
+def make_state(
+    params: Params, optimizer: optax.GradientTransformation, trainable: str
+) -> TrainState:
+    """A fresh state: the EMA starts at the parameters themselves."""
+    trained, _ = split_trainable(params, trainable)
+    # A copy, because the state is donated and an array can be donated only once.
+    ema = jax.tree.map(jnp.copy, trained)
+    return TrainState(jnp.int32(0), params, ema, optimizer.init(trained))
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """Abstract arrays that carry their shardings, for Orbax to restore onto."""
+
+    def leaf(array, sharding: NamedSharding):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, tree, shardings)

@@ -1,0 +1,127 @@
+"""What a workdir holds beside checkpoints: the config and the versions it was trained with."""
+
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import tp_jax
+from tp_jax import config as config_lib
+from tp_jax.errors import UserError
+
+CONFIG, VERSIONS = "config.json", "versions.json"
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "clu", "numpy",
+    "ml_collections", "tensorflow-datasets",
+)  # fmt: skip
+
+# What a run can't change on the way: its weights or their meaning would not fit any more.
+FIXED = ("model", "diffusion", "train.trainable", "init.base")
+# Inside those, what changes how numbers are computed but not what they are.
+FREE = (
+    "model.remat", "model.scan_blocks", "model.attention", "model.dtype",
+    "model.thinking.dispatch", "model.thinking.balance_weight",
+)  # fmt: skip
+
+
+def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
+    """Checks, without writing, that a run of this config may start or go on here.
+
+    Returns:
+      One line for each field that differs from the last run here and may.
+
+    Raises:
+      UserError: a foreign folder, or a field that a run can't change.
+    """
+    if not workdir.exists():
+        return []
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: name a folder")
+    if not (workdir / CONFIG).exists():
+        if any(workdir.iterdir()):
+            raise UserError(
+                f"--workdir={workdir} holds files but no {CONFIG}, so no run of tp_jax made it: "
+                f"name a new or empty folder"
+            )
+        return []
+    old, new = _flat(read_config(workdir)), _flat(config)
+    changes = [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    refused = [change for change in changes if _is_fixed(change.split(":")[0])]
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise UserError(
+            f"--workdir={workdir} was trained with another config: {refused[0]}{more}; "
+            f"go on with the old value or name a new workdir"
+        )
+    return changes
+
+
+def _is_fixed(name: str) -> bool:
+    def under(prefixes):
+        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+    return under(FIXED) and not under(FREE)
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, ConfigDict):
+        return {path: node}
+    flat = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{path}.{key}" if path else key)
+    return flat
+
+
+def write_workdir(workdir: epath.Path, config: ConfigDict) -> None:
+    """Writes the config and the versions, once for all processes."""
+    if jax.process_index():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write(workdir / CONFIG, config.to_dict())
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions |= {
+        "tp_jax": tp_jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+    }
+    _write(workdir / VERSIONS, versions)
+
+
+def _write(path: epath.Path, content: dict[str, Any]) -> None:
+    # Renaming is atomic, so a kill leaves the old file or the new one.
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The config that a workdir was trained with.
+
+    Raises:
+      UserError: the folder isn't a workdir, or is of a version with other fields.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise UserError(f"--workdir={workdir} has no {CONFIG}: name a folder that was trained in")
+    try:
+        fields = json.loads(path.read_text(), object_hook=_tuples)
+        config = config_lib.default(fields["model"]["kind"], fields["diffusion"]["kind"])
+        config.update(fields)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} can't be read as a config of this version of tp_jax: {error}"
+        ) from error
+    return config
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
