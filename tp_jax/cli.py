@@ -1,6 +1,7 @@
 """How the entries start and end: flags in, one line and exit code 2 for what the user can fix."""
 
 import difflib
+import re
 import sys
 from collections.abc import Callable
 
@@ -35,8 +36,10 @@ def _parse_flags(usage: str) -> None:
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(f"{usage}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
+    # absl writes --noema; people write --no-ema.
+    arguments = [re.sub(r"^--?no-", "--no", argument) for argument in sys.argv]
     try:
-        rest = flags.FLAGS(sys.argv)
+        rest = flags.FLAGS(arguments)
     except flags.Error as error:
         raise UserError(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -81,6 +84,15 @@ def required(name: str) -> str:
     if not value:
         raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
     return value
+
+
+def integers(name: str) -> tuple[int, ...]:
+    """The value of a list flag, as integers."""
+    values = flags.FLAGS[name].value
+    try:
+        return tuple(int(value) for value in values)
+    except ValueError as error:
+        raise UserError(f"--{name}={','.join(values)}: give whole numbers, as 0,1,2") from error
 
 
 def required_config() -> ConfigDict:

@@ -1,0 +1,44 @@
+"""Sample: python -m tp_jax.sample --workdir=W --out=FILE.npz|DIR [--num=64 --labels=0,1,2 …]."""
+
+from absl import flags
+from etils import epath
+
+from tp_jax import cli
+from tp_jax.drawing import Drawing, draw_samples
+
+flags.DEFINE_string("workdir", None, "a folder that was trained in")
+flags.DEFINE_string("out", None, "FILE.npz, or a folder for PNGs and grid.png")
+flags.DEFINE_integer("num", 64, "how many samples")
+flags.DEFINE_list("labels", [], "classes to go round, as 0,1,2; all classes by default")
+flags.DEFINE_integer("seed", 0, "same seed, same bytes")
+flags.DEFINE_integer("batch_size", 64, "samples drawn at once; doesn't change them")
+flags.DEFINE_string("sampler", None, "ddpm or ddim (Gaussian), euler or heun (flow)")
+flags.DEFINE_integer("sampler_steps", None, "number of sampler steps")
+flags.DEFINE_float("guidance_scale", None, "1 is no guidance")
+flags.DEFINE_integer("latent_steps", None, "T of the recursion; that of training by default")
+flags.DEFINE_integer("checkpoint", None, "train_step of the checkpoint; the newest by default")
+flags.DEFINE_boolean("ema", True, "averaged parameters; --noema (or --no-ema): as trained")
+
+
+def main() -> None:
+    values = flags.FLAGS.flag_values_dict()
+    draw_samples(
+        Drawing(
+            workdir=epath.Path(cli.required("workdir")),
+            out=epath.Path(cli.required("out")),
+            labels=cli.integers("labels"),
+            sampler_changes={
+                "sampler": values["sampler"],
+                "steps": values["sampler_steps"],
+                "guidance_scale": values["guidance_scale"],
+            },
+            **{
+                name: values[name]
+                for name in ("num", "seed", "batch_size", "latent_steps", "checkpoint", "ema")
+            },
+        )
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
