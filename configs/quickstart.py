@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
     )
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0)
     config.checkpoint.every_steps = 250
-    config.sampling.update(sampler="heun", steps=20, guidance_scale=2.0)
+    config.sampling.update(sampler="heun", steps=20, guidance_scale=1.5)
     return config

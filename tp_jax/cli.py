@@ -51,7 +51,9 @@ def _parse_flags(usage: str) -> None:
 
 def _shorten(error: Exception) -> str:
     """ml_collections' message without its dump of all fields."""
-    lines = str(error.args[0] if error.args else error).strip("'\"").replace("\\n", "\n").split("\n")
+    lines = (
+        str(error.args[0] if error.args else error).strip("'\"").replace("\\n", "\n").split("\n")
+    )
     head = lines[0].split(" Other fields present")[0]
     return " ".join([head, *lines[1:]]).strip("'\"")
 

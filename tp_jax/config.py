@@ -79,7 +79,7 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Beside the newest, every step that is a multiple of this is kept; 0 keeps no others.
     config.checkpoint.keep_every_steps = 0
 
-    config.mesh = ConfigDict({axis: 1 for axis in AXES} | {"data": -1})
+    config.mesh = ConfigDict(dict.fromkeys(AXES, 1) | {"data": -1})
     return config.lock()
 
 

@@ -77,14 +77,16 @@ def make_generator(
     built = loaded.built
     sampler = changed_sampler(built.sampler, sampler_changes or {})
     sampler.check(built.objective)
-    if sampler.guidance_scale != 1 and hasattr(built.model, "num_classes") and not loaded.num_classes:
+    if (
+        sampler.guidance_scale != 1
+        and hasattr(built.model, "num_classes")
+        and not loaded.num_classes
+    ):
         raise UserError(
             f"guidance_scale={sampler.guidance_scale}: a model without classes has nothing to "
             f"guide; use 1"
         )
-    return Generator(
-        loaded.model, built.objective, sampler, loaded.mesh, batch_size, latent_steps
-    )
+    return Generator(loaded.model, built.objective, sampler, loaded.mesh, batch_size, latent_steps)
 
 
 @dataclasses.dataclass(frozen=True)

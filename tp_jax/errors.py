@@ -1,4 +1,4 @@
-"""The two ways a run ends on purpose. `tp_jax.cli` prints either as one line without a traceback."""
+"""The two ways a run ends on purpose; `tp_jax.cli` prints either as one line."""
 
 
 class UserError(Exception):

@@ -1,8 +1,7 @@
 """From model outputs to pictures."""
 
-from etils import epath
-
 import numpy as np
+from etils import epath
 from PIL import Image
 
 

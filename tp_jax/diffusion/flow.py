@@ -48,7 +48,7 @@ class RectifiedFlow:
     def losses(
         self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
     ) -> dict[str, jax.Array]:
-        """"mse" of the velocity, which is the "loss"."""
+        """ "mse" of the velocity, which is the "loss"."""
         x, noise = x.astype(jnp.float32), noise.astype(jnp.float32)
         velocity = predict(self.noised(x, noise, times), 1000 * times).astype(jnp.float32)
         mse = mean_over_sample(jnp.square(velocity - (noise - x)))

@@ -82,7 +82,8 @@ def respaced_timesteps(num_timesteps: int, steps: int, spacing: str) -> np.ndarr
         if len(taken) == steps:
             return taken
     raise UserError(
-        f'sampler_steps={steps}: no integer stride through {num_timesteps} gives it; use spacing="even"'
+        f"sampler_steps={steps}: no integer stride through {num_timesteps} gives it; "
+        'use spacing="even"'
     )
 
 
@@ -127,7 +128,7 @@ class GaussianDiffusion:
     def losses(
         self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
     ) -> dict[str, jax.Array]:
-        """"mse" of the noise, "vb", the bound in bits a dimension, and their sum, "loss".
+        """ "mse" of the noise, "vb", the bound in bits a dimension, and their sum, "loss".
 
         The bound trains the variance alone: the predicted noise is detached inside it.
         """

@@ -66,7 +66,9 @@ class SamplerConfig:
         """Raises a UserError if this sampler isn't for this objective, or can't take the steps."""
         kind, build = SAMPLERS[self.sampler]
         if not isinstance(objective, kind):
-            fitting = [name for name, (other, _) in SAMPLERS.items() if isinstance(objective, other)]
+            fitting = [
+                name for name, (other, _) in SAMPLERS.items() if isinstance(objective, other)
+            ]
             raise UserError(
                 f"sampler={self.sampler!r} does not sample a {type(objective).__name__}: "
                 f"choose one of {', '.join(fitting)}"

@@ -156,6 +156,7 @@ class DiTBase(nn.Module):
         label: jax.Array,
         thinking: dict[int, tuple[Callable, Any]],
     ) -> tuple[jax.Array, dict[int, Thought]]:
+        """As `DiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
         x = dense(cfg.width, "patch_embed", dtype)(patchify(x.astype(dtype), cfg.patch))
@@ -170,7 +171,9 @@ class DiTBase(nn.Module):
         tokens = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
         vector = jax.ShapeDtypeStruct((1, cfg.width), dtype)
         example = (tokens, Conditioning(vector, vector))
-        blocks = stack.declare_stack(self, "blocks", DiTBlock(cfg, parent=None), cfg.depth, *example)
+        blocks = stack.declare_stack(
+            self, "blocks", DiTBlock(cfg, parent=None), cfg.depth, *example
+        )
         x, thoughts = stack.run_stacks(
             [blocks], x, y, thinking, remat=cfg.remat, scan=cfg.scan_blocks
         )

@@ -43,6 +43,7 @@ class AdaLN(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array) -> tuple[jax.Array, ...]:
+        """y [B, D] -> `chunks` arrays [B, D]."""
         # One [D, chunks·D] matrix, in the order of the published weights.
         kernel = self.param("kernel", zeros, (self.width, self.chunks * self.width))
         bias = self.param("bias", zeros, (self.chunks * self.width,))
@@ -81,6 +82,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self) -> Callable[[jax.Array], jax.Array]:
+        """Returns x [..., features] -> the same, normed."""
         scale = self.param("scale", nn.initializers.ones_init(), (self.features,))
 
         def norm(x):
@@ -100,6 +102,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x [..., D] -> [..., D]."""
         x = nn.gelu(dense(self.hidden, "in", self.dtype)(x), approximate=True)
         return dense(self.width, "out", self.dtype)(x)
 
@@ -112,6 +115,7 @@ class EmbedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, features] -> [B, D]."""
         normal = nn.initializers.normal(0.02)
         x = nn.silu(dense(self.width, "in", self.dtype, normal)(x))
         return dense(self.width, "out", self.dtype, normal)(x)

@@ -175,6 +175,7 @@ class MMDiTBase(nn.Module):
         pooled: jax.Array,
         thinking: dict[int, tuple[Callable, Any]],
     ) -> tuple[jax.Array, dict[int, Thought]]:
+        """As `MMDiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
         x = dense(cfg.width, "patch_embed", dtype)(patchify(x.astype(dtype), cfg.patch))
@@ -213,9 +214,7 @@ class MMDiTBase(nn.Module):
             ("last_block", dict(last=True), 1),
         ]
         return [
-            stack.declare_stack(
-                self, name, MMDiTBlock(cfg, **kind, parent=None), layers, *example
-            )
+            stack.declare_stack(self, name, MMDiTBlock(cfg, **kind, parent=None), layers, *example)
             for name, kind, layers in kinds
             if layers
         ]

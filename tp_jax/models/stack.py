@@ -1,5 +1,6 @@
 """Runs of equal blocks, stacked and scanned, with thinking blocks between the runs."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,9 +87,7 @@ def run_stacks(
             if first + start in thinking:
                 think, thinking_params = thinking[first + start]
                 layer_params = jax.tree.map(lambda leaf: leaf[0], part)
-                run = checkpointed(
-                    lambda c, p, t, think=think, f=thinking_block: f(c, p, t, think)
-                )
+                run = checkpointed(lambda c, p, t, think=think, f=thinking_block: f(c, p, t, think))
                 carry, thoughts[first + start] = run(carry, layer_params, thinking_params)
             else:
                 carry, _ = jax.lax.scan(
@@ -101,4 +100,4 @@ def run_stacks(
 def _segments(layers: int, alone: set[int]) -> list[tuple[int, int]]:
     """Cuts range(layers) into (start, stop): each index of `alone` by itself, runs between."""
     cuts = sorted({0, layers} | {c for i in alone if 0 <= i < layers for c in (i, i + 1)})
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))

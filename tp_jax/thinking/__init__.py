@@ -1,8 +1,8 @@
 """Recursive sparse reasoning (arXiv 2604.25299): gate, experts, dispatch and the recursion."""
 
 from tp_jax.thinking.config import ThinkingConfig
-from tp_jax.thinking.layer import Conditioning, Thinking, ThinkingOptions, Thought
 from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.layer import Conditioning, Thinking, ThinkingOptions, Thought
 
 __all__ = [
     "Conditioning",

@@ -31,6 +31,11 @@ def init_experts(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str
     shape_a = (*steps, config.experts, width, 3, config.rank)
     shape_b = (*steps, config.experts, 3, config.rank, width)
     lecun = jax.nn.initializers.variance_scaling(
-        1.0, "fan_in", "truncated_normal", in_axis=-3, out_axis=-1, batch_axis=(*range(len(steps) + 1), -2)
+        1.0,
+        "fan_in",
+        "truncated_normal",
+        in_axis=-3,
+        out_axis=-1,
+        batch_axis=(*range(len(steps) + 1), -2),
     )
     return {"lora_a": lecun(key, shape_a), "lora_b": jnp.zeros(shape_b)}

@@ -49,7 +49,7 @@ class Route:
 def init_gate(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str, Any]:
     """Parameters of the learned gate: one projection [D, H] per input, then [H, M]."""
     hidden, lecun = config.gate_width, jax.nn.initializers.lecun_normal()
-    shapes = {name: (width, hidden) for name in config.gate_inputs}
+    shapes = dict.fromkeys(config.gate_inputs, (width, hidden))
     shapes["out"] = (hidden, config.experts)
     keys = jax.random.split(key, len(shapes))
     return {

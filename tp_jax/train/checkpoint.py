@@ -1,13 +1,13 @@
 """Checkpoints with Orbax: state, EMA, optimizer, data position and clock, saved as one thing."""
 
 import dataclasses
-from etils import epath
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 

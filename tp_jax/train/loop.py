@@ -16,7 +16,8 @@ from tp_jax.models import build_model
 from tp_jax.models.flops import train_step_flops
 from tp_jax.parallel.mesh import BATCH_AXES, check_batch_size, create_mesh
 from tp_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
-from tp_jax.train import checkpoint, metrics, workdir as workdir_lib
+from tp_jax.train import checkpoint, metrics
+from tp_jax.train import workdir as workdir_lib
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.state import abstract_params, init_params, make_state, with_shardings
 from tp_jax.train.step import make_train_step
@@ -52,9 +53,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     shardings = tree_shardings(abstract, mesh)
 
     def fresh_params():
-        params = jax.jit(
-            lambda: init_params(model, config.seed), out_shardings=params_shardings
-        )()
+        params = jax.jit(lambda: init_params(model, config.seed), out_shardings=params_shardings)()
         if config.init.base:
             target = with_shardings(params_shapes["base"], params_shardings["base"])
             params["base"] = checkpoint.load_base(config.init.base, target)
@@ -62,6 +61,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 
     manager = checkpoint.open_manager(workdir, config.checkpoint) if workdir.exists() else None
     newest = manager.latest_step() if manager else None
+    if newest is not None and newest >= steps:
+        _say(f"{workdir} is trained already: {newest} of {steps} steps; raise config.train.steps")
+        manager.close()
+        return
     if newest is None:
         make = jax.jit(
             lambda params: make_state(params, optimizer, config.train.trainable),
