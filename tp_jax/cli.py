@@ -1,6 +1,7 @@
 """How the entries start and end: flags in, one line and exit code 2 for what the user can fix."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ def run(main: Callable[[], None], usage: str) -> None:
     Exit code 2 for a UserError or bad flags, 1 for a TrainingError: one line on stderr each.
     Anything else is a bug and keeps its traceback.
     """
+    # TensorFlow, which clu writes TensorBoard files with, talks a lot when it is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         _parse_flags(usage)
         main()

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes .venv, installs, runs the tests.
+#   bash launch/test.sh [pytest arguments]      (-m slow: the longer checks alone)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+
+use_environment train,test
+.venv/bin/python -m pytest "$@"
