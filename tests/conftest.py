@@ -2,9 +2,14 @@
 
 import os
 
-# Before jax is imported: four devices, so that meshes can be tested anywhere.
+# Before jax is imported: four devices, so that meshes can be tested anywhere, and programs that
+# compile fast rather than run fast.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+)
 
 import jax
 import pytest
