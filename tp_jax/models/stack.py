@@ -38,7 +38,7 @@ def declare_stack(
             zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), example)
             return block.init(key, *zeros)["params"]
 
-        return jax.vmap(one)(jax.random.split(key, layers))
+        return jax.lax.map(one, jax.random.split(key, layers))
 
     return Stack(block, module.param(name, init), layers)
 

@@ -1,0 +1,164 @@
+"""The input pipeline: order, elasticity, decoding."""
+
+import io
+
+import grain
+import numpy as np
+import pytest
+from conftest import tiny_config
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tp_jax import data
+from tp_jax.data.transforms import DecodeImage, centre_crop
+from tp_jax.errors import UserError
+
+
+def batches(config, count, shard=(0, 1), monkeypatch=None, state=None):
+    source = data.open_source(config)
+    iterator = data.make_iterator(source, config)
+    if state:
+        iterator.set_state(state)
+    taken = [next(iterator) for _ in range(count)]
+    return taken, iterator.get_state()
+
+
+def test_digits_are_the_real_scans():
+    digits, source = load_digits(), data.open_source(tiny_config())
+    decode = DecodeImage(8, 1, flip=False)
+    for i in (0, 7, 1796):
+        element = decode.random_map(source.records[i], np.random.default_rng(0))
+        np.testing.assert_allclose(
+            (element["x"][..., 0] + 1) * 8, digits.images[i], atol=16 / 255
+        )
+        assert element["condition"]["label"] == digits.target[i]
+        assert element["x"].dtype == np.float32
+
+
+def test_an_epoch_has_every_image_once_and_the_next_is_shuffled_anew():
+    config = tiny_config(batch_size=599)  # 3 · 599 = 1797
+    taken, _ = batches(config, 6)
+    epochs = [np.concatenate([b["x"] for b in taken[i : i + 3]]) for i in (0, 3)]
+
+    def sort(images):
+        return np.sort(images.reshape(len(images), -1).view("S256").ravel())
+
+    np.testing.assert_array_equal(sort(epochs[0]), sort(epochs[1]))
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_seed_decides_the_order():
+    first, again = batches(tiny_config(), 2)[0], batches(tiny_config(), 2)[0]
+    np.testing.assert_array_equal(first[1]["x"], again[1]["x"])
+    config = tiny_config()
+    config.seed = 1
+    assert (batches(config, 2)[0][1]["x"] != first[1]["x"]).any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_state_resumes_whatever_the_workers(workers):
+    config = tiny_config()
+    _, state = batches(config, 3)
+    wanted = batches(config, 5)[0][3:]
+    config.data.workers = workers
+    found, _ = batches(config, 2, state=state)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(a["x"], b["x"])
+        np.testing.assert_array_equal(a["condition"]["label"], b["condition"]["label"])
+
+
+def test_two_hosts_read_what_one_reads(monkeypatch):
+    wanted, _ = batches(tiny_config(), 2)
+    shares = []
+    for host in range(2):
+        monkeypatch.setattr("jax.process_count", lambda: 2)
+        monkeypatch.setattr("jax.process_index", lambda host=host: host)
+        shares.append(batches(tiny_config(), 2)[0])
+    for i, batch in enumerate(wanted):
+        # Host p has every second sample, from the p-th on.
+        np.testing.assert_array_equal(shares[0][i]["x"], batch["x"][0::2])
+        np.testing.assert_array_equal(shares[1][i]["x"], batch["x"][1::2])
+
+
+def test_flip_mirrors_about_half():
+    picture = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png")
+    decode, rng = DecodeImage(8, 1, flip=True), np.random.default_rng(0)
+    record = {"image": buffer.getvalue(), "label": 3}
+    plain = picture[..., None] / 127.5 - 1
+    seen = [decode.random_map(record, rng)["x"] for _ in range(200)]
+    mirrored = [np.allclose(x, plain[:, ::-1]) for x in seen]
+    assert all(m or np.allclose(x, plain) for m, x in zip(mirrored, seen, strict=True))
+    assert 70 < sum(mirrored) < 130
+
+
+@pytest.mark.parametrize("size", [(640, 481), (97, 300), (64, 64), (50, 70)])
+def test_centre_crop_is_square_and_centred(size):
+    # A picture whose value is its column: the crop keeps the middle, symmetric to a pixel.
+    ramp = np.tile(np.linspace(0, 255, size[0]), (size[1], 1)).astype(np.uint8)
+    cropped = np.asarray(centre_crop(Image.fromarray(ramp), 64), np.float32)
+    assert cropped.shape == (64, 64)
+    slope = 255 * 64 / max(64, 64 * size[0] / min(size))
+    assert cropped[:, -1].mean() - cropped[:, 0].mean() == pytest.approx(slope, rel=0.06)
+    assert (cropped[:, 0] + cropped[:, -1]).mean() == pytest.approx(255, abs=6)
+
+
+@pytest.fixture(scope="module")
+def fake_tfds(tmp_path_factory):
+    """A small data set in TFDS's own format, written without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class FakePhotos(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=["dark", "light"]),
+            }
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(12):
+                buffer, value = io.BytesIO(), 40 + 170 * (i % 2)
+                picture = np.full((20 + i, 24, 3), value, np.uint8)
+                Image.fromarray(picture).save(buffer, format="png")
+                buffer.seek(0)
+                yield i, {"image": buffer, "label": i % 2}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    FakePhotos(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_any_tfds_image_set_goes_through_the_same_pipeline(fake_tfds):
+    config = tiny_config(batch_size=6)
+    config.data.update(source="tfds/fake_photos", dir=str(fake_tfds))
+    config.model.update(image_size=16, channels=3, num_classes=2)
+    (batch, _), _ = batches(config, 2)
+    assert batch["x"].shape == (6, 16, 16, 3)
+    light = batch["x"].mean((1, 2, 3)) > 0
+    np.testing.assert_array_equal(batch["condition"]["label"], light)
+
+
+def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
+    config = tiny_config()
+    config.data.update(source="tfds/fake_photos", dir=str(tmp_path))
+    with pytest.raises(UserError, match="tfds/fake_photos.*download_and_prepare.*data.dir"):
+        data.open_source(config)
+
+
+def test_the_unconditional_model_sees_one_label():
+    config = tiny_config()
+    config.model.num_classes = 0
+    (batch,), _ = batches(config, 1)
+    assert not batch["condition"]["label"].any()
+
+
+def test_the_pipeline_is_grains():
+    iterator = data.make_iterator(data.open_source(tiny_config()), tiny_config())
+    assert isinstance(iterator, grain.DatasetIterator)

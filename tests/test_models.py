@@ -1,0 +1,240 @@
+"""DiT and MMDiT: sizes, the shape of their parameter trees, and METHOD's properties in them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tp_jax.errors import UserError
+from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit, mmdit
+from tp_jax.models.flops import forward_flops, train_step_flops
+from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
+from tp_jax.train.state import abstract_params
+
+THINKING = ThinkingConfig(layers=(0, 2), rank=2, experts=2, gate_width=4)
+TINY = {
+    "dit": DiTConfig(
+        image_size=4, channels=2, out_channels=4, patch=2, depth=4, width=8, heads=2,
+        num_classes=3, thinking=THINKING,
+    ),
+    "mmdit": MMDiTConfig(
+        image_size=4, channels=2, out_channels=2, patch=2, depth=4, width=8, heads=2,
+        text_width=6, pooled_width=5, text_tokens=3, max_grid=4, base_grid=2,
+        qk_norm=True, dual_attention_layers=1, thinking=THINKING,
+    ),
+}  # fmt: skip
+
+
+def example(model, batch=3, seed=0):
+    """Random inputs of a model."""
+    config, keys = model.config, iter(jax.random.split(jax.random.key(seed), 9))
+
+    def draw(leaf):
+        if leaf.dtype == jnp.int32:
+            return jnp.arange(batch) % config.num_classes
+        return jax.random.normal(next(keys), leaf.shape)
+
+    x = jax.random.normal(
+        next(keys), (batch, config.image_size, config.image_size, config.channels)
+    )
+    condition = jax.tree.map(draw, model.example_condition(batch))
+    return x, jnp.linspace(5, 900, batch), condition
+
+
+def random_params(model, seed=1, scale=0.3):
+    """Every parameter random, also those that start at zero."""
+    leaves, tree = jax.tree.flatten(abstract_params(model))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten(
+        [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def run(model, params, inputs, options=None):
+    options = options or ThinkingOptions()
+    return jax.jit(lambda p: model.apply({"params": p}, *inputs, options)[0])(params)
+
+
+def changed(config, **fields):
+    """The config with fields of thinking or of the model replaced."""
+    thinking = {k: v for k, v in fields.items() if k in ThinkingConfig.__dataclass_fields__}
+    rest = {k: v for k, v in fields.items() if k not in thinking}
+    thinking = dataclasses.replace(config.thinking, **thinking)
+    return dataclasses.replace(config, thinking=thinking, **rest)
+
+
+def count(tree):
+    return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
+
+
+def test_dit_xl_2_has_the_published_number_of_parameters():
+    model = build_model(DiTConfig(**dit.SIZES["XL"]))
+    # The published file has the fixed position table beside them: 256·1152.
+    assert count(abstract_params(model)["base"]) + 256 * 1152 == 675_129_632
+
+
+def test_sd3_medium_has_the_published_number_of_parameters():
+    config = MMDiTConfig(**mmdit.SIZES["SD3-medium"], thinking=ThinkingConfig(layers=(4, 8, 12)))
+    assert count(abstract_params(build_model(config))["base"]) == 2_028_328_000
+
+
+@pytest.mark.parametrize("size", dit.SIZES)
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_every_dit_initialises_abstractly(size, patch):
+    config = DiTConfig(**dit.SIZES[size], patch=patch, thinking=ThinkingConfig(layers=(3,)))
+    params = abstract_params(build_model(config))
+    assert params["base"]["patch_embed"]["kernel"].shape == (patch * patch * 4, config.width)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_the_base_tree_is_the_same_whichever_blocks_think(kind):
+    shapes = [
+        abstract_params(build_model(changed(TINY[kind], layers=layers)))
+        for layers in [(), (0,), (1, 2), (3,), (0, 1, 2, 3)]
+    ]
+    assert "thinking" not in shapes[0]
+    for layers, params in zip([(0,), (1, 2)], shapes[1:3], strict=True):
+        assert set(params["thinking"]) == {f"layer_{i}" for i in layers}
+    for params in shapes:
+        assert params["base"] == shapes[0]["base"]
+
+
+@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("dispatch", ["dense", "grouped"])
+@pytest.mark.parametrize("experts,latent_steps", [(1, 1), (2, 2), (5, 5)])
+def test_attaching_thinking_changes_nothing(kind, dispatch, experts, latent_steps):
+    fields = dict(dispatch=dispatch, experts=experts, latent_steps=latent_steps)
+    thinks = build_model(changed(TINY[kind], layers=(0, 1, 3), **fields))
+    plain = build_model(changed(TINY[kind], layers=()))
+    params = random_params(thinks)
+    for layer in params["thinking"].values():
+        layer["experts"]["lora_b"] *= 0
+    inputs = example(plain)
+    wanted = run(plain, {"base": params["base"]}, inputs)
+    noise = RoutingNoise(jax.random.key(2), jnp.arange(3))
+    for options in (ThinkingOptions(), ThinkingOptions(noise)):
+        found = run(thinks, params, inputs, options)
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    # And once B isn't zero, thinking does something.
+    assert np.abs(run(thinks, random_params(thinks), inputs) - wanted).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize(
+    "fields", [dict(scan_blocks=False), dict(remat="full"), dict(remat="dots"), dict(layers=(2, 0))]
+)
+def test_how_blocks_are_run_changes_no_value_and_no_gradient(kind, fields):
+    inputs, noise = example(build_model(TINY[kind])), RoutingNoise(jax.random.key(2), jnp.arange(3))
+
+    def value_and_grad(config):
+        model = build_model(config)
+
+        def loss(params):
+            out, _ = model.apply({"params": params}, *inputs, ThinkingOptions(noise))
+            return jnp.sum(jnp.sin(out))
+
+        return jax.jit(jax.value_and_grad(loss))(random_params(model))
+
+    wanted, wanted_grads = value_and_grad(TINY[kind])
+    found, grads = value_and_grad(changed(TINY[kind], **fields))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
+
+    jax.tree.map(close, grads, wanted_grads)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_sample_does_not_depend_on_its_batch_mates(kind):
+    model = build_model(TINY[kind])
+    params, inputs = random_params(model), example(model)
+    together = run(model, params, inputs)
+    for i in range(3):
+        alone = run(model, params, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], inputs))
+        np.testing.assert_allclose(alone[0], together[i], atol=1e-5 * np.abs(together).max())
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_bfloat16_stays_near_float32(kind):
+    config = TINY[kind]
+    model, low = build_model(config), build_model(changed(config, dtype="bfloat16"))
+    params, inputs = random_params(model, scale=0.1), example(model)
+    wanted, found = run(model, params, inputs), run(low, params, inputs)
+    assert found.dtype == jnp.float32
+    assert 0 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_scanned_blocks_make_a_small_program():
+    def lines(config):
+        model = build_model(config)
+        params, inputs = abstract_params(model), example(model)
+        lowered = jax.jit(lambda p: model.apply({"params": p}, *inputs)[0]).lower(params)
+        return len(lowered.as_text().splitlines())
+
+    deep = changed(TINY["dit"], depth=24, layers=(12,))
+    assert lines(deep) < 1.1 * lines(changed(TINY["dit"], depth=12, layers=(6,)))
+    # 24 blocks against a run, a thinking block, and a run.
+    assert lines(deep) < lines(changed(deep, scan_blocks=False)) / 3
+
+
+def test_analytic_flops_agree_with_the_compiler():
+    # Unrolled, because the compiler counts the body of a scan once; wide, because it also counts
+    # what isn't a matrix product.
+    config = DiTConfig(
+        image_size=16, channels=4, patch=2, depth=2, width=128, heads=2, scan_blocks=False,
+        thinking=ThinkingConfig(layers=(1,), experts=1, rank=32, latent_steps=2, gate_width=32),
+    )  # fmt: skip
+    text = MMDiTConfig(
+        image_size=16, channels=4, out_channels=4, patch=2, depth=2, width=128, heads=2,
+        text_width=64, pooled_width=32, text_tokens=20, max_grid=8, scan_blocks=False,
+        thinking=ThinkingConfig(layers=(0,), experts=1, rank=32, latent_steps=2, gate_width=32),
+    )  # fmt: skip
+    for each in (config, text):
+        model = build_model(each)
+        params, inputs = abstract_params(model), example(model, batch=2)
+        lowered = jax.jit(lambda p, m=model, i=inputs: m.apply({"params": p}, *i)[0]).lower(params)
+        assert 2 * forward_flops(each) == pytest.approx(
+            lowered.compile().cost_analysis()["flops"], rel=0.1
+        )
+
+
+def test_frozen_base_costs_less_to_train():
+    config = DiTConfig(**dit.SIZES["XL"])
+    whole = train_step_flops(config, 256, "all") / 16e12
+    thinking = train_step_flops(config, 256, "thinking") / 16e12
+    # What compiling for 16 TPU v5e chips at batch 256 counted, in TFLOP a chip.
+    assert (whole, thinking) == (pytest.approx(11.6, rel=0.05), pytest.approx(6.2, rel=0.1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(patch=3), "patch=3 does not divide"),
+        (dict(heads=3), "width=8 must be a multiple"),
+        (dict(dtype="float16"), "float32, bfloat16"),
+        (dict(remat="some"), "none, dots, full"),
+        (dict(layers=(4,)), "block 4 does not exist; the model has blocks 0 to 3"),
+        (dict(layers=(-1,)), "block -1 does not exist"),
+    ],
+)
+def test_a_bad_field_is_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        changed(TINY["dit"], **fields)
+
+
+def test_an_image_larger_than_the_position_table_is_refused():
+    model = build_model(changed(TINY["mmdit"], max_grid=2))
+    x, t, condition = example(model)
+    with pytest.raises(UserError, match="max_grid=2"):
+        model.apply({"params": random_params(model)}, jnp.tile(x, (1, 2, 2, 1)), t, condition)
+
+
+def test_unconditional_dit_has_one_label():
+    model = build_model(changed(TINY["dit"], num_classes=0))
+    assert abstract_params(model)["base"]["label_embed"]["embedding"].shape == (1, 8)
+    labels = {"label": jnp.zeros(3, jnp.int32)}
+    np.testing.assert_array_equal(model.null_condition(labels)["label"], 0)

@@ -1,0 +1,136 @@
+"""Meshes, sharding rules, and that no mesh changes a number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from tp_jax import config as config_lib
+from tp_jax.errors import UserError
+from tp_jax.generation import Generator
+from tp_jax.models import MODELS, build_model
+from tp_jax.parallel.mesh import check_batch_size, create_mesh
+from tp_jax.parallel.sharding import batch_sharding, logical_axes, tree_shardings
+from tp_jax.train.optimizer import make_optimizer
+from tp_jax.train.state import abstract_params, init_params, make_state
+from tp_jax.train.step import make_train_step
+
+ONE = dict(data=1, fsdp=1, tensor=1, expert=1)
+MESHES = {
+    "data": ONE | dict(data=4),
+    "fsdp": ONE | dict(fsdp=4),
+    "tensor": ONE | dict(tensor=2, data=2),
+    "expert": ONE | dict(expert=2, data=2),
+    "mixed": ONE | dict(fsdp=2, tensor=2),
+}
+
+
+def devices(sizes):
+    return jax.devices()[: int(np.prod(list(sizes.values())))]
+
+
+def trained_losses(sizes, dispatch="dense"):
+    """Losses of three updates, and samples after them."""
+    config = tiny_config()
+    config.model.thinking.dispatch = dispatch
+    built, mesh = config_lib.build(config), create_mesh(sizes, devices(sizes))
+    model, optimizer = build_model(built.model), make_optimizer(config.optimizer, 3)
+
+    def init():
+        return make_state(init_params(model, 0), optimizer, "all")
+
+    shardings = tree_shardings(jax.eval_shape(init), mesh)
+    state = jax.jit(init, out_shardings=shardings)()
+    step = jax.jit(
+        make_train_step(model, built.objective, optimizer, config),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, None),
+    )
+    batch = {
+        "x": np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype(np.float32),
+        "index": np.arange(8, dtype=np.int32),
+        "condition": {"label": np.arange(8, dtype=np.int32)},
+    }
+    batch, losses = jax.device_put(batch, batch_sharding(mesh)), []
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        losses.append([metrics["loss"], metrics["grad_norm"]])
+    generator = Generator(model, built.objective, built.sampler, mesh, 4)
+    labels = {"label": np.arange(4, dtype=np.int32)}
+    return np.array(losses), next(generator.batches(state.params, labels, seed=0))
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return trained_losses(ONE)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_no_mesh_changes_losses_or_samples(name, on_one_device):
+    losses, samples = trained_losses(MESHES[name])
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    np.testing.assert_allclose(samples, on_one_device[1], atol=2e-5)
+
+
+def test_nor_does_grouped_dispatch_on_a_mesh(on_one_device):
+    losses, samples = trained_losses(MESHES["data"], "grouped")
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    np.testing.assert_allclose(samples, on_one_device[1], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_leaf_of_a_full_size_state_has_a_rule(kind):
+    config = config_lib.default(kind, "gaussian" if kind == "dit" else "flow")
+    if kind == "mmdit":
+        config.model.update(qk_norm=True, dual_attention_layers=13)
+    for share in (True, False):
+        config.model.thinking.share_across_steps = share
+        config.optimizer.clip_norm = 1.0
+        model = build_model(config_lib.build(config).model)
+        optimizer = make_optimizer(config.optimizer, 10)
+        state = jax.eval_shape(
+            lambda p, o=optimizer: make_state(p, o, "all"), abstract_params(model)
+        )
+        shardings = tree_shardings(state, create_mesh(ONE | dict(fsdp=2, tensor=2)))
+        large = [
+            sharding
+            for leaf, sharding in zip(
+                jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True
+            )
+            if leaf.size > 1e6
+        ]
+        assert large and not any(sharding.is_fully_replicated for sharding in large)
+
+
+def test_an_uncovered_leaf_is_named():
+    with pytest.raises(UserError, match=r"no sharding rule covers base/blocks/new/kernel"):
+        logical_axes("base/blocks/new/kernel", 2)
+    assert logical_axes("opt_state/0/count", 0) == ()
+
+
+def test_a_mesh_that_does_not_divide_a_weight_names_both():
+    leaf = {"base": {"blocks": {"proj": {"kernel": jax.ShapeDtypeStruct((2, 6, 6), jnp.float32)}}}}
+    with pytest.raises(UserError, match=r"mesh.fsdp=4 does not divide.*proj/kernel.*\(2, 6, 6\)"):
+        tree_shardings(leaf, create_mesh(ONE | dict(fsdp=4)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(data=3), "does not divide the 4 device"),
+        (dict(data=-1, fsdp=3), "does not divide the 4 device"),
+        (dict(data=-1, fsdp=-1), "only one axis"),
+        (dict(tensor=0), "positive"),
+    ],
+)
+def test_a_bad_mesh_is_explained(sizes, message):
+    with pytest.raises(UserError, match=message):
+        create_mesh(ONE | sizes)
+
+
+def test_minus_one_takes_the_rest():
+    mesh = create_mesh(ONE | dict(data=-1, tensor=2))
+    assert dict(mesh.shape) == dict(data=2, fsdp=1, tensor=2, expert=1)
+    with pytest.raises(UserError, match="batch=3 .* multiple of 2"):
+        check_batch_size(mesh, "batch", 3)

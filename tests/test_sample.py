@@ -1,0 +1,123 @@
+"""Sampling from a workdir: files, labels, determinism, and what it doesn't need."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from tp_jax.drawing import Drawing, draw_samples, load, make_generator
+from tp_jax.generation import cycled_labels
+from tp_jax.images import make_grid, to_uint8
+
+
+def drawn(trained, out, **fields):
+    draw_samples(Drawing(trained, epath.Path(out), **fields))
+    with np.load(out) as file:
+        return file["arr_0"], file["arr_1"]
+
+
+def test_npz_has_images_and_labels(trained, tmp_path):
+    images, labels = drawn(trained, tmp_path / "a.npz", num=7, labels=(3, 1), batch_size=4)
+    assert images.shape == (7, 8, 8, 1) and images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, [3, 1, 3, 1, 3, 1, 3])
+    assert len(np.unique(images.reshape(7, -1), axis=0)) == 7
+
+
+def test_same_seed_same_bytes(trained, tmp_path):
+    for name in ("a", "b"):
+        draw_samples(Drawing(trained, epath.Path(tmp_path / f"{name}.npz"), num=5, batch_size=4))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    other, _ = drawn(trained, tmp_path / "c.npz", num=5, batch_size=4, seed=1)
+    assert (other != np.load(tmp_path / "a.npz")["arr_0"]).any()
+
+
+def test_a_sample_does_not_depend_on_how_many_are_drawn(trained):
+    loaded = load(trained)
+    labels = {"label": cycled_labels(None, 8, 10)}
+    large, small = (
+        np.concatenate(list(make_generator(loaded, batch_size=size).batches(loaded.params, part, 0)))
+        for size, part in ((8, labels), (4, {"label": labels["label"][:5]}))
+    )
+    np.testing.assert_allclose(small, large[:5], atol=1e-5)
+
+
+def test_a_folder_gets_pngs_and_a_grid(trained, tmp_path):
+    draw_samples(Drawing(trained, epath.Path(tmp_path / "out"), num=5, batch_size=8))
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [*(f"{i:05d}_class{i}.png" for i in range(5)), "grid.png"]
+    assert Image.open(tmp_path / "out" / "00000_class0.png").size == (8, 8)
+
+
+def test_flags_change_the_samples(trained, tmp_path):
+    plain, _ = drawn(trained, tmp_path / "a.npz", num=4, batch_size=4)
+    changes = {
+        "sampler": dict(sampler_changes={"sampler": "heun"}),
+        "steps": dict(sampler_changes={"steps": 5}),
+        "guidance": dict(sampler_changes={"guidance_scale": 4.0}),
+        "checkpoint": dict(checkpoint=3),
+        "ema": dict(ema=False),
+    }
+    for name, fields in changes.items():
+        images, _ = drawn(trained, tmp_path / f"{name}.npz", num=4, batch_size=4, **fields)
+        assert (images != plain).any(), name
+
+
+def test_more_latent_steps_change_what_is_predicted(trained):
+    # After six updates the difference is too small for eight bits.
+    loaded, labels = load(trained), {"label": cycled_labels(None, 4, 10)}
+
+    def draw(steps):
+        generator = make_generator(loaded, batch_size=4, latent_steps=steps)
+        return next(generator.batches(loaded.params, labels, 0))
+
+    assert (draw(5) != draw(2)).any()
+    np.testing.assert_array_equal(draw(2), draw(None))
+
+
+def test_ema_and_parameters_are_both_restored(trained):
+    averaged, plain = load(trained).params, load(trained, ema=False).params
+    assert jax.tree.structure(averaged) == jax.tree.structure(plain)
+    different = [bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, (averaged, plain)))]
+    assert any(different)
+
+
+def test_sampling_compiles_once(trained):
+    loaded = load(trained)
+    generator = make_generator(loaded, batch_size=4)
+    with jax.log_compiles(), pytest.MonkeyPatch.context():
+        labels = {"label": cycled_labels(None, 11, 10)}
+        run = generator.compiled()
+        assert sum(len(b) for b in generator.batches(loaded.params, labels, 0)) == 11
+    del run
+
+
+def test_to_uint8_is_dits():
+    x = np.array([-1.5, -1.0, 0.0, 0.999, 1.0, 2.0])
+    np.testing.assert_array_equal(to_uint8(x), [0, 0, 128, 255, 255, 255])
+    assert to_uint8(np.array([0.0039]))[0] == 128  # 128.497 is truncated
+
+
+def test_grid_lays_rows_out_in_order():
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 1), np.uint8)
+    grid = make_grid(images, columns=3)
+    assert grid.shape == (2 * 34 + 2, 3 * 34 + 2, 1)
+    corners = [grid[2 + 34 * (i // 3), 2 + 34 * (i % 3), 0] for i in range(5)]
+    assert corners == [0, 1, 2, 3, 4]
+
+
+def test_sampling_needs_neither_tensorflow_nor_torch(trained, tmp_path):
+    block = (
+        "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'torch', 'tensorboard']));"
+        "sys.argv = ['sample', *sys.argv[1:]];"
+        "import runpy; runpy.run_module('tp_jax.sample', run_name='__main__')"
+    )
+    out = tmp_path / "out"
+    flags = [f"--workdir={trained}", f"--out={out}", "--num=3", "--batch_size=4", "--no-ema"]
+    done = subprocess.run([sys.executable, "-c", block, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "grid.png").exists()
+    assert "sampling: 100%" in done.stderr
