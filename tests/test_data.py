@@ -28,9 +28,7 @@ def test_digits_are_the_real_scans():
     decode = DecodeImage(8, 1, flip=False)
     for i in (0, 7, 1796):
         element = decode.random_map(source.records[i], np.random.default_rng(0))
-        np.testing.assert_allclose(
-            (element["x"][..., 0] + 1) * 8, digits.images[i], atol=16 / 255
-        )
+        np.testing.assert_allclose((element["x"][..., 0] + 1) * 8, digits.images[i], atol=16 / 255)
         assert element["condition"]["label"] == digits.target[i]
         assert element["x"].dtype == np.float32
 

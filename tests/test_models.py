@@ -1,6 +1,7 @@
 """DiT and MMDiT: sizes, the shape of their parameter trees, and METHOD's properties in them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,29 +28,29 @@ TINY = {
 }  # fmt: skip
 
 
-def example(model, batch=3, seed=0):
+def normal(rng, shape):
+    """NumPy's, because every shape that JAX draws has to be compiled."""
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def example(model, batch=3):
     """Random inputs of a model."""
-    config, keys = model.config, iter(jax.random.split(jax.random.key(seed), 9))
+    config, rng = model.config, np.random.default_rng(0)
 
     def draw(leaf):
         if leaf.dtype == jnp.int32:
             return jnp.arange(batch) % config.num_classes
-        return jax.random.normal(next(keys), leaf.shape)
+        return normal(rng, leaf.shape)
 
-    x = jax.random.normal(
-        next(keys), (batch, config.image_size, config.image_size, config.channels)
-    )
+    x = normal(rng, (batch, config.image_size, config.image_size, config.channels))
     condition = jax.tree.map(draw, model.example_condition(batch))
     return x, jnp.linspace(5, 900, batch), condition
 
 
 def random_params(model, seed=1, scale=0.3):
     """Every parameter random, also those that start at zero."""
-    leaves, tree = jax.tree.flatten(abstract_params(model))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten(
-        [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: scale * normal(rng, leaf.shape), abstract_params(model))
 
 
 def run(model, params, inputs, options=None):
@@ -103,9 +104,9 @@ def test_the_base_tree_is_the_same_whichever_blocks_think(kind):
 
 
 @pytest.mark.parametrize("kind", TINY)
-@pytest.mark.parametrize("dispatch", ["dense", "grouped"])
-@pytest.mark.parametrize("experts,latent_steps", [(1, 1), (2, 2), (5, 5)])
+@pytest.mark.parametrize("dispatch,experts,latent_steps", [("dense", 2, 2), ("grouped", 5, 5)])
 def test_attaching_thinking_changes_nothing(kind, dispatch, experts, latent_steps):
+    # test_thinking.py holds one layer to it for every T, M and dispatch.
     fields = dict(dispatch=dispatch, experts=experts, latent_steps=latent_steps)
     thinks = build_model(changed(TINY[kind], layers=(0, 1, 3), **fields))
     plain = build_model(changed(TINY[kind], layers=()))
@@ -115,32 +116,37 @@ def test_attaching_thinking_changes_nothing(kind, dispatch, experts, latent_step
     inputs = example(plain)
     wanted = run(plain, {"base": params["base"]}, inputs)
     noise = RoutingNoise(jax.random.key(2), jnp.arange(3))
-    for options in (ThinkingOptions(), ThinkingOptions(noise)):
-        found = run(thinks, params, inputs, options)
+
+    @jax.jit
+    def both(params):
+        return [
+            thinks.apply({"params": params}, *inputs, options)[0]
+            for options in (ThinkingOptions(), ThinkingOptions(noise))
+        ]
+
+    for found in both(params):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
     # And once B isn't zero, thinking does something.
-    assert np.abs(run(thinks, random_params(thinks), inputs) - wanted).max() > 1e-3
+    assert np.abs(both(random_params(thinks))[0] - wanted).max() > 1e-3
+
+
+@functools.cache
+def value_and_grad(config):
+    model = build_model(config)
+    inputs = example(model)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(model.apply({"params": params}, *inputs)[0]))
+
+    return jax.jit(jax.value_and_grad(loss))(random_params(model))
 
 
 @pytest.mark.parametrize("kind", TINY)
-@pytest.mark.parametrize(
-    "fields", [dict(scan_blocks=False), dict(remat="full"), dict(remat="dots"), dict(layers=(2, 0))]
-)
+@pytest.mark.parametrize("fields", [dict(scan_blocks=False), dict(remat="full", layers=(2, 0))])
 def test_how_blocks_are_run_changes_no_value_and_no_gradient(kind, fields):
-    inputs, noise = example(build_model(TINY[kind])), RoutingNoise(jax.random.key(2), jnp.arange(3))
-
-    def value_and_grad(config):
-        model = build_model(config)
-
-        def loss(params):
-            out, _ = model.apply({"params": params}, *inputs, ThinkingOptions(noise))
-            return jnp.sum(jnp.sin(out))
-
-        return jax.jit(jax.value_and_grad(loss))(random_params(model))
-
     wanted, wanted_grads = value_and_grad(TINY[kind])
     found, grads = value_and_grad(changed(TINY[kind], **fields))
-    assert found == pytest.approx(wanted, rel=1e-5)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 
     def close(a, b):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
@@ -152,9 +158,10 @@ def test_how_blocks_are_run_changes_no_value_and_no_gradient(kind, fields):
 def test_a_sample_does_not_depend_on_its_batch_mates(kind):
     model = build_model(TINY[kind])
     params, inputs = random_params(model), example(model)
-    together = run(model, params, inputs)
+    apply = jax.jit(lambda *inputs: model.apply({"params": params}, *inputs)[0])
+    together = apply(*inputs)
     for i in range(3):
-        alone = run(model, params, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], inputs))
+        alone = apply(*jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], inputs))
         np.testing.assert_allclose(alone[0], together[i], atol=1e-5 * np.abs(together).max())
 
 
@@ -169,16 +176,14 @@ def test_bfloat16_stays_near_float32(kind):
 
 
 def test_scanned_blocks_make_a_small_program():
-    def lines(config):
+    def instructions(config):
         model = build_model(config)
         params, inputs = abstract_params(model), example(model)
         lowered = jax.jit(lambda p: model.apply({"params": p}, *inputs)[0]).lower(params)
-        return len(lowered.as_text().splitlines())
+        return lowered.compile().as_text().count(" = ")
 
-    deep = changed(TINY["dit"], depth=24, layers=(12,))
-    assert lines(deep) < 1.1 * lines(changed(TINY["dit"], depth=12, layers=(6,)))
-    # 24 blocks against a run, a thinking block, and a run.
-    assert lines(deep) < lines(changed(deep, scan_blocks=False)) / 3
+    deep = changed(TINY["dit"], depth=16, layers=(8,))
+    assert instructions(deep) < instructions(changed(deep, scan_blocks=False)) / 2
 
 
 def test_analytic_flops_agree_with_the_compiler():

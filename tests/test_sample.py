@@ -39,7 +39,9 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn(trained):
     loaded = load(trained)
     labels = {"label": cycled_labels(None, 8, 10)}
     large, small = (
-        np.concatenate(list(make_generator(loaded, batch_size=size).batches(loaded.params, part, 0)))
+        np.concatenate(
+            list(make_generator(loaded, batch_size=size).batches(loaded.params, part, 0))
+        )
         for size, part in ((8, labels), (4, {"label": labels["label"][:5]}))
     )
     np.testing.assert_allclose(small, large[:5], atol=1e-5)

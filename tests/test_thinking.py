@@ -24,14 +24,16 @@ LAYER = 7
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    # NumPy's, because every shape that JAX draws has to be compiled.
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def layer_inputs(config, text):
     """Arguments of a layer, with every parameter random (B isn't zero)."""
-    params = init_thinking_layer(jax.random.key(0), config, D)
-    leaves, tree = jax.tree.flatten(params)
-    params = tree.unflatten([x + 0.3 * normal(i, *x.shape) for i, x in enumerate(leaves)])
+    shapes = jax.eval_shape(lambda key: init_thinking_layer(key, config, D), jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
+    params = tree.unflatten([0.5 * normal(i, *x.shape) for i, x in enumerate(leaves)])
+    params["norm"]["scale"] += 1
     inputs = {
         "params": params,
         "vision": normal(20, B, N, D),
@@ -199,8 +201,8 @@ def test_identity_while_b_is_zero(dispatch, experts, steps, text):
     qkv = jnp.einsum("bnd,dpe->bnpe", inputs["vision"], inputs["kernel"])
     joint = jnp.concatenate([qkv, inputs["text"]], 1) if text else qkv
     wanted = attention(split_heads(joint, HEADS), HEADS)
-    for noise in (None, make_noise()):
-        vision, text_out, _ = jax.jit(lambda i, noise=noise: ours(i, config, noise))(inputs)
+    runs = jax.jit(lambda i: [ours(i, config, noise) for noise in (None, make_noise())])
+    for vision, text_out, _ in runs(inputs):
         assert_close(vision, wanted[:, :N], 1e-6)
         if text:
             assert_close(text_out, wanted[:, N:], 1e-6)
