@@ -34,6 +34,7 @@ def tiny_config(**train_fields) -> ConfigDict:
         steps=6, batch_size=8, ema_decay=0.9, log_every=2, sample_every=6, samples=4
     )
     config.train.update(**train_fields)
+    config.optimizer.learning_rate = 1e-2
     config.checkpoint.every_steps = 3
     config.sampling.update(sampler="euler", steps=3, guidance_scale=1.5)
     return config

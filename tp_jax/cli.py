@@ -43,13 +43,28 @@ def _parse_flags(usage: str) -> None:
     arguments = [re.sub(r"^--?no-", "--no", argument) for argument in sys.argv]
     try:
         rest = flags.FLAGS(arguments)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"{error}; --help names all flags") from error
     except flags.Error as error:
-        raise UserError(str(error)) from error
+        raise UserError(_without_trace(str(error))) from error
+    except OSError as error:
+        raise _unreadable_config(error) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections raises any of these for a key or a value that doesn't fit.
         raise UserError(_unknown_key() or f"--config: {_shorten(error)}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
+
+
+def _without_trace(message: str) -> str:
+    """The message alone, where ml_collections puts a config file's whole traceback into it."""
+    head, trace, tail = message.partition("Traceback (most recent call last):")
+    return f"{head.strip()} {tail.strip().splitlines()[-1]}" if trace else message
+
+
+def _unreadable_config(error: OSError) -> UserError:
+    reason = str(error).splitlines()[-1].rpartition("earlier failure to load:")[-1].strip()
+    return UserError(f"--config: {reason}; name {flags.FLAGS['config'].help}")
 
 
 def _shorten(error: Exception) -> str:
@@ -63,9 +78,12 @@ def _shorten(error: Exception) -> str:
 
 def _unknown_key() -> str | None:
     """Names the first `--config.a.b` on the command line that the config file doesn't have."""
-    given = dict(argument.lstrip("-").partition("=")[::2] for argument in sys.argv[1:])
+    given = {}
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        given[name] = value if equals else following
     overrides = [name for name in given if name.startswith("config.")]
-    if not overrides or "config" not in given:
+    if not overrides or not given.get("config"):
         return None
     try:
         config = flags.FLAGS["config"].parser.parse(given["config"])
@@ -108,5 +126,9 @@ def required_config() -> ConfigDict:
     try:
         flag.value.seed  # noqa: B018 - a file that wasn't there fails at the first access
     except OSError as error:
-        raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+        raise _unreadable_config(error) from error
+    except AttributeError as error:
+        raise UserError(
+            "--config: get_config() must return a config made by tp_jax.config.default()"
+        ) from error
     return flag.value

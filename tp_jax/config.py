@@ -5,6 +5,7 @@ that use them, so there is one list of each. A config is locked: a key that isn'
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -16,6 +17,18 @@ from tp_jax.thinking import ThinkingConfig
 
 TRAINABLE = ("thinking", "all")
 SCHEDULES = ("constant", "cosine")
+# The least value of fields that no dataclass checks.
+LEAST = {
+    1: (
+        "train.steps", "train.batch_size", "train.accumulate", "train.log_every",
+        "train.sample_every", "checkpoint.every_steps", "checkpoint.keep", "model.mlp_ratio",
+    ),
+    0: (
+        "seed", "data.workers", "train.samples", "sampling.guidance_channels",
+        "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.clip_norm",
+        "checkpoint.keep_every_steps",
+    ),
+}  # fmt: skip
 
 
 def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
@@ -83,6 +96,16 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     return config.lock()
 
 
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """The fields of a config as {"a.b": value}."""
+    if not isinstance(node, ConfigDict):
+        return {path: node}
+    fields = {}
+    for key, value in node.items():
+        fields |= flat(value, f"{path}.{key}" if path else key)
+    return fields
+
+
 @dataclasses.dataclass(frozen=True)
 class Built:
     """What a config describes, checked."""
@@ -98,10 +121,12 @@ def build(config: ConfigDict) -> Built:
     Raises:
       UserError: a value out of range, or two that don't go together, naming the fields.
     """
+    _check_fields(config)
     objective = build_objective(config.diffusion)
     model = build_model_config(config.model, objective)
     sampler = SamplerConfig(**config.sampling.to_dict())
     sampler.check(objective)
+    check_guidance(sampler, model)
     _check_train(config)
     if config.train.trainable == "thinking":
         if not model.thinking.layers:
@@ -115,6 +140,15 @@ def build(config: ConfigDict) -> Built:
                 'checkpoint or a workdir, or train "all"'
             )
     return Built(model, objective, sampler)
+
+
+def check_guidance(sampler: SamplerConfig, model: TransformerConfig) -> None:
+    """Raises a UserError if a model without classes is to be guided."""
+    if sampler.guidance_scale != 1 and getattr(model, "num_classes", None) == 0:
+        raise UserError(
+            f"guidance_scale={sampler.guidance_scale}: a model without classes has nothing to "
+            f"guide; use 1"
+        )
 
 
 def build_objective(fields: ConfigDict) -> Objective:
@@ -138,23 +172,37 @@ def _choice(name: str, value: str, choices) -> str:
     return value
 
 
+def _check_fields(config: ConfigDict) -> None:
+    """A file may have unlocked its config, or changed a kind without the fields that go with it."""
+    found = flat(config)
+    model = _choice("config.model.kind", found.get("model.kind"), MODELS)
+    diffusion = _choice("config.diffusion.kind", found.get("diffusion.kind"), OBJECTIVES)
+    wanted = flat(default(model, diffusion))
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in wanted:
+            problem = "is unknown"
+        elif found.get(name) is None:
+            problem = "has no value"
+        else:
+            continue
+        raise UserError(
+            f"config.{name} {problem}: begin the config file with default({model!r}, "
+            f"{diffusion!r}), and change its values alone"
+        )
+
+
 def _check_train(config: ConfigDict) -> None:
     _choice("config.train.trainable", config.train.trainable, TRAINABLE)
     _choice("config.optimizer.schedule", config.optimizer.schedule, SCHEDULES)
-    at_least_one = {
-        "train": ("steps", "batch_size", "accumulate", "log_every"),
-        "checkpoint": ("every_steps", "keep"),
-    }
-    for section, fields in at_least_one.items():
-        for field in fields:
-            if config[section][field] < 1:
-                raise UserError(
-                    f"config.{section}.{field}={config[section][field]}: must be 1 or more"
-                )
+    fields = flat(config)
+    for least, names in LEAST.items():
+        for name in names:
+            if fields.get(name, least) < least:
+                raise UserError(f"config.{name}={fields[name]}: must be {least} or more")
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"config.train.accumulate={config.train.accumulate} does not divide "
-            f"config.train.batch_size={config.train.batch_size}"
+            f"config.train.batch_size={config.train.batch_size}: choose a divisor"
         )
     for field in ("ema_decay", "condition_dropout"):
         if not 0 <= config.train[field] < 1:

@@ -77,15 +77,7 @@ def make_generator(
     built = loaded.built
     sampler = changed_sampler(built.sampler, sampler_changes or {})
     sampler.check(built.objective)
-    if (
-        sampler.guidance_scale != 1
-        and hasattr(built.model, "num_classes")
-        and not loaded.num_classes
-    ):
-        raise UserError(
-            f"guidance_scale={sampler.guidance_scale}: a model without classes has nothing to "
-            f"guide; use 1"
-        )
+    config_lib.check_guidance(sampler, built.model)
     return Generator(loaded.model, built.objective, sampler, loaded.mesh, batch_size, latent_steps)
 
 
@@ -112,13 +104,20 @@ def draw_samples(drawing: Drawing) -> None:
       UserError: anything that was asked for can't be had; nothing is written then.
     """
     as_file = drawing.out.suffix == ".npz"
-    if not as_file and drawing.out.exists() and not drawing.out.is_dir():
-        raise UserError(f"--out={drawing.out} is a file: name FILE.npz or a folder")
+    if drawing.out.exists() and drawing.out.is_dir() == as_file:
+        kind = "folder" if as_file else "file"
+        raise UserError(f"--out={drawing.out} is a {kind}: name FILE.npz or a folder")
     loaded = load(drawing.workdir, drawing.checkpoint, ema=drawing.ema)
     labels = cycled_labels(drawing.labels, drawing.num, loaded.num_classes)
     generator = make_generator(
         loaded, drawing.sampler_changes, drawing.batch_size, drawing.latent_steps
     )
+    # Before drawing, so that hours of it aren't lost for want of a folder.
+    folder = drawing.out.parent if as_file else drawing.out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={drawing.out} can't be made: {error}; name another") from error
     batches = []
     with tqdm(total=drawing.num, unit="img", file=sys.stderr, desc="sampling") as bar:
         for batch in generator.batches(loaded.params, {"label": labels}, drawing.seed):
@@ -131,7 +130,6 @@ def draw_samples(drawing: Drawing) -> None:
 
 
 def _write_npz(path: epath.Path, images: np.ndarray, labels: np.ndarray) -> epath.Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         np.savez(file, arr_0=images, arr_1=labels)
     return path

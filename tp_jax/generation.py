@@ -40,8 +40,8 @@ class Generator:
 
     def __post_init__(self):
         check_batch_size(self.mesh, "batch_size", self.batch_size)
-        if self.latent_steps is not None and self.latent_steps < 1:
-            raise UserError(f"latent_steps={self.latent_steps}: must be 1 or more")
+        if self.latent_steps is not None:
+            self.model.config.thinking.check_latent_steps(self.latent_steps)
 
     def compiled(self) -> Callable[..., jax.Array]:
         """Jitted (params, key, sample index [B], condition) -> [B, H, W, C] float32."""

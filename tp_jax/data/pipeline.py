@@ -74,7 +74,7 @@ def make_iterator(source: Source, config: ConfigDict) -> grain.DatasetIterator:
     if len(source.records) < config.train.batch_size:
         raise UserError(
             f"config.train.batch_size={config.train.batch_size} is larger than "
-            f"{config.data.source}, which has {len(source.records)} images"
+            f"{config.data.source}, which has {len(source.records)} images: choose fewer"
         )
     decode = DecodeImage(config.model.image_size, source.channels, config.data.flip)
     dataset = grain.MapDataset.source(source.records).seed(config.seed).shuffle().repeat()

@@ -25,9 +25,11 @@ def open_tfds(name: str, dir: str, split: str) -> Source:
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, AssertionError, ValueError) as error:
+        # TFDS goes on to list all it knows.
+        reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"config.data.source=tfds/{name}, split {split!r}: {error}; prepare it as array_record "
-            f"with download_and_prepare and set config.data.dir to TFDS's data_dir"
+            f"config.data.source=tfds/{name}, split {split!r}: {reason}; prepare it as "
+            f"array_record with download_and_prepare and set config.data.dir to TFDS's data_dir"
         ) from error
     channels = features["image"].shape[-1]
     return Source(records, None, channels, tuple(features["label"].names))

@@ -59,6 +59,11 @@ class SamplerConfig:
             raise UserError(
                 f"sampler={self.sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}"
             )
+        numbers = [value for value in self.guidance_interval if isinstance(value, int | float)]
+        if len(numbers) != 2 or len(self.guidance_interval) != 2:
+            raise UserError(
+                f"guidance_interval={self.guidance_interval}: give two numbers, as 0.0,1.0"
+            )
         if self.spacing not in ("even", "stride"):
             raise UserError(f"spacing={self.spacing!r}: choose even or stride")
 

@@ -80,7 +80,7 @@ class TransformerConfig:
         if self.image_size % self.patch:
             raise UserError(
                 f"config.model.patch={self.patch} does not divide "
-                f"config.model.image_size={self.image_size}"
+                f"config.model.image_size={self.image_size}: choose a divisor"
             )
         if self.width % self.heads or self.width % 4:
             raise UserError(

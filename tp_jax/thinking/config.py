@@ -82,6 +82,16 @@ class ThinkingConfig:
         if len(set(self.layers)) != len(self.layers):
             raise UserError(f"config.model.thinking.layers={self.layers} names a block twice")
 
+    def check_latent_steps(self, steps: int) -> None:
+        """Raises a UserError if the model can't think for this many latent steps."""
+        if steps < 1:
+            raise UserError(f"latent_steps={steps}: must be 1 or more")
+        if not self.share_across_steps and steps > self.latent_steps:
+            raise UserError(
+                f"latent_steps={steps}, but with share_across_steps=False the model has experts "
+                f"for {self.latent_steps} latent steps only: ask for {self.latent_steps} or fewer"
+            )
+
     def check_depth(self, depth: int) -> None:
         """Raises a UserError if a layer lies outside a model of `depth` blocks."""
         for layer in self.layers:

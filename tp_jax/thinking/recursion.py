@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tp_jax.errors import UserError
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.thinking.experts import Experts
@@ -106,6 +105,7 @@ def think(
       UserError: more latent steps than the layer has experts for.
     """
     steps = config.latent_steps if latent_steps is None else latent_steps
+    config.check_latent_steps(steps)
     dispatch = get_dispatch(config.dispatch, config.experts, vision.shape[-1], config.rank)
 
     def route(tokens, experts, step):
@@ -145,12 +145,6 @@ def think(
 
 def _experts_of_steps(params: dict[str, jax.Array], steps: int) -> tuple[Experts, Experts]:
     """Experts of the steps before the last [T-1, …], and of the last."""
-    available = params["lora_a"].shape[0]
-    if steps > available:
-        raise UserError(
-            f"latent_steps={steps}, but with share_across_steps=False the model has experts for "
-            f"{available} latent steps only: ask for {available} or fewer"
-        )
     experts = Experts(**params)
     return (
         jax.tree.map(lambda leaf: leaf[: steps - 1], experts),

@@ -33,7 +33,7 @@ class Progress:
 
 def open_manager(workdir: epath.Path, config: ConfigDict | None = None) -> ocp.CheckpointManager:
     """The checkpoints of a workdir; with a config to write them, without to read them."""
-    folder = workdir / FOLDER
+    folder = _absolute(workdir) / FOLDER
     if config is None:
         return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
     keep = [managers.LatestN(config.keep)]
@@ -47,6 +47,11 @@ def open_manager(workdir: epath.Path, config: ConfigDict | None = None) -> ocp.C
         enable_async_checkpointing=True,
     )
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    # Orbax takes no relative path, and epath would spoil gs:// by making it absolute.
+    return path if path.is_absolute() else path.absolute()
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: Progress) -> None:
@@ -100,9 +105,10 @@ def _restore(manager, train_step, items):
     try:
         return manager.restore(train_step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, FileNotFoundError) as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
         raise UserError(
-            f"checkpoint {train_step} in {manager.directory} can't be restored: {reason}"
+            f"checkpoint {train_step} in {manager.directory} can't be restored: {reason} … if it "
+            f"is damaged, delete its folder and the one before it is used"
         ) from error
 
 
@@ -128,7 +134,7 @@ def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> 
 def save_base(folder: epath.Path, base: Any) -> None:
     """Writes a base checkpoint: the `base` parameters alone."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), base)
+        checkpointer.save(_absolute(folder), base)
 
 
 def load_base(path: str, abstract: Any) -> Any:
@@ -140,9 +146,11 @@ def load_base(path: str, abstract: Any) -> Any:
     Raises:
       UserError: nothing is there, or its weights don't fit, naming the first that doesn't.
     """
-    folder = epath.Path(path).absolute()
+    folder = _absolute(epath.Path(path))
     if not folder.exists():
-        raise UserError(f"config.init.base={path}: there is no such folder")
+        raise UserError(
+            f"config.init.base={path}: there is no such folder; name a base checkpoint or a workdir"
+        )
     if (folder / FOLDER).exists():
         with open_manager(folder) as manager:
             step = find_step(manager)
@@ -172,7 +180,10 @@ def _item(manager: ocp.CheckpointManager, train_step: int, name: str) -> epath.P
 def _stored(folder: epath.Path) -> Any:
     """The tree of shapes and dtypes that a folder holds."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.metadata(folder).item_metadata.tree
+        found = checkpointer.metadata(folder).item_metadata
+    if found is None:
+        raise UserError(f"{folder} is damaged or no checkpoint of tp_jax: use another checkpoint")
+    return found.tree
 
 
 def check_fit(path: str, stored: Any, wanted: Any) -> None:

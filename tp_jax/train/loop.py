@@ -59,7 +59,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
             params["base"] = checkpoint.load_base(config.init.base, target)
         return params
 
-    manager = checkpoint.open_manager(workdir, config.checkpoint) if workdir.exists() else None
+    # A folder of checkpoints is made only when nothing can be refused any more.
+    has_checkpoints = (workdir / checkpoint.FOLDER).exists()
+    manager = checkpoint.open_manager(workdir, config.checkpoint) if has_checkpoints else None
     newest = manager.latest_step() if manager else None
     if newest is not None and newest >= steps:
         _say(f"{workdir} is trained already: {newest} of {steps} steps; raise config.train.steps")
@@ -102,30 +104,30 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         window.resume()
 
     first = newest or 0
-    for train_step in range(first + 1, steps + 1):
-        with jax.transfer_guard("disallow"):
-            batch = _to_devices(next(iterator), mesh)
-            state, step_metrics = train_step_fn(state, batch)
-        window.add(train_step, step_metrics)
+    # Whatever ends the loop, a save under way is finished.
+    with manager:
+        for train_step in range(first + 1, steps + 1):
+            with jax.transfer_guard("disallow"):
+                batch = _to_devices(next(iterator), mesh)
+                state, step_metrics = train_step_fn(state, batch)
+            window.add(train_step, step_metrics)
 
-        if train_step == first + 1:
-            # Compilation isn't speed.
-            window.check_finite()
-            window.pause()
-            window.restart()
-        if train_step % config.train.log_every == 0 or train_step == steps:
-            means = window.close()
-            writer.write_scalars(train_step, metrics.scalars(means))
-            _say(metrics.line(train_step, steps, means))
-        if train_step % config.checkpoint.every_steps == 0 or train_step == steps:
-            save(train_step, state)
-        if train_step % config.train.sample_every == 0 or train_step == steps:
-            window.pause()
-            pictures.draw(train_step, state.params | state.ema)
-            window.resume()
+            if train_step == first + 1:
+                # Compilation isn't speed.
+                window.check_finite()
+                window.pause()
+                window.restart()
+            if train_step % config.train.log_every == 0 or train_step == steps:
+                means = window.close()
+                writer.write_scalars(train_step, metrics.scalars(means))
+                _say(metrics.line(train_step, steps, means))
+            if train_step % config.checkpoint.every_steps == 0 or train_step == steps:
+                save(train_step, state)
+            if train_step % config.train.sample_every == 0 or train_step == steps:
+                window.pause()
+                pictures.draw(train_step, state.params | state.ema)
+                window.resume()
 
-    manager.wait_until_finished()
-    manager.close()
     writer.flush()
     iterator.close()
     _say(f"done: {steps} steps in {metrics.duration(window.seconds)} of training; see {workdir}")

@@ -37,6 +37,6 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    if not config.clip_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    # In any case two links, so that a run can go on with another clip_norm.
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, adamw)

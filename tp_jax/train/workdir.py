@@ -42,13 +42,14 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: name a folder")
     if not (workdir / CONFIG).exists():
-        if any(workdir.iterdir()):
+        # A kill at the very start leaves the config under its temporary name.
+        if any(path.name != f"{CONFIG}.tmp" for path in workdir.iterdir()):
             raise UserError(
                 f"--workdir={workdir} holds files but no {CONFIG}, so no run of tp_jax made it: "
                 f"name a new or empty folder"
             )
         return []
-    old, new = _flat(read_config(workdir)), _flat(config)
+    old, new = config_lib.flat(read_config(workdir)), config_lib.flat(config)
     changes = [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
@@ -71,20 +72,14 @@ def _is_fixed(name: str) -> bool:
     return under(FIXED) and not under(FREE)
 
 
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(node, ConfigDict):
-        return {path: node}
-    flat = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{path}.{key}" if path else key)
-    return flat
-
-
 def write_workdir(workdir: epath.Path, config: ConfigDict) -> None:
     """Writes the config and the versions, once for all processes."""
     if jax.process_index():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} can't be made: {error}; name another") from error
     _write(workdir / CONFIG, config.to_dict())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions |= {
@@ -118,7 +113,8 @@ def read_config(workdir: epath.Path) -> ConfigDict:
         config.update(fields)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise UserError(
-            f"{path} can't be read as a config of this version of tp_jax: {error}"
+            f"{path} can't be read as a config of this version of tp_jax: "
+            f"{str(error).split(' Other fields present')[0]}; name another workdir"
         ) from error
     return config
 

@@ -1,0 +1,510 @@
+"""What a person can get wrong ends in one line that says what would be right, and harms nothing."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+from conftest import tiny_config
+from etils import epath
+
+from tp_jax import config as config_lib
+from tp_jax import drawing
+from tp_jax.data.source import Source
+from tp_jax.errors import UserError
+from tp_jax.generation import cycled_labels
+from tp_jax.models import build_model
+from tp_jax.train import checkpoint, loop, workdir
+
+TESTS = pathlib.Path(__file__).parent
+
+
+def snapshot(folder):
+    """Names, sizes and times of all that is in a folder."""
+    found = {path: path.stat() for path in sorted(pathlib.Path(folder).rglob("*"))}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+def config_file(folder, *changes, name="config.py"):
+    """A config file with tiny_config and these lines; beside none of what a test watches."""
+    path = folder / "configs" / name
+    path.parent.mkdir(exist_ok=True)
+    body = "\n    ".join(["config = tiny_config()", *changes, "return config"])
+    path.write_text(f"from conftest import tiny_config\n\n\ndef get_config():\n    {body}\n")
+    return path
+
+
+def run_entry(module, arguments, capsys, monkeypatch):
+    """Exit code and stderr of `python -m tp_jax.<module>`, without the seconds of a new process."""
+    before = set(flags.FLAGS)
+    monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+    # The name that config files are imported under.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    capsys.readouterr()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"tp_jax.{module}", run_name="__main__")
+    finally:
+        # So that another entry may define flags of the same names.
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """A function that runs an entry, checks that it refuses in one line, and that nothing changed.
+
+    A test keeps its files in tmp_path / "place", which is watched, as are the folders in `watch`.
+    """
+    (tmp_path / "place").mkdir()
+
+    def check(module, *arguments, match, watch=()):
+        watched = [tmp_path / "place", *watch]
+        before = [snapshot(folder) for folder in watched]
+        code, stderr = run_entry(module, arguments, capsys, monkeypatch)
+        assert code == 2, stderr
+        assert len(stderr.splitlines()) == 1, stderr
+        assert stderr.startswith("error: ") and "Traceback" not in stderr
+        assert re.search(match, stderr), stderr
+        assert len(stderr) < 500, stderr
+        assert [snapshot(folder) for folder in watched] == before
+
+    return check
+
+
+@pytest.fixture
+def refused_config(refused, tmp_path):
+    """As `refused`, for training by a config with these overrides, into a workdir that isn't."""
+
+    def check(*overrides, match, file=None):
+        file = file or config_file(tmp_path)
+        new = tmp_path / "place" / "new"
+        refused("main", f"--config={file}", f"--workdir={new}", *overrides, match=match)
+
+    return check
+
+
+# How flags are written.
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "match"),
+    [
+        ("main", ["--config={config}", "--workdir={new}", "--steps=3"], "flag 'steps'.*--help"),
+        ("main", ["--config={config}", "--wrkdir={new}"], "'wrkdir'. Did you mean: workdir"),
+        ("main", ["--config={config}", "--workdir={new}", "more"], "argument 'more'.*--name=value"),
+        ("main", ["--workdir={new}"], "--config is missing.*configs/quickstart.py"),
+        ("main", ["--workdir={new}", "--config.seed=1"], "flag 'config.seed'.*--help"),
+        ("main", ["--config={config}"], "--workdir is missing: the folder for"),
+        ("main", ["--config={config}", "--workdir="], "--workdir is missing: the folder for"),
+        ("sample", ["--out={new}"], "--workdir is missing: a folder that was trained in"),
+        ("sample", ["--workdir={new}"], "--out is missing: FILE.npz, or a folder"),
+        ("sample", ["--workdir={new}", "--out={new}", "--nums=3"], "'nums'. Did you mean: num"),
+        ("sample", ["--workdir={new}", "--out={new}", "--num=many"], "--num=many.*int"),
+        ("sample", ["--workdir={new}", "--out={new}", "--labels=1,x"], "--labels=1,x.*whole"),
+        ("sample", ["--workdir={new}", "--out={new}", "--labels=1.5"], "--labels=1.5.*whole"),
+    ],
+)
+def test_bad_flags(module, arguments, match, refused, tmp_path):
+    names = dict(config=config_file(tmp_path), new=tmp_path / "place" / "new")
+    refused(module, *(argument.format(**names) for argument in arguments), match=match)
+
+
+@pytest.mark.parametrize("override", [[], ["--config.train.steps=3"], ["--config.a.b=3"]])
+def test_a_config_file_that_is_not_there(override, refused_config, tmp_path):
+    file = tmp_path / "nowhere.py"
+    refused_config(*override, file=file, match="No such file.*nowhere.py'; name a config file")
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("--config.a.b=3", "--config.a.b: config has no 'a'; known: checkpoint, data,"),
+        ("--config.train.stepz=3", "config.train has no 'stepz'; did you mean 'steps'"),
+        ("--config.model.thinking.layer=3", "thinking has no 'layer'; did you mean 'layers'"),
+        ("--config.train=3", "config.train=3"),
+        ("--config.train.steps=soon", "config.train.steps=soon.*int"),
+        ("--config.train.steps=1.5", "config.train.steps=1.5.*int"),
+        ("--config.optimizer.learning_rate=low", "config.optimizer.learning_rate=low.*float"),
+        ("--config.data.flip=perhaps", "config.data.flip=perhaps.*[Bb]oolean"),
+    ],
+)
+def test_bad_overrides(override, match, refused_config):
+    refused_config(override, match=match)
+
+
+def test_an_unknown_key_is_named_however_the_flags_are_written(refused, tmp_path):
+    file, new = config_file(tmp_path), tmp_path / "place" / "new"
+    arguments = ["--config", file, "--workdir", new, "--config.train.stepz", "3"]
+    refused("main", *arguments, match="config.train has no 'stepz'; did you mean 'steps'")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ('config.train.steps = "many"', "config.py.*'steps'.*str.*int"),
+        ("config.model.thinking.layers = 1", "config.py.*'layers'.*int.*tuple"),
+        ("config.train.stepz = 3", "stepz.*Did you mean .steps"),
+        ("config.unlock().train.stepz = 3", "config.train.stepz is unknown.*default"),
+        ("config.unlock(); del config.train.steps", "config.train.steps has no value.*default"),
+        ("config.train.steps = None", "config.train.steps has no value"),
+        ("config.data.source = None", "config.data.source has no value"),
+        ('config = {"seed": 1}', r"get_config\(\) must return.*tp_jax.config.default"),
+    ],
+)
+def test_bad_config_files(change, match, refused_config, tmp_path):
+    refused_config(file=config_file(tmp_path, change), match=match)
+
+
+def test_a_config_file_without_get_config(refused_config, tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    refused_config(file=tmp_path / "empty.py", match="no attribute 'get_config")
+
+
+# What a config asks for.
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("model.thinking.layers=4,", r"layers=\(4,\): block 4 does not exist.*blocks 0 to 3"),
+        ("model.thinking.layers=-1,", r"block -1 does not exist.*blocks 0 to 3"),
+        ("model.thinking.layers=1.5,", r"layers=\(1.5,\): give block numbers"),
+        ("model.thinking.layers='a','b'", r"layers=\('a', 'b'\): give block numbers"),
+        ("model.thinking.layers=1,1", "names a block twice"),
+        ("model.thinking.rank=0", "thinking.rank=0: must be 1 or more"),
+        ("model.patch=3", "model.patch=3 does not divide config.model.image_size=8.*divisor"),
+        ("model.heads=3", "model.width=16 must be a multiple of config.model.heads=3"),
+        ("model.kind=unet", "config.model.kind='unet': choose one of dit, mmdit"),
+        ("model.kind=mmdit", r"config.model\.\w+ has no value: begin .* default\('mmdit', 'flow'"),
+        ("diffusion.kind=gaussian", r"config.diffusion.* default\('dit', 'gaussian'"),
+        ("mesh.data=3", r"mesh \(data=3.* does not divide the 4 device.*multiply to 4"),
+        ("mesh.fsdp=3", r"mesh \(data=-1, fsdp=3.* does not divide the 4 device.*or set one to -1"),
+        ("mesh.expert=4", "mesh.expert=4 does not divide .*thinking/layer_1/experts.*divisor of 2"),
+        ("train.batch_size=6", "train.batch_size=6 does not divide over the mesh.*multiple of 4"),
+        ("train.accumulate=3", "accumulate=3 does not divide config.train.batch_size=8.*divisor"),
+        ("train.accumulate=4", "batch_size / accumulate=2 does not divide.*multiple of 4"),
+        ("train.batch_size=4000", "batch_size=4000 is larger than digits.*1797 images.*fewer"),
+        ("train.trainable=thinking", 'trainable="thinking" needs a base: set config.init.base'),
+        ("train.trainable=gate", "trainable='gate': choose one of thinking, all"),
+        ("train.steps=0", "config.train.steps=0: must be 1 or more"),
+        ("train.sample_every=0", "config.train.sample_every=0: must be 1 or more"),
+        ("train.samples=-1", "config.train.samples=-1: must be 0 or more"),
+        ("seed=-1", "config.seed=-1: must be 0 or more"),
+        ("data.workers=-1", "config.data.workers=-1: must be 0 or more"),
+        ("optimizer.clip_norm=-1", "config.optimizer.clip_norm=-1.0: must be 0 or more"),
+        ("optimizer.schedule=step", "schedule='step': choose one of constant, cosine"),
+        ("data.source=photos", "source='photos' is unknown: choose one of digits, or tfds/NAME"),
+        ("data.source=tfds/photos", "tfds/photos.*not found.*download_and_prepare.*data.dir"),
+        ("model.channels=3", "model.channels=3, but the images of digits have 1"),
+        ("model.num_classes=7", "model.num_classes=7, but digits has 10 classes"),
+        ("model.num_classes=0", "guidance_scale=1.5: a model without classes.*use 1"),
+        ("model.image_size=16", "model.image_size=16, but the images of digits are 8"),
+        ("sampling.sampler=ddpm", "'ddpm' does not sample a RectifiedFlow: .* euler, heun"),
+        ("sampling.sampler=dpm", "'dpm' is unknown: choose one of ddpm, ddim, euler, heun"),
+        ("sampling.steps=0", "steps=0: must be 1 or more"),
+        ("sampling.guidance_interval=0.5,", r"guidance_interval=\(0.5,\): give two numbers"),
+    ],
+)
+def test_bad_values(override, match, refused_config):
+    refused_config(f"--config.{override}", match=match)
+
+
+@pytest.mark.parametrize(("steps", "match"), [(1, "choose 2 to 1000"), (1001, "choose 2 to 1000")])
+def test_sampler_steps_that_gaussian_diffusion_does_not_have(steps, match):
+    config = config_lib.default("dit", "gaussian")
+    config.sampling.steps = steps
+    with pytest.raises(UserError, match=f"steps={steps}: {match}"):
+        config_lib.build(config)
+
+
+# Workdirs.
+
+
+def make_foreign(folder):
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("none", "has no config.json: name a folder that was trained in"),
+        ("empty", "has no config.json: name a folder that was trained in"),
+        ("foreign", "has no config.json: name a folder that was trained in"),
+        ("begun", "no checkpoint in .*: train there first"),
+        ("broken", "config.json can't be read as a config.*name another workdir"),
+        ("other version", 'config.json can\'t be read as a config.*"old".*name another workdir'),
+    ],
+)
+def test_sampling_from_what_is_no_workdir(kind, match, refused, tmp_path):
+    folder, config = tmp_path / "place" / "run", tiny_config().to_dict()
+    if kind == "foreign":
+        make_foreign(folder)
+    elif kind != "none":
+        folder.mkdir()
+    if kind == "begun":
+        (folder / "config.json").write_text(json.dumps(config))
+    if kind == "broken":
+        (folder / "config.json").write_text("{")
+    if kind == "other version":
+        config["train"]["old"] = 1
+        (folder / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "place" / "out.npz"
+    refused("sample", f"--workdir={folder}", f"--out={out}", match=match)
+
+
+def test_training_into_what_is_no_workdir(refused, tmp_path):
+    config = config_file(tmp_path)
+    foreign = make_foreign(tmp_path / "place" / "foreign")
+    match = "foreign holds files but no config.json.*name a new or empty folder"
+    refused("main", f"--config={config}", f"--workdir={foreign}", match=match)
+    file = foreign / "thesis.txt"
+    match = "thesis.txt is a file: name a folder"
+    refused("main", f"--config={config}", f"--workdir={file}", match=match)
+
+
+def test_a_workdir_that_can_not_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--workdir=.*can't be made.*name another"):
+        workdir.write_workdir(epath.Path(tmp_path / "file" / "new"), tiny_config())
+
+
+def test_a_workdir_that_was_killed_before_its_first_file_is_whole_is_free(tmp_path):
+    (tmp_path / f"{workdir.CONFIG}.tmp").write_text("{")
+    assert workdir.check_workdir(epath.Path(tmp_path), tiny_config()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("model.depth=5", "another config: model.depth: 4 -> 5; go on with the old value or name"),
+        ("model.thinking.rank=3", "another config: model.thinking.rank: 2 -> 3;"),
+        ("diffusion.shift=1", "another config: diffusion.shift: 3.0 -> 1.0;"),
+        ("init.base=/somewhere", "another config: init.base: '' -> '/somewhere'"),
+    ],
+)
+def test_going_on_with_another_model(override, match, refused, trained, tmp_path):
+    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={trained}"]
+    refused("main", *arguments, f"--config.{override}", match=match, watch=[trained])
+
+
+# Bases.
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [("none", "there is no such folder; name a base"), ("foreign", "neither a base checkpoint")],
+)
+def test_no_base_there(kind, match, refused, tmp_path):
+    folder = tmp_path / "place" / "base"
+    if kind == "foreign":
+        make_foreign(folder)
+    # An empty folder stays empty: filled, it would be taken for a foreign one at the next start.
+    (tmp_path / "place" / "new").mkdir()
+    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'place' / 'new'}"]
+    refused("main", *arguments, f"--config.init.base={folder}", match=f"{folder}.*{match}")
+
+
+BASE = {"blocks": {"kernel": jnp.zeros((2, 3))}, "final": {"bias": jnp.zeros(3)}}
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases") / "base"
+    checkpoint.save_base(epath.Path(folder), BASE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wanted", "match"),
+    [
+        (BASE | {"norm": {"scale": jnp.zeros(3)}}, "norm/scale is missing; make config.model"),
+        ({"blocks": BASE["blocks"]}, "final/bias is left over; make config.model"),
+        (
+            BASE | {"final": {"bias": jnp.zeros(4)}},
+            r"final/bias has shape \(3,\), the model wants \(4,\)",
+        ),
+        ({"blocks": {"bias": jnp.zeros(3)}, "final": BASE["final"]}, r"\(and 1 more\)"),
+    ],
+)
+def test_a_base_that_does_not_fit(wanted, match, base_folder):
+    with pytest.raises(UserError, match=f"{re.escape(str(base_folder))} doesn't fit .*{match}"):
+        checkpoint.load_base(str(base_folder), jax.eval_shape(lambda: wanted))
+
+
+def test_a_base_may_be_named_from_here(base_folder, monkeypatch):
+    monkeypatch.chdir(base_folder.parent)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), BASE
+    )
+    found = checkpoint.load_base(base_folder.name, wanted)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), found, BASE))
+
+
+def test_a_damaged_base(base_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(base_folder, broken)
+    (broken / "_METADATA").write_text("?")
+    with pytest.raises(UserError, match="broken is damaged or no checkpoint.*use another"):
+        checkpoint.load_base(str(broken), jax.eval_shape(lambda: BASE))
+
+
+def test_a_bucket_is_left_as_it_is_named(monkeypatch):
+    seen = []
+    monkeypatch.setattr(type(epath.Path("gs://x")), "exists", lambda path: seen.append(str(path)))
+    with pytest.raises(UserError, match="gs://bucket/base: there is no such folder"):
+        checkpoint.load_base("gs://bucket/base", BASE)
+    assert seen == ["gs://bucket/base"]
+
+
+# Sampling.
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return drawing.load(trained)
+
+
+@pytest.fixture
+def refused_samples(refused, loaded, trained, tmp_path, monkeypatch):
+    """As `refused`, for sampling from the trained workdir, which is loaded once."""
+
+    def check(*arguments, match, loaded=loaded, out=None):
+        monkeypatch.setattr(drawing, "load", lambda *args, **kwargs: loaded)
+        out = out or tmp_path / "place" / "out.npz"
+        flags = [f"--workdir={trained}", f"--out={out}", *arguments]
+        refused("sample", *flags, match=match, watch=[trained])
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("flag", "match"),
+    [
+        ("--labels=3,10", "label 10 is out of range: the model has 0 to 9"),
+        ("--labels=-1", "label -1 is out of range: the model has 0 to 9"),
+        ("--num=0", "num=0: must be 1 or more"),
+        ("--num=-3", "num=-3: must be 1 or more"),
+        ("--batch_size=6", "batch_size=6 does not divide over the mesh: make it a multiple of 4"),
+        ("--batch_size=0", "batch_size=0 does not divide over the mesh: make it a multiple of 4"),
+        ("--sampler=ddim", "'ddim' does not sample a RectifiedFlow: choose one of euler, heun"),
+        ("--sampler=dpm", "'dpm' is unknown: choose one of ddpm, ddim, euler, heun"),
+        ("--sampler_steps=0", "sampler_steps=0: must be 1 or more"),
+        ("--sampler_steps=-2", "sampler_steps=-2: must be 1 or more"),
+        ("--latent_steps=0", "latent_steps=0: must be 1 or more"),
+        ("--latent_steps=-1", "latent_steps=-1: must be 1 or more"),
+    ],
+)
+def test_bad_sampling_flags(flag, match, refused_samples):
+    refused_samples(flag, match=match)
+
+
+def test_a_checkpoint_that_is_not_there(refused, trained, tmp_path):
+    arguments = [f"--workdir={trained}", f"--out={tmp_path / 'place' / 'out.npz'}"]
+    match = "no checkpoint 4 in .*: there are 3, 6"
+    refused("sample", *arguments, "--checkpoint=4", match=match, watch=[trained])
+
+
+def test_more_latent_steps_than_there_are_experts_for(refused_samples, loaded):
+    config = loaded.model.config
+    thinking = dataclasses.replace(config.thinking, share_across_steps=False)
+    model = build_model(dataclasses.replace(config, thinking=thinking))
+    loaded = dataclasses.replace(loaded, model=model)
+    match = "latent_steps=3, .*share_across_steps=False.* 2 latent steps only: ask for 2 or fewer"
+    refused_samples("--latent_steps=3", loaded=loaded, match=match)
+
+
+def test_guiding_a_model_without_classes(refused_samples, loaded):
+    model = dataclasses.replace(loaded.built.model, num_classes=0)
+    built = dataclasses.replace(loaded.built, model=model)
+    loaded = dataclasses.replace(loaded, built=built, num_classes=0)
+    match = "guidance_scale=4.0: a model without classes has nothing to guide; use 1"
+    refused_samples("--guidance_scale=4", loaded=loaded, match=match)
+
+
+def test_labels_of_a_model_without_classes():
+    with pytest.raises(UserError, match="label 1 is out of range: the model has 0 to 0"):
+        cycled_labels((1,), 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("picture.png", "picture.png is a file: name FILE.npz or a folder"),
+        ("folder.npz", "folder.npz is a folder: name FILE.npz or a folder"),
+        ("picture.png/out.npz", "--out=.*out.npz can't be made.*name another"),
+        ("picture.png/out", "--out=.*out can't be made.*name another"),
+    ],
+)
+def test_an_out_that_can_not_be_written(name, match, refused_samples, tmp_path):
+    (tmp_path / "place" / "picture.png").write_text("a picture")
+    (tmp_path / "place" / "folder.npz").mkdir()
+    refused_samples("--num=4", "--batch_size=4", out=tmp_path / "place" / name, match=match)
+
+
+def test_a_damaged_checkpoint_is_named(trained, tmp_path):
+    copy = epath.Path(tmp_path / "copy")
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "checkpoints" / "6" / "ema")
+    with pytest.raises(UserError, match="checkpoints/6/ema is damaged"):
+        drawing.load(copy)
+    with pytest.raises(UserError, match="checkpoint 6 in .*ema.*delete its folder"):
+        loop.train(tiny_config(steps=8), copy)
+    # What the message says helps.
+    shutil.rmtree(copy / "checkpoints" / "6")
+    assert drawing.load(copy).train_step == 3
+
+
+# Data.
+
+
+def test_data_smaller_than_a_batch():
+    source = Source([{}] * 7, image_size=8, channels=1, class_names=tuple("0123456789"))
+    with pytest.raises(UserError, match="batch_size=8 is larger than digits.* 7 images"):
+        loop.data.make_iterator(source, tiny_config())
+
+
+# The same from outside.
+
+
+def test_processes_end_with_one_line_and_code_2(trained, tmp_path):
+    config, foreign = config_file(tmp_path), make_foreign(tmp_path / "foreign")
+    main = [sys.executable, "-m", "tp_jax.main", f"--config={config}"]
+    sample = [sys.executable, "-m", "tp_jax.sample", f"--workdir={trained}"]
+    out = tmp_path / "out"
+    expected = {
+        "error: unknown config key --config.train.stepz: config.train has no 'stepz'; did you "
+        "mean 'steps'?": [*main, f"--workdir={out}", "--config.train.stepz=3"],
+        f"error: --workdir={foreign} holds files but no config.json, so no run of tp_jax made it: "
+        f"name a new or empty folder": [*main, f"--workdir={foreign}"],
+        "error: label 10 is out of range: the model has 0 to 9": [
+            *sample, f"--out={out}", "--labels=10",
+        ],
+    }  # fmt: skip
+    before = snapshot(trained), snapshot(foreign)
+    search = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": search}
+    processes = {
+        line: subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        for line, command in expected.items()
+    }
+    for line, process in processes.items():
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 2, stderr
+        assert [found for found in stderr.splitlines() if found.startswith("error:")] == [line]
+        assert "Traceback" not in stderr
+    assert (snapshot(trained), snapshot(foreign)) == before
+    assert not out.exists()
