@@ -14,6 +14,7 @@ EXTRAS = {
     "notebooks": ["matplotlib>=3.8", "ipykernel>=6", "papermill>=2.6"],
     "test": [
         "pytest>=8",
+        "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "ruff>=0.9",
         "import-linter>=2.1",

@@ -6,4 +6,5 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 
 use_environment train,test
-.venv/bin/python -m pytest "$@"
+# Two workers, each with whole files, so that what a file's tests share is made once.
+.venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"
