@@ -8,12 +8,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from torch_weights import read_dit, read_sd3
 
 from tp_jax.diffusion import guide
 from tp_jax.errors import UserError
 from tp_jax.models import DiTConfig, MMDiTConfig, build_model
 from tp_jax.models.layers import position_embedding, timestep_embedding
+from tp_jax.pretrained import read_dit, read_sd3
 from tp_jax.thinking import Thinking, ThinkingConfig, ThinkingOptions
 from tp_jax.train.state import abstract_params
 

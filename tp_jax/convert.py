@@ -1,0 +1,27 @@
+"""Convert: python -m tp_jax.convert --kind=dit|sd-vae|inception --source=FILE --out=DIR."""
+
+from absl import flags
+from etils import epath
+
+from tp_jax import cli
+from tp_jax.pretrained.convert import Conversion, convert
+
+flags.DEFINE_string("kind", None, "what the weights are of: dit, sd-vae or inception")
+flags.DEFINE_string("source", None, "file of torch weights: .pt, .pth, .ckpt or .safetensors")
+flags.DEFINE_string("out", None, "a new or empty folder")
+flags.DEFINE_integer("heads", None, "attention heads, of a DiT that isn't S, B, L or XL")
+
+
+def main() -> None:
+    convert(
+        Conversion(
+            kind=cli.required("kind"),
+            source=epath.Path(cli.required("source")),
+            out=epath.Path(cli.required("out")),
+            heads=flags.FLAGS["heads"].value,
+        )
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__, processes=False)

@@ -1,0 +1,215 @@
+"""Weights of Stable Diffusion's autoencoder, in diffusers' names or the original ones."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from tp_jax.errors import UserError
+from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from tp_jax.pretrained.folder import load_folder
+from tp_jax.pretrained.state_dict import StateDict, stack_qkv
+
+KIND = "sd-vae"
+# What full checkpoints of the original layout keep the autoencoder under.
+PREFIX = "first_stage_model."
+# Of the original layout's training: the discriminator and perceptual loss, and averages.
+NO_WEIGHTS = r"(loss|model_ema)\."
+# Latent channels -> scale and shift, as of Stable Diffusion 1 and 2, and of 3. Weights don't tell
+# them: SDXL's and FLUX's autoencoders have these shapes and other scales.
+SCALES = {4: (0.18215, 0.0), 16: (1.5305, 0.0609)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What one layout calls the parts; `reverse` counts levels from the inmost.
+
+    The attention's five are its norm, its queries, keys and values, and its last layer.
+    """
+
+    down: str = "encoder.down_blocks.{level}.resnets.{layer}."
+    downsample: str = "encoder.down_blocks.{level}.downsamplers.0.conv"
+    up: str = "decoder.up_blocks.{reverse}.resnets.{layer}."
+    upsample: str = "decoder.up_blocks.{reverse}.upsamplers.0.conv"
+    mid: tuple[str, str] = ("mid_block.resnets.0.", "mid_block.resnets.1.")
+    attention: str = "mid_block.attentions.0."
+    attention_parts: tuple[str, ...] = ("group_norm", "to_q", "to_k", "to_v", "to_out.0")
+    shortcut: str = "conv_shortcut"
+    norm_out: str = "conv_norm_out"
+
+
+DIFFUSERS = Names()
+# Files from before diffusers renamed its attention, sd-vae-ft-ema among them.
+OLD_DIFFUSERS = Names(attention_parts=("group_norm", "query", "key", "value", "proj_attn"))
+ORIGINAL = Names(
+    down="encoder.down.{level}.block.{layer}.",
+    downsample="encoder.down.{level}.downsample.conv",
+    up="decoder.up.{level}.block.{layer}.",
+    upsample="decoder.up.{level}.upsample.conv",
+    mid=("mid.block_1.", "mid.block_2."),
+    attention="mid.attn_1.",
+    attention_parts=("norm", "q", "k", "v", "proj_out"),
+    shortcut="nin_shortcut",
+    norm_out="norm_out",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedAutoencoder:
+    """A converted autoencoder.
+
+    Attributes:
+      params: for `model.apply({"params": params}, …)`, NumPy float32: put them on devices once.
+      identity: SHA-256 of the weights, for what is computed with them.
+    """
+
+    model: Autoencoder
+    params: Any
+    config: AutoencoderConfig
+    identity: str
+
+
+def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAutoencoder:
+    """Loads a folder that `tp_jax.convert --kind=sd-vae` wrote.
+
+    Args:
+      dtype: compute dtype, "float32" or "bfloat16".
+
+    Raises:
+      UserError: there is no such folder, or it is incomplete or of another kind.
+    """
+    description, params = load_folder(epath.Path(folder), KIND)
+    fields = description.config | {"block_widths": tuple(description.config["block_widths"])}
+    config = AutoencoderConfig(**fields)
+    return LoadedAutoencoder(Autoencoder(config, dtype), params, config, description.identity)
+
+
+def convert_autoencoder(state: Mapping[str, np.ndarray]) -> tuple[AutoencoderConfig, Any]:
+    """The config and parameters of a state dict, in any of the three layouts.
+
+    Of a full original checkpoint, which keeps the autoencoder under "first_stage_model.", that
+    part alone is read. "loss." and "model_ema." of the original layout hold none of its weights.
+
+    Raises:
+      UserError: a weight is missing, left over or has another shape.
+    """
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in state) else ""
+    weights = StateDict(state, prefix)
+    if weights.count(r"encoder\.down\.(\d+)\."):
+        names = ORIGINAL
+        weights.drop(NO_WEIGHTS)
+    else:
+        old = OLD_DIFFUSERS.attention + OLD_DIFFUSERS.attention_parts[1]
+        names = OLD_DIFFUSERS if f"encoder.{old}.weight" in weights else DIFFUSERS
+    config = _infer(weights, names)
+    reader = _Reader(weights, names, config)
+    params = {"encoder": reader.encoder(), "decoder": reader.decoder()}
+    if config.quant_convs:
+        c = config.channels
+        params["quant"] = weights.conv("quant_conv", 2 * c, 2 * c, 1)
+        params["post_quant"] = weights.conv("post_quant_conv", c, c, 1)
+    weights.check_used_up()
+    return config, params
+
+
+def _infer(weights: StateDict, names: Names) -> AutoencoderConfig:
+    """The config that the shapes of the weights tell."""
+    root, _, rest = names.down.partition("{level}.")
+    levels = weights.count(rf"{root}(\d+)\.")
+    layers = weights.count(rf"{root}0\.{rest.partition('{')[0]}(\d+)\.")
+    # A file of something else has neither; asking for what is missing names it.
+    widths = [
+        weights.shape(names.down.format(level=level, layer=0) + "conv1.weight", 4)[0]
+        for level in range(max(levels, 1))
+    ]
+    channels = weights.shape("decoder.conv_in.weight", 4)[1]
+    if channels not in SCALES:
+        raise UserError(
+            f"decoder.conv_in.weight takes {channels} latent channels: the autoencoders of Stable "
+            f"Diffusion have {' or '.join(map(str, SCALES))}"
+        )
+    scale, shift = SCALES[channels]
+    quant_convs = "quant_conv.weight" in weights
+    return AutoencoderConfig(channels, scale, shift, tuple(widths), layers, quant_convs=quant_convs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Hands the weights out part by part."""
+
+    weights: StateDict
+    names: Names
+    config: AutoencoderConfig
+
+    def norm(self, key: str, width: int) -> dict[str, np.ndarray]:
+        take = self.weights.take
+        return {"scale": take(f"{key}.weight", width), "bias": take(f"{key}.bias", width)}
+
+    def res_block(self, at: str, inputs: int, width: int) -> dict[str, Any]:
+        conv = self.weights.conv
+        params = {
+            "norm1": self.norm(at + "norm1", inputs),
+            "conv1": conv(at + "conv1", inputs, width, 3),
+            "norm2": self.norm(at + "norm2", width),
+            "conv2": conv(at + "conv2", width, width, 3),
+        }
+        if inputs != width:
+            params["shortcut"] = conv(at + self.names.shortcut, inputs, width, 1)
+        return params
+
+    def mid(self, half: str) -> dict[str, Any]:
+        names, width = self.names, self.config.block_widths[-1]
+        norm, *layers = (f"{half}.{names.attention}{part}" for part in names.attention_parts)
+        q, k, v, proj = (self.attention_layer(key, width) for key in layers)
+        first, second = (self.res_block(f"{half}.{at}", width, width) for at in names.mid)
+        return {
+            "res_0": first,
+            "norm": self.norm(norm, width),
+            "qkv": stack_qkv(q, k, v),
+            "proj": proj,
+            "res_1": second,
+        }
+
+    def attention_layer(self, key: str, width: int) -> dict[str, np.ndarray]:
+        # The original layout has 1×1 convolutions for linear layers.
+        if self.names is ORIGINAL:
+            layer = self.weights.conv(key, width, width, 1)
+            return layer | {"kernel": layer["kernel"][0, 0]}
+        return self.weights.linear(key, width, width)
+
+    def encoder(self) -> dict[str, Any]:
+        cfg, conv, names = self.config, self.weights.conv, self.names
+        inputs, last = cfg.block_widths[0], len(cfg.block_widths) - 1
+        params = {"conv_in": conv("encoder.conv_in", 3, inputs, 3)}
+        for level, width in enumerate(cfg.block_widths):
+            for layer in range(cfg.layers_per_block):
+                at = names.down.format(level=level, layer=layer)
+                params[f"level_{level}_res_{layer}"] = self.res_block(at, inputs, width)
+                inputs = width
+            if level < last:
+                key = names.downsample.format(level=level)
+                params[f"level_{level}_down"] = conv(key, width, width, 3)
+        params["mid"] = self.mid("encoder")
+        params["norm_out"] = self.norm(f"encoder.{names.norm_out}", inputs)
+        params["conv_out"] = conv("encoder.conv_out", inputs, 2 * cfg.channels, 3)
+        return params
+
+    def decoder(self) -> dict[str, Any]:
+        cfg, conv, names = self.config, self.weights.conv, self.names
+        inputs, last = cfg.block_widths[-1], len(cfg.block_widths) - 1
+        params = {"conv_in": conv("decoder.conv_in", cfg.channels, inputs, 3)}
+        params["mid"] = self.mid("decoder")
+        for level, width in reversed(list(enumerate(cfg.block_widths))):
+            place = dict(level=level, reverse=last - level)
+            for layer in range(cfg.layers_per_block + 1):
+                at = names.up.format(layer=layer, **place)
+                params[f"level_{level}_res_{layer}"] = self.res_block(at, inputs, width)
+                inputs = width
+            if level:
+                key = names.upsample.format(**place)
+                params[f"level_{level}_up"] = conv(key, width, width, 3)
+        params["norm_out"] = self.norm(f"decoder.{names.norm_out}", inputs)
+        params["conv_out"] = conv("decoder.conv_out", inputs, 3, 3)
+        return params
