@@ -1,6 +1,13 @@
-"""Fixtures: a tiny config, and one workdir trained with it for all tests that read one."""
+"""Fixtures: a tiny config, one workdir trained with it for all tests that read one, the entries."""
 
+import contextlib
+import functools
+import io
 import os
+import pathlib
+import re
+import runpy
+import sys
 
 # Before jax is imported: four devices, so that meshes can be tested anywhere, and programs that
 # compile fast rather than run fast.
@@ -52,3 +59,67 @@ def trained(tmp_path_factory) -> epath.Path:
 def one_device():
     """The first of the virtual devices, as a list."""
     return jax.devices()[:1]
+
+
+def snapshot(folder):
+    """Names, sizes and times of all that is in a folder."""
+    found = {path: path.stat() for path in sorted(pathlib.Path(folder).rglob("*"))}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
+def run_entry(module, *arguments):
+    """Exit code, stdout and stderr of `python -m tp_jax.<module>`, without a new process."""
+    before, code = set(flags.FLAGS), 0
+    stdout, stderr = io.StringIO(), io.StringIO()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *map(str, arguments)])
+            # The name that config files are imported under.
+            patch.delitem(sys.modules, "config_config", raising=False)
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+                runpy.run_module(f"tp_jax.{module}", run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        # So that another entry may define flags of the same names.
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+    return code, stdout.getvalue(), stderr.getvalue()
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """A function that runs an entry, checks that it refuses in one line, and that nothing changed.
+
+    A test keeps its files in tmp_path / "place", which is watched, as are the folders in `watch`.
+    """
+    (tmp_path / "place").mkdir()
+
+    def check(module, *arguments, match, watch=()):
+        watched = [tmp_path / "place", *watch]
+        before = [snapshot(folder) for folder in watched]
+        code, _, stderr = run_entry(module, *arguments)
+        assert code == 2, stderr
+        assert len(stderr.splitlines()) == 1, stderr
+        assert stderr.startswith("error: ") and "Traceback" not in stderr
+        assert re.search(match, stderr), stderr
+        assert len(stderr) < 500, stderr
+        assert [snapshot(folder) for folder in watched] == before
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """A function from the name of a golden file to the folder of its converted weights."""
+    from published import KINDS, convert, torch_state
+
+    @functools.cache
+    def folder(name):
+        place = tmp_path_factory.mktemp(name)
+        heads = ["--heads=4"] if name == "dit" else []
+        said = convert(place, torch_state(name), KINDS.get(name, "sd-vae"), *heads)
+        (place / "said").write_text(said)
+        return place / "out"
+
+    return folder

@@ -27,7 +27,7 @@ def test_digits_are_the_real_scans():
     digits, source = load_digits(), data.open_source(tiny_config())
     decode = DecodeImage(8, 1, flip=False)
     for i in (0, 7, 1796):
-        element = decode.random_map(source.records[i], np.random.default_rng(0))
+        element = decode(source.records[i], np.random.default_rng(0))
         np.testing.assert_allclose((element["x"][..., 0] + 1) * 8, digits.images[i], atol=16 / 255)
         assert element["condition"]["label"] == digits.target[i]
         assert element["x"].dtype == np.float32
@@ -85,7 +85,7 @@ def test_flip_mirrors_about_half():
     decode, rng = DecodeImage(8, 1, flip=True), np.random.default_rng(0)
     record = {"image": buffer.getvalue(), "label": 3}
     plain = picture[..., None] / 127.5 - 1
-    seen = [decode.random_map(record, rng)["x"] for _ in range(200)]
+    seen = [decode(record, rng)["x"] for _ in range(200)]
     mirrored = [np.allclose(x, plain[:, ::-1], atol=1e-6) for x in seen]
     assert all(m or np.allclose(x, plain, atol=1e-6) for m, x in zip(mirrored, seen, strict=True))
     assert 70 < sum(mirrored) < 130

@@ -5,6 +5,7 @@ that use them, so there is one list of each. A config is locked: a key that isn'
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,11 +23,13 @@ LEAST = {
     1: (
         "train.steps", "train.batch_size", "train.accumulate", "train.log_every",
         "train.sample_every", "checkpoint.every_steps", "checkpoint.keep", "model.mlp_ratio",
+        "prepare.records_per_shard", "prepare.batch_size", "evaluation.every_steps",
+        "evaluation.batch_size",
     ),
     0: (
-        "seed", "data.workers", "train.samples", "sampling.guidance_channels",
+        "seed", "data.workers", "train.samples", "train.hang_seconds", "sampling.guidance_channels",
         "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.clip_norm",
-        "checkpoint.keep_every_steps",
+        "checkpoint.keep_every_steps", "autoencoder.tile",
     ),
 }  # fmt: skip
 
@@ -54,12 +57,31 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.sampling = ConfigDict(dataclasses.asdict(SamplerConfig()))
     config.sampling.sampler = "ddpm" if diffusion == "gaussian" else "euler"
 
+    config.autoencoder = ConfigDict()
+    # A folder made by `tp_jax.convert --kind=sd-vae`; "" diffuses what the source holds.
+    config.autoencoder.path = ""
+    config.autoencoder.dtype = "float32"
+    # Pixels a side of the overlapping tiles that large images are cut into; 0 takes them whole.
+    config.autoencoder.tile = 0
+
+    # What `tp_jax.prepare` reads, and writes as latents.
+    config.prepare = ConfigDict()
+    config.prepare.source = "tfds/imagenet2012"
+    config.prepare.dir = ""
+    config.prepare.split = "train"
+    config.prepare.records_per_shard = 10_000
+    config.prepare.batch_size = 64
+    # Images that can't be read are named and left out, instead of ending the run.
+    config.prepare.skip_corrupt = False
+
     config.data = ConfigDict()
     config.data.source = "digits"
     # Of the sources that read from disk; "" is the source's own default place.
     config.data.dir = ""
     config.data.split = "train"
     config.data.flip = False
+    # The next example takes the place of one that can't be read, instead of ending the run.
+    config.data.skip_corrupt = False
     # Worker processes that decode and augment; 0 does it in threads of this process.
     config.data.workers = 0
 
@@ -75,6 +97,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.train.log_every = 100
     config.train.sample_every = 10_000
     config.train.samples = 64
+    # A step that takes longer is reported, with where every thread is; 0 never looks.
+    config.train.hang_seconds = 1_800.0
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-4
@@ -91,6 +115,17 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.checkpoint.keep = 2
     # Beside the newest, every step that is a multiple of this is kept; 0 keeps no others.
     config.checkpoint.keep_every_steps = 0
+
+    # Scores of the averaged parameters every so often; suite "" has none.
+    config.evaluation = ConfigDict()
+    config.evaluation.suite = ""
+    config.evaluation.every_steps = 50_000
+    config.evaluation.num = 10_000
+    config.evaluation.batch_size = 64
+    # A file of statistics or images, and the folder of the converted Inception.
+    config.evaluation.reference = ""
+    config.evaluation.inception = ""
+    config.evaluation.protocol = "adm"
 
     config.mesh = ConfigDict(dict.fromkeys(AXES, 1) | {"data": -1})
     return config.lock()
@@ -143,7 +178,14 @@ def build(config: ConfigDict) -> Built:
 
 
 def check_guidance(sampler: SamplerConfig, model: TransformerConfig) -> None:
-    """Raises a UserError if a model without classes is to be guided."""
+    """Raises a UserError if a model can't be guided so."""
+    if not 0 <= sampler.guidance_channels <= model.channels:
+        raise UserError(
+            f"guidance_channels={sampler.guidance_channels}: the model has {model.channels}; "
+            f"0 guides all"
+        )
+    if not math.isfinite(sampler.guidance_scale):
+        raise UserError(f"guidance_scale={sampler.guidance_scale}: give a finite number")
     if sampler.guidance_scale != 1 and getattr(model, "num_classes", None) == 0:
         raise UserError(
             f"guidance_scale={sampler.guidance_scale}: a model without classes has nothing to "
@@ -168,7 +210,8 @@ def build_model_config(fields: ConfigDict, objective: Objective) -> TransformerC
 
 def _choice(name: str, value: str, choices) -> str:
     if value not in choices:
-        raise UserError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        listed = ", ".join(choice or "''" for choice in choices)
+        raise UserError(f"{name}={value!r}: choose one of {listed}")
     return value
 
 
@@ -194,6 +237,7 @@ def _check_fields(config: ConfigDict) -> None:
 def _check_train(config: ConfigDict) -> None:
     _choice("config.train.trainable", config.train.trainable, TRAINABLE)
     _choice("config.optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    _choice("config.autoencoder.dtype", config.autoencoder.dtype, ("float32", "bfloat16"))
     fields = flat(config)
     for least, names in LEAST.items():
         for name in names:
@@ -204,6 +248,15 @@ def _check_train(config: ConfigDict) -> None:
             f"config.train.accumulate={config.train.accumulate} does not divide "
             f"config.train.batch_size={config.train.batch_size}: choose a divisor"
         )
+    _choice("config.evaluation.suite", config.evaluation.suite, ("", "adm"))
+    if config.evaluation.suite and config.evaluation.num < 2:
+        raise UserError(f"config.evaluation.num={config.evaluation.num}: must be 2 or more")
+    for field in ("reference", "inception"):
+        if config.evaluation.suite and not config.evaluation[field]:
+            raise UserError(
+                f"config.evaluation.{field} is empty: config.evaluation.suite="
+                f"{config.evaluation.suite!r} needs it"
+            )
     for field in ("ema_decay", "condition_dropout"):
         if not 0 <= config.train[field] < 1:
             raise UserError(f"config.train.{field}={config.train[field]}: must be in [0, 1)")

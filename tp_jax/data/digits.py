@@ -8,8 +8,8 @@ from PIL import Image
 from tp_jax.data.source import Source
 
 
-def open_digits(dir: str, split: str) -> Source:
-    """All scans, as PNG; `dir` and `split` have no meaning here and are ignored."""
+def open_digits(dir: str, split: str, section: str) -> Source:
+    """All scans, as PNG; the arguments have no meaning here and are ignored."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -7,55 +7,105 @@ import jax
 from ml_collections import ConfigDict
 
 from tp_jax.data.digits import open_digits
-from tp_jax.data.source import Source
+from tp_jax.data.folder import open_folder
+from tp_jax.data.latents import LatentSource, open_latents
+from tp_jax.data.source import LatentSpace, Source
+from tp_jax.data.synthetic import make_synthetic
 from tp_jax.data.tfds_images import open_tfds
-from tp_jax.data.transforms import DecodeImage
+from tp_jax.data.transforms import ReadExample
 from tp_jax.errors import UserError
 
-# `config.data.source` -> function of (dir, split). `tfds/NAME` is any TFDS image data set.
-SOURCES: dict[str, Callable[[str, str], Source]] = {"digits": open_digits}
-TFDS_PREFIX = "tfds/"
+# `config.data.source` -> function of (dir, split, section of the config). `tfds/NAME` is any TFDS
+# image data set, and `synthetic` is as the model wants it.
+SOURCES: dict[str, Callable[[str, str, str], Source]] = {
+    "digits": open_digits,
+    "folder": open_folder,
+    "latents": open_latents,
+}
+TFDS_PREFIX, SYNTHETIC = "tfds/", "synthetic"
 
 
-def open_source(config: ConfigDict) -> Source:
-    """Opens `config.data.source`.
+def open_named(section: str, name: str, dir: str, split: str) -> Source:
+    """Opens a source that is on disk or in the package.
+
+    Args:
+      section: of the config, for errors.
 
     Raises:
-      UserError: the source is unknown, isn't on disk, or doesn't fit the model.
+      UserError: the source is unknown, or isn't on disk.
     """
-    name, data = config.data.source, config.data
     if name.startswith(TFDS_PREFIX):
-        source = open_tfds(name.removeprefix(TFDS_PREFIX), data.dir, data.split)
-    elif name in SOURCES:
-        source = SOURCES[name](data.dir, data.split)
-    else:
+        return open_tfds(name.removeprefix(TFDS_PREFIX), dir, split, section)
+    if name not in SOURCES:
         raise UserError(
-            f"config.data.source={name!r} is unknown: choose one of {', '.join(SOURCES)}, "
+            f"{section}.source={name!r} is unknown: choose one of {', '.join(SOURCES)}, "
             f"or {TFDS_PREFIX}NAME"
         )
-    _check_fit(source, config)
+    return SOURCES[name](dir, split, section)
+
+
+def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
+    """Opens `config.data.source`.
+
+    Args:
+      space: of the autoencoder whose latents the model diffuses; None where it diffuses pixels,
+        or latents of an autoencoder that isn't here.
+
+    Raises:
+      UserError: the source is unknown, isn't on disk, or doesn't fit the model or the space.
+    """
+    model, data = config.model, config.data
+    if data.source == SYNTHETIC:
+        num_classes = model.num_classes if model.kind == "dit" else 1
+        source = make_synthetic(model.image_size, model.channels, num_classes)
+    else:
+        source = open_named("config.data", data.source, data.dir, data.split)
+        _check_fit(source, config, space)
+    if model.kind != "dit":
+        raise UserError(f"{data.source} has labels, but a {model.kind} model takes text")
+    if model.num_classes not in (0, len(source.class_names)):
+        raise UserError(
+            f"config.model.num_classes={model.num_classes}, but {data.source} has "
+            f"{len(source.class_names)} classes (0 trains without classes)"
+        )
     return source
 
 
-def _check_fit(source: Source, config: ConfigDict) -> None:
-    model = config.model
-    if source.channels != model.channels:
+def _check_fit(source: Source, config: ConfigDict, space: LatentSpace | None) -> None:
+    model, what, channels = config.model, "images", config.model.channels
+    if isinstance(source, LatentSource):
+        what = "latents"
+        if space:
+            source.check_space(space)
+    elif space:
+        if space.channels != channels:
+            raise UserError(
+                f"config.model.channels={channels}, but the latents of config.autoencoder.path "
+                f"have {space.channels}"
+            )
+        channels = 3
+    if source.channels != channels:
         raise UserError(
-            f"config.model.channels={model.channels}, but the images of {config.data.source} "
+            f"config.model.channels={model.channels}, but the {what} of {config.data.source} "
             f"have {source.channels}"
         )
-    if source.image_size not in (None, model.image_size):
+    size = example_size(source, config, space)
+    if source.image_size not in (None, size):
         raise UserError(
-            f"config.model.image_size={model.image_size}, but the images of "
+            f"config.model.image_size={model.image_size}, but the {what} of "
             f"{config.data.source} are {source.image_size} a side"
         )
-    if model.kind != "dit":
-        raise UserError(f"{config.data.source} has labels, but a {model.kind} model takes text")
-    if model.num_classes not in (0, len(source.class_names)):
-        raise UserError(
-            f"config.model.num_classes={model.num_classes}, but {config.data.source} has "
-            f"{len(source.class_names)} classes (0 trains without classes)"
-        )
+
+
+def encodes_on_the_fly(source: Source, space: LatentSpace | None) -> bool:
+    """Whether the source's examples are pixels that the autoencoder has yet to encode."""
+    return space is not None and source.pixels
+
+
+def example_size(source: Source, config: ConfigDict, space: LatentSpace | None) -> int:
+    """Side of the pipeline's examples: pixels, where they are encoded on the fly."""
+    factor = space.factor if encodes_on_the_fly(source, space) else 1
+    return config.model.image_size * factor
 
 
 class _Unlabel(grain.transforms.Map):
@@ -65,7 +115,9 @@ class _Unlabel(grain.transforms.Map):
         return element | {"condition": {"label": element["condition"]["label"] * 0}}
 
 
-def make_iterator(source: Source, config: ConfigDict) -> grain.DatasetIterator:
+def make_iterator(
+    source: Source, config: ConfigDict, space: LatentSpace | None = None
+) -> grain.DatasetIterator:
     """Batches {"x": [B, H, W, C] float32, "condition": …} of this process's share, for ever.
 
     Every epoch is shuffled anew. The iterator's state is one global index, so a run may go on
@@ -76,9 +128,11 @@ def make_iterator(source: Source, config: ConfigDict) -> grain.DatasetIterator:
             f"config.train.batch_size={config.train.batch_size} is larger than "
             f"{config.data.source}, which has {len(source.records)} images: choose fewer"
         )
-    decode = DecodeImage(config.model.image_size, source.channels, config.data.flip)
-    dataset = grain.MapDataset.source(source.records).seed(config.seed).shuffle().repeat()
-    dataset = dataset.random_map(decode)
+    decode = source.decoder(example_size(source, config, space), config.data.flip)
+    skip = config.data.skip_corrupt
+    read = ReadExample(source.records, decode, source.record_name, source.remedy, skip)
+    dataset = grain.MapDataset.range(len(source.records)).seed(config.seed).shuffle().repeat()
+    dataset = dataset.random_map(read)
     if config.model.num_classes == 0:
         dataset = dataset.map(_Unlabel())
     workers = config.data.workers

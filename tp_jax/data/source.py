@@ -1,8 +1,32 @@
 """What a data source is."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tp_jax.data.transforms import DecodeImage
+
+# (record, generator of its random draws) -> {"x", "condition"}
+Decode = Callable[[Any, np.random.Generator], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpace:
+    """What data has to know of an autoencoder.
+
+    Attributes:
+      identity: SHA-256 of its weights.
+      channels, scale, shift: latents are (z - shift) · scale.
+      factor: pixels of an image's side for one of its latents.
+    """
+
+    identity: str
+    channels: int
+    scale: float
+    shift: float
+    factor: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +40,19 @@ class Source:
       class_names: of the labels.
     """
 
-    records: Sequence[dict[str, Any]]
+    records: Sequence[Any]
     image_size: int | None
     channels: int
     class_names: tuple[str, ...]
+    # Otherwise examples are what the model diffuses, whether it diffuses pixels or latents.
+    pixels: ClassVar[bool] = True
+    # For a record that can't be read.
+    remedy: ClassVar[str] = "mend it"
+
+    def decoder(self, size: int, flip: bool) -> Decode:
+        """What makes examples of `size` a side of the records, mirrored half the time if asked."""
+        return DecodeImage(size, self.channels, flip)
+
+    def record_name(self, index: int) -> str:
+        """How a person finds a record that can't be read."""
+        return f"record {index}"

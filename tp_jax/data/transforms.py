@@ -1,11 +1,26 @@
-"""Decoding and augmentation, done in the workers."""
+"""Reading, decoding and augmentation, done in the workers."""
 
 import dataclasses
 import io
+import logging
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 from PIL import Image
+
+from tp_jax.errors import UserError
+
+# What Pillow and ArrayRecord raise for damaged bytes.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+# Of neighbours that take the place of a record that can't be read.
+TRIES = 100
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -22,8 +37,19 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def decode_pixels(data: bytes, size: int, channels: int) -> np.ndarray:
+    """Encoded image -> uint8 [size, size, channels], cropped where its size differs."""
+    if data is None:
+        raise ValueError("there are no bytes")
+    # TFDS hands the encoded bytes out as a NumPy scalar.
+    image = Image.open(io.BytesIO(bytes(data))).convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = centre_crop(image, size)
+    return np.asarray(image).reshape(size, size, channels)
+
+
 @dataclasses.dataclass(frozen=True)
-class DecodeImage(grain.transforms.RandomMap):
+class DecodeImage:
     """Record -> {"x": [S, S, C] float32 in [-1, 1], "condition": {"label": int32}}.
 
     Attributes:
@@ -36,15 +62,48 @@ class DecodeImage(grain.transforms.RandomMap):
     channels: int
     flip: bool
 
-    def random_map(self, record: dict, rng: np.random.Generator) -> dict:
+    def __call__(self, record: dict, rng: np.random.Generator) -> dict:
         """Decodes, crops where the size differs, flips, and scales."""
-        # TFDS hands the encoded bytes out as a NumPy scalar.
-        image = Image.open(io.BytesIO(bytes(record["image"])))
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        if image.size != (self.size, self.size):
-            image = centre_crop(image, self.size)
-        pixels = np.asarray(image, np.float32).reshape(self.size, self.size, self.channels)
+        pixels = decode_pixels(record["image"], self.size, self.channels).astype(np.float32)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         label = np.int32(record["label"])
         return {"x": pixels / 127.5 - 1, "condition": {"label": label}}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadExample(grain.transforms.RandomMap):
+    """Index of a record -> its example.
+
+    Attributes:
+      records, decode, record_name, remedy: of the source.
+      skip_corrupt: take the next record in place of one that can't be read, and say so.
+    """
+
+    records: Sequence[Any]
+    decode: Callable[[Any, np.random.Generator], dict]
+    record_name: Callable[[int], str]
+    remedy: str
+    skip_corrupt: bool = False
+    _skipped: list[str] = dataclasses.field(default_factory=list)
+
+    def random_map(self, index: int, rng: np.random.Generator) -> dict:
+        """Reads and decodes.
+
+        Raises:
+          UserError: it can't be read, naming it.
+        """
+        count = len(self.records)
+        for at in range(index, index + min(TRIES, count)):
+            try:
+                return self.decode(self.records[at % count], rng)
+            except UNREADABLE as error:
+                reason = f"{self.record_name(at % count)} can't be read: {error!r}"
+                if not self.skip_corrupt:
+                    raise UserError(
+                        f"{reason}; {self.remedy}, or skip such with "
+                        f"--config.data.skip_corrupt=true"
+                    ) from error
+                self._skipped.append(reason)
+                logging.warning("skipped, %d in this worker so far: %s", len(self._skipped), reason)
+        raise UserError(f"{TRIES} records in a row can't be read, the last: {reason}")

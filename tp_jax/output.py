@@ -1,0 +1,29 @@
+"""What a run tells a person, and files that are there whole or not at all."""
+
+import json
+import sys
+from typing import Any
+
+import jax
+from etils import epath
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """One line on stderr, from the first process alone."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def progress_bar(total: int, what: str, unit: str = "img") -> tqdm:
+    """A bar with rate and time left, on stderr of the first process alone."""
+    return tqdm(
+        total=total, desc=what, unit=unit, file=sys.stderr, disable=jax.process_index() != 0
+    )
+
+
+def write_json(path: epath.Path, content: dict[str, Any]) -> None:
+    """Writes JSON; a kill leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
