@@ -1,14 +1,16 @@
 """Samples from a model: one compiled batch, repeated. B samples, H×W pixels, C channels."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from tp_jax.codec import Codec
 from tp_jax.diffusion import Objective, SamplerConfig, guide
 from tp_jax.diffusion import sample as draw
 from tp_jax.errors import UserError
@@ -29,6 +31,7 @@ class Generator:
       model: DiT or MMDiT.
       latent_steps: None is the T of training.
       batch_size: images drawn at once.
+      codec: decodes what is drawn, where the model diffuses latents.
     """
 
     model: nn.Module
@@ -37,6 +40,7 @@ class Generator:
     mesh: Mesh
     batch_size: int
     latent_steps: int | None = None
+    codec: Codec | None = None
 
     def __post_init__(self):
         check_batch_size(self.mesh, "batch_size", self.batch_size)
@@ -70,27 +74,45 @@ class Generator:
         shape = (config.image_size, config.image_size, config.channels)
         return draw(self.objective, sampler, predict, key, index, shape)
 
-    def batches(self, params: Any, conditions: Any, seed: int) -> Iterator[np.ndarray]:
-        """Yields [≤ B, H, W, C] float32 in order, until every condition has its sample.
+    def batches(
+        self, params: Any, conditions: Any, seed: int, first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Yields images [≤ B, H, W, C] float32 in order, until every condition has its sample.
 
         Args:
           conditions: pytree of arrays with a leading axis of samples; the last batch is
             filled up with its last condition, and what that draws is dropped.
+          first: index of the first sample to draw; those before it are there already.
         """
-        run, key = self.compiled(), stream_key(seed, "generation")
-        cut, whole = batch_sharding(self.mesh), replicated(self.mesh)
+        run, cut = self.compiled(), batch_sharding(self.mesh)
+        # Made where it is used: a key can't be put onto the devices of other processes.
+        whole = replicated(self.mesh)
+        key = jax.jit(lambda: stream_key(seed, "generation"), out_shardings=whole)()
         count = len(jax.tree.leaves(conditions)[0])
-        for start in range(0, count, self.batch_size):
+        for start in range(first, count, self.batch_size):
             index = np.arange(start, start + self.batch_size)
             rows = np.minimum(index, count - 1)
             condition = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], conditions)
             inputs = jax.device_put((index.astype(np.int32), condition), cut)
-            images = run(params, jax.device_put(key, whole), *inputs)
-            yield jax.device_get(images)[: count - start]
+            images = run(params, key, *inputs)
+            images = self.codec.decode(images) if self.codec else images
+            yield _whole(images)[: count - start]
 
 
-def cycled_labels(labels: list[int] | None, num: int, num_classes: int) -> np.ndarray:
-    """`num` labels [num] int32 that go round `labels`, or round all classes.
+def _whole(images: jax.Array) -> np.ndarray:
+    """A global batch on this host, whichever processes hold it."""
+    if images.is_fully_addressable:
+        return jax.device_get(images)
+    return multihost_utils.process_allgather(images, tiled=True)
+
+
+def choose_labels(
+    labels: Sequence[int], num: int, num_classes: int, seed: int | None = None
+) -> np.ndarray:
+    """`num` labels [num] int32 that go round `labels`, or round all classes where it is empty.
+
+    Args:
+      seed: draws them uniformly instead of going round.
 
     Raises:
       UserError: a label that the model doesn't have.
@@ -98,7 +120,10 @@ def cycled_labels(labels: list[int] | None, num: int, num_classes: int) -> np.nd
     if num < 1:
         raise UserError(f"num={num}: must be 1 or more")
     classes = max(num_classes, 1)
-    for label in labels or ():
+    for label in labels:
         if not 0 <= label < classes:
             raise UserError(f"label {label} is out of range: the model has 0 to {classes - 1}")
-    return np.resize(np.array(labels or range(classes), np.int32), num)
+    choices = np.array(labels or range(classes), np.int32)
+    if seed is None:
+        return np.resize(choices, num)
+    return np.random.default_rng(seed).choice(choices, num)

@@ -10,11 +10,18 @@ flags.DEFINE_string("workdir", None, "a folder that was trained in")
 flags.DEFINE_string("out", None, "FILE.npz, or a folder for PNGs and grid.png")
 flags.DEFINE_integer("num", 64, "how many samples")
 flags.DEFINE_list("labels", [], "classes to go round, as 0,1,2; all classes by default")
-flags.DEFINE_integer("seed", 0, "same seed, same bytes")
-flags.DEFINE_integer("batch_size", 64, "samples drawn at once; doesn't change them")
+flags.DEFINE_integer("seed", 0, "same seed, same bytes", 0, 2**32 - 1)
+flags.DEFINE_integer("batch_size", 64, "samples drawn at once; doesn't change them", 1)
 flags.DEFINE_string("sampler", None, "ddpm or ddim (Gaussian), euler or heun (flow)")
 flags.DEFINE_integer("sampler_steps", None, "number of sampler steps")
 flags.DEFINE_float("guidance_scale", None, "1 is no guidance")
+flags.DEFINE_integer("guidance_channels", None, "first channels that are guided; 0 is all")
+flags.DEFINE_boolean("uniform", False, "draw classes uniformly instead of going round them")
+flags.DEFINE_enum(
+    "matmul_precision", None, ["default", "high", "highest"], "of matrix products, on TPUs and GPUs"
+)
+flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "that the model computes in")
+flags.DEFINE_string("autoencoder", None, "the folder that decodes latents; the config's by default")
 flags.DEFINE_integer("latent_steps", None, "T of the recursion; that of training by default")
 flags.DEFINE_integer("checkpoint", None, "train_step of the checkpoint; the newest by default")
 flags.DEFINE_boolean("ema", True, "averaged parameters; --noema (or --no-ema): as trained")
@@ -31,10 +38,22 @@ def main() -> None:
                 "sampler": values["sampler"],
                 "steps": values["sampler_steps"],
                 "guidance_scale": values["guidance_scale"],
+                "guidance_channels": values["guidance_channels"],
             },
             **{
                 name: values[name]
-                for name in ("num", "seed", "batch_size", "latent_steps", "checkpoint", "ema")
+                for name in (
+                    "num",
+                    "uniform",
+                    "seed",
+                    "batch_size",
+                    "latent_steps",
+                    "checkpoint",
+                    "ema",
+                    "matmul_precision",
+                    "dtype",
+                    "autoencoder",
+                )
             },
         )
     )

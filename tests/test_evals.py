@@ -1,0 +1,576 @@
+"""From files of images to scores, with a small stand-in for the network."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import run_entry
+from etils import epath
+from feature_formula import image
+from PIL import Image
+
+from tp_jax.errors import UserError
+from tp_jax.evals import adm, manifold
+from tp_jax.evals import reference as reference_lib
+from tp_jax.evals.features import PROTOCOLS, Extractor, rebatched
+from tp_jax.evals.images import open_images
+from tp_jax.evals.reference import complete, measure, read_reference, save_statistics
+from tp_jax.evals.statistics import frechet_distance, inception_score, moments
+from tp_jax.evals.task import Task
+from tp_jax.parallel.mesh import create_mesh
+
+WIDTHS = dict(pool=16, spatial=12, logits=10)
+
+
+# The extractor.
+
+
+class Found(NamedTuple):
+    pool: jax.Array
+    spatial: jax.Array
+    logits: jax.Array
+
+
+def network(params, x):
+    tiles = x.reshape(len(x), 13, 23, 13, 23, 3).mean(axis=(2, 4)).reshape(len(x), -1)
+    return Found(**{name: jnp.abs(tiles @ matrix) for name, matrix in params.items()})
+
+
+def make_extractor(devices=None, **fields):
+    random = np.random.RandomState(5)
+    params = {
+        name: random.standard_normal((507, width)).astype(np.float32)
+        for name, width in WIDTHS.items()
+    }
+    mesh = create_mesh(dict(data=-1, fsdp=1, tensor=1, expert=1), devices)
+    defaults = dict(protocol="adm", identity="stand-in 1", mesh=mesh, batch_size=8)
+    return Extractor(network, params, **(defaults | fields))
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return make_extractor()
+
+
+def pictures(count, side=16, channels=3, seed=0):
+    """Noise around a colour of each picture's own, uint8."""
+    random = np.random.RandomState(seed)
+    colour = random.uniform(60, 190, (count, 1, 1, channels))
+    noise = 30 * random.standard_normal((count, side, side, channels))
+    return np.clip(colour + noise, 0, 255).astype(np.uint8)
+
+
+def test_batches_of_any_size_give_each_picture_its_features(extractor):
+    images = pictures(21)
+    whole = network(extractor.params, PROTOCOLS["adm"].prepare(jnp.asarray(images)))
+    parts = list(extractor.batches([images[:3], images[3:20], images[20:]]))
+    assert [len(part.pool) for part in parts] == [8, 8, 5]
+    for name in WIDTHS:
+        found = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-4, atol=1e-4)
+
+
+def test_four_devices_give_the_features_of_one(extractor, one_device):
+    assert extractor.mesh.size == 4
+    images = pictures(10)
+    alone = make_extractor(one_device, batch_size=5)
+    found, expected = (
+        np.concatenate([part.pool for part in which.batches([images])])
+        for which in (extractor, alone)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_batch_is_cut_over_the_devices(extractor):
+    [inputs, _], _ = (
+        extractor._run.lower(extractor.params, jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8))
+        .compile()
+        .input_shardings,
+        None,
+    )
+    assert inputs[1].shard_shape((8, 16, 16, 3)) == (2, 16, 16, 3)
+
+
+def extract_as_process(index, port, out):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, index)
+    assert jax.device_count() == 8  # four here
+    np.save(out, np.concatenate([part.pool for part in make_extractor().batches([pictures(21)])]))
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_gets_all_features(extractor, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    tests = pathlib.Path(__file__).parent
+    search = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    outs = [tmp_path / f"{index}.npy" for index in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import sys, test_evals as t; t.extract_as_process("
+             "int(sys.argv[1]), *sys.argv[2:])", str(index), str(port), str(out)],
+            env=os.environ | {"PYTHONPATH": search},
+        )
+        for index, out in enumerate(outs)
+    ]  # fmt: skip
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    expected = np.concatenate([part.pool for part in extractor.batches([pictures(21)])])
+    for out in outs:
+        np.testing.assert_allclose(np.load(out), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rebatched_keeps_the_order():
+    parts = np.split(np.arange(23), [1, 2, 15, 15])
+    assert [list(part) for part in rebatched(parts, 6)] == [
+        list(range(start, min(start + 6, 23))) for start in range(0, 23, 6)
+    ]
+    assert list(rebatched([], 6)) == []
+
+
+def test_unknown_protocols_and_batches_are_refused():
+    with pytest.raises(UserError, match="protocol 'tf' is unknown: choose one of adm, pytorch-fid"):
+        make_extractor(protocol="tf")
+    with pytest.raises(UserError, match="batch_size=6 does not divide .* a multiple of 4"):
+        make_extractor(batch_size=6)
+
+
+# Files and folders of images.
+
+
+def save(path, compressed=False, **arrays):
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return epath.Path(path)
+
+
+def read(path, rows=4, count=None):
+    found = open_images(epath.Path(path))
+    return np.concatenate(list(found.batches(rows, count or found.count)))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_npz_is_read_in_blocks(compressed, tmp_path):
+    images = pictures(11)
+    path = save(tmp_path / "a.npz", compressed, arr_1=np.arange(11), arr_0=images)
+    np.testing.assert_array_equal(read(path), images)
+    np.testing.assert_array_equal(read(path, count=5), images[:5])
+    assert open_images(path).count == 11 and open_images(path).size == (16, 16)
+    assert [len(batch) for batch in open_images(path).batches(4, 11)] == [4, 4, 3]
+    assert [len(batch) for batch in open_images(path).batches(4, 8)] == [4, 4]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_npz_is_never_in_memory_as_a_whole(compressed, tmp_path):
+    path = save(tmp_path / "a.npz", compressed, arr_0=np.zeros((2000, 64, 64, 3), np.uint8))
+    tracemalloc.start()
+    for _ in open_images(path).batches(16, 2000):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3e6  # of 24.6e6
+
+
+def test_grey_is_repeated(tmp_path):
+    images = pictures(3, channels=1)
+    path = save(tmp_path / "a.npz", arr_0=images)
+    np.testing.assert_array_equal(read(path), images.repeat(3, axis=-1))
+    Image.fromarray(images[0, ..., 0]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read(tmp_path), images[:1].repeat(3, axis=-1))
+
+
+def save_pngs(folder, images):
+    folder.mkdir(exist_ok=True)
+    for i, picture in enumerate(images):
+        Image.fromarray(picture).save(folder / f"{i:05d}.png")
+    return epath.Path(folder)
+
+
+def test_a_folder_is_read_in_the_order_of_names_without_its_grid(tmp_path):
+    images = pictures(6)
+    folder = save_pngs(tmp_path / "a", images)
+    Image.fromarray(image(90, 90)).save(folder / "grid.png")
+    (folder / "notes.txt").touch()
+    np.testing.assert_array_equal(read(folder), images)
+
+
+def test_images_that_are_none(tmp_path):
+    def check(match, **arrays):
+        with pytest.raises(UserError, match=match):
+            open_images(save(tmp_path / "a.npz", **arrays))
+
+    images = pictures(3)
+    check("a.npz has no arr_0 but images.npy: name", images=images)
+    check(r"arr_0 is float32 \[3, 16, 16, 3\], but images are uint8", arr_0=np.float32(images))
+    check(r"arr_0 is uint8 \[3, 16, 16, 4\], but", arr_0=images.repeat(2, axis=-1)[..., :4])
+    check(r"arr_0 is uint8 \[16, 16, 3\], but", arr_0=images[0])
+    check(r"arr_0 is object \[1\], but", arr_0=np.array([None]))
+    check("in Fortran order, but", arr_0=np.asfortranarray(images))
+    check(r"arr_0 has no images: its shape is \[0, 16, 16, 3\]", arr_0=images[:0])
+    with pytest.raises(UserError, match="no such file or folder; name"):
+        open_images(epath.Path(tmp_path / "b"))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="has no PNGs .*name another"):
+        open_images(epath.Path(tmp_path / "b"))
+
+
+def test_an_npz_that_is_cut_short(tmp_path):
+    path = save(tmp_path / "a.npz", arr_0=pictures(20))
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(UserError, match=r"a.npz can't be read as an npz \(.*cut short"):
+        open_images(path)
+
+
+def test_an_array_that_ends_early_names_its_row(tmp_path):
+    np.save(tmp_path / "arr_0.npy", pictures(20))
+    data = (tmp_path / "arr_0.npy").read_bytes()[: 128 + 768 * 13 + 5]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", data)
+    with pytest.raises(UserError, match="arr_0 ends in row 13 of 20: write it again"):
+        open_images(epath.Path(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_rows_are_named(compressed, tmp_path):
+    path = save(tmp_path / "a.npz", compressed, arr_0=pictures(20))
+    data = bytearray(path.read_bytes())
+    middle = len(data) * 2 // 5
+    data[middle : middle + 40] = bytes(255 - byte for byte in data[middle : middle + 40])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a.npz: arr_0 is damaged at or before row (11|15|19) \("):
+        read(path)
+
+
+def test_pngs_that_do_not_fit(tmp_path):
+    folder = save_pngs(tmp_path / "a", pictures(3))
+    whole = (folder / "00001.png").read_bytes()
+    (folder / "00001.png").write_bytes(whole[:300])
+    with pytest.raises(UserError, match=r"00001.png can't be read as a PNG .*write it again"):
+        read(folder)
+    (folder / "00001.png").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"00001.png can't be read as a PNG"):
+        open_images(folder)
+    Image.fromarray(image(16, 8)).save(folder / "00001.png")
+    with pytest.raises(UserError, match="00001.png is 8×16, the first of its folder 16×16"):
+        open_images(folder)
+    Image.fromarray(pictures(1)[0]).convert("RGBA").save(folder / "00001.png")
+    with pytest.raises(UserError, match="00001.png has mode RGBA: save 8-bit RGB or grey"):
+        open_images(folder)
+
+
+# References and scores.
+
+
+def measured(extractor, images):
+    return measure([images], len(images), extractor, "test")
+
+
+def gaussian(rows):
+    return rows.mean(axis=0), np.cov(rows, rowvar=False)
+
+
+def expected_scores(extractor, sample, reference):
+    """From all features at once."""
+    a, b = (next(make_extractor(batch_size=200).batches([x])) for x in (sample, reference))
+    fid, sfid = (
+        frechet_distance(*gaussian(x.astype(np.float64)), *gaussian(y.astype(np.float64)))
+        for x, y in ((a.pool, b.pool), (a.spatial, b.spatial))
+    )
+    precision, recall = manifold.precision_recall(b.pool, a.pool)
+    return dict(
+        fid=fid,
+        sfid=sfid,
+        inception_score=inception_score(a.logits),
+        precision=precision,
+        recall=recall,
+    )
+
+
+SAMPLE, REFERENCE = pictures(50, seed=1), pictures(60, seed=2) // 2 + 60
+
+
+def check_scores(found, expected, **changes):
+    found = dataclasses.asdict(found)
+    for name, value in (expected | changes).items():
+        assert found[name] == (value if value is None else pytest.approx(value, rel=1e-4)), name
+
+
+@pytest.fixture(scope="module")
+def expected(extractor):
+    return expected_scores(extractor, SAMPLE, REFERENCE)
+
+
+def published(extractor, path, images=None):
+    """A file as OpenAI publishes them: statistics, and fewer images than they are of."""
+    found = measured(extractor, REFERENCE)
+    return save(
+        path,
+        mu=found.pool.mean,
+        sigma=found.pool.covariance,
+        mu_s=found.spatial.mean,
+        sigma_s=found.spatial.covariance,
+        **({} if images is None else dict(arr_0=images)),
+    )
+
+
+def evaluated(extractor, path, sample=SAMPLE):
+    return adm.evaluate(iter(np.split(sample, [7, 20])), 50, read_reference(path), extractor)
+
+
+def test_scores_against_images(extractor, expected, tmp_path):
+    found = evaluated(extractor, save(tmp_path / "a.npz", arr_0=REFERENCE))
+    check_scores(found, expected, count=50, reference_count=60)
+    assert found.protocol == "adm" and found.inception == "stand-in 1"
+    assert found.reference == "a.npz"
+    assert found.notes == ("Inception Score: its last split has 50 images, not 5000",)
+
+
+def test_features_are_taken_in_by_groups(extractor, monkeypatch):
+    whole = measured(extractor, REFERENCE)
+    monkeypatch.setattr(reference_lib, "GROUP", 24)
+    seen = []
+    monkeypatch.setattr(reference_lib, "moments", lambda x: seen.append(len(x)) or moments(x))
+    found = measured(extractor, REFERENCE)
+    assert seen[::2] == [24, 24, 12]
+    np.testing.assert_array_equal(found.features, whole.features)
+    np.testing.assert_allclose(found.spatial.covariance, whole.spatial.covariance, rtol=1e-9)
+    assert found.inception_score == pytest.approx(whole.inception_score)
+
+
+def test_scores_against_a_published_file(extractor, expected, tmp_path):
+    found = evaluated(extractor, published(extractor, tmp_path / "a.npz", REFERENCE[:40]))
+    with_40 = expected_scores(extractor, SAMPLE, REFERENCE[:40])
+    shares = {name: with_40[name] for name in ("precision", "recall")}
+    check_scores(found, expected, **shares, reference_count=None)
+
+
+def test_scores_against_a_published_file_without_images(extractor, expected, tmp_path):
+    found = evaluated(extractor, published(extractor, tmp_path / "a.npz"))
+    check_scores(found, expected, precision=None, recall=None)
+    assert "precision, recall: a.npz holds neither images nor features" in found.notes
+
+
+def test_scores_against_saved_statistics(extractor, expected, tmp_path):
+    path = epath.Path(tmp_path / "a.npz")
+    save_statistics(path, measured(extractor, REFERENCE), extractor, (16, 16))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+    check_scores(evaluated(extractor, path), expected, reference_count=60)
+
+
+def test_pytorch_fid_has_no_sfid(expected, tmp_path):
+    extractor = make_extractor(protocol="pytorch-fid")
+    found = evaluated(extractor, save(tmp_path / "a.npz", arr_0=REFERENCE))
+    assert found.protocol == "pytorch-fid" and found.sfid is None
+    assert "sFID: not defined by pytorch-fid" in found.notes
+    # Another resize, other numbers, though not by much.
+    assert found.fid == pytest.approx(expected["fid"], rel=0.1)
+    assert found.fid != pytest.approx(expected["fid"], rel=1e-5)
+
+
+def test_a_file_of_pytorch_fid(tmp_path):
+    extractor = make_extractor(protocol="pytorch-fid")
+    pool = measured(extractor, REFERENCE).pool
+    found = evaluated(extractor, save(tmp_path / "a.npz", mu=pool.mean, sigma=pool.covariance))
+    assert found.fid > 0 and found.precision is None
+    assert "a.npz doesn't say which protocol made it" in found.notes
+
+
+def test_a_set_against_itself(extractor, tmp_path):
+    found = evaluated(extractor, save(tmp_path / "a.npz", arr_0=SAMPLE))
+    assert abs(found.fid) < 1e-6 and abs(found.sfid) < 1e-6
+    assert found.precision == found.recall == 1
+
+
+def test_few_images_are_noted_or_refused(extractor, tmp_path):
+    path = save(tmp_path / "a.npz", arr_0=REFERENCE)
+    found = evaluated(extractor, path, SAMPLE[:3])
+    assert found.precision is None and found.fid > 0
+    assert "precision, recall: need more than 3 images on both sides" in found.notes
+    assert any(
+        note.startswith("samples: 3 images for 16 features, so the cov") for note in found.notes
+    )
+    with pytest.raises(UserError, match="1 images have no covariance; give 2 or more"):
+        evaluated(extractor, path, SAMPLE[:1])
+    with pytest.raises(UserError, match="there are no samples; give 2 or more"):
+        adm.evaluate(iter([]), 50, read_reference(path), extractor)
+
+
+def refuse_to_run(*args):
+    raise AssertionError("an image was read before the reference was checked")
+
+
+def test_references_that_do_not_fit_are_refused_before_anything_is_computed(extractor, tmp_path):
+    saved = epath.Path(tmp_path / "saved.npz")
+    save_statistics(saved, measured(extractor, REFERENCE), extractor, (16, 16))
+    idle = dict(network=refuse_to_run)
+
+    def check(match, path, size=16, **fields):
+        other = dataclasses.replace(extractor, **(idle | fields))
+        with pytest.raises(UserError, match=match):
+            evaluated(other, path, pictures(20, size))
+
+    made = "saved.npz was made with"
+    check(
+        f"{made} protocol adm, not pytorch-fid: set --protocol=adm", saved, protocol="pytorch-fid"
+    )
+    check(rf"{made} other Inception weights \(stand-in 1, here x\)", saved, identity="x")
+    check("images are 8×8, those of saved.npz 16×16: name a reference of the same", saved, size=8)
+    old = published(extractor, tmp_path / "old.npz", REFERENCE[:9])
+    check("old.npz was made with protocol adm, not", old, protocol="pytorch-fid")
+    check("images are 8×8, those of old.npz 16×16", old, size=8)
+    narrow = save(tmp_path / "narrow.npz", mu=np.zeros(7), sigma=np.eye(7))
+    check("narrow.npz has 7 pool features, the network 16: name", narrow, network=network)
+
+
+def test_files_that_are_no_references(tmp_path):
+    def check(match, **arrays):
+        with pytest.raises(UserError, match=match):
+            read_reference(save(tmp_path / "a.npz", **arrays))
+
+    eye = np.eye(3)
+    check("a.npz has neither mu nor arr_0 but x: name images", x=eye)
+    check(r"mu is \[3\] and sigma missing", mu=eye[0])
+    check(
+        r"mu is \[3\] and sigma \[2, 3\], but must be \[D\] and \[D, D\]", mu=eye[0], sigma=eye[:2]
+    )
+    check("mu or sigma isn't finite", mu=eye[0], sigma=np.nan * eye)
+    check("a.npz is damaged", mu=np.array([None]), sigma=eye)
+    (tmp_path / "a.npz").write_text("text")
+    with pytest.raises(UserError, match="a.npz can't be read as an npz"):
+        read_reference(epath.Path(tmp_path / "a.npz"))
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_reference(epath.Path(tmp_path / "b.npz"))
+
+
+def test_a_complete_reference_is_not_read_again(extractor, tmp_path):
+    path = save(tmp_path / "a.npz", arr_0=REFERENCE)
+    reference = complete(read_reference(path), extractor)
+    path.unlink()
+    assert adm.evaluate(iter([SAMPLE]), 50, reference, extractor).fid > 0
+
+
+# The entry.
+
+
+@pytest.fixture
+def inception(monkeypatch, extractor):
+    """Evaluates with the stand-in, whatever the folder."""
+
+    def load(folder, protocol, batch_size):
+        return dataclasses.replace(extractor, protocol=protocol, batch_size=batch_size)
+
+    monkeypatch.setattr(adm, "load_extractor", load)
+
+
+def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, capsys):
+    folder = save_pngs(tmp_path / "samples", SAMPLE)
+    task = Task(
+        samples=folder,
+        reference=save(tmp_path / "a.npz", arr_0=REFERENCE),
+        inception=epath.Path("inception"),
+        out=epath.Path(tmp_path / "new" / "scores.json"),
+        save_statistics=epath.Path(tmp_path / "statistics.npz"),
+        batch_size=16,
+    )
+    check_scores(adm.run(task), expected)
+    table = capsys.readouterr().out
+    assert f"fid             {expected['fid']:.4f}\n" in table and "protocol        adm\n" in table
+    written = json.loads(task.out.read_text())
+    assert written["fid"] == pytest.approx(expected["fid"])
+    assert written["samples"] == str(folder) and written["count"] == 50
+    assert written["suite"] == "adm" and written["protocol"] == "adm"
+    assert set(written["versions"]) >= {"tp_jax", "jax", "numpy", "scipy", "device"}
+    saved = read_reference(task.save_statistics)
+    assert saved.size == (16, 16) and saved.identity == "stand-in 1"
+    assert saved.statistics.inception_score == pytest.approx(expected["inception_score"])
+
+
+def test_statistics_alone_need_no_reference(inception, expected, tmp_path):
+    task = Task(
+        samples=save(tmp_path / "a.npz", arr_0=SAMPLE),
+        reference=None,
+        inception=epath.Path("inception"),
+        save_statistics=epath.Path(tmp_path / "b.npz"),
+        num=20,
+    )
+    scores = adm.run(task)
+    assert scores.fid is None and scores.reference is None and scores.count == 20
+    assert read_reference(task.save_statistics).statistics.count == 20
+
+
+def test_what_was_computed_stays(inception, tmp_path):
+    """Damage of the reference's pictures is found late: the samples' statistics are kept."""
+    path = save(tmp_path / "a.npz", arr_0=REFERENCE)
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 255
+    path.write_bytes(data)
+    task = Task(
+        samples=save(tmp_path / "b.npz", arr_0=SAMPLE),
+        reference=path,
+        inception=epath.Path("inception"),
+        save_statistics=epath.Path(tmp_path / "c.npz"),
+    )
+    with pytest.raises(UserError, match="a.npz: arr_0 is damaged at or before row 59"):
+        adm.run(task)
+    assert read_reference(task.save_statistics).statistics.count == 50
+
+
+BASIC = ["--samples={a}", "--reference={a}", "--inception={none}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (BASIC[1:], "--samples is missing: FILE.npz with arr_0"),
+        (BASIC[:2], "--inception is missing: a folder written by"),
+        ([BASIC[0], BASIC[2]], "--reference is missing: name one, or --save_statistics=FILE.npz"),
+        ([*BASIC, "--suite=fid"], "suite 'fid' is unknown: choose one of adm"),
+        ([*BASIC, "--protocol=tf"], "protocol 'tf' is unknown: choose one of adm, pytorch-fid"),
+        ([*BASIC, "--num=51"], "51 images asked for, but .*a.npz holds 50: choose 2 to 50"),
+        ([*BASIC, "--num=1"], "1 images asked for, but .*choose 2 to 50"),
+        (["--samples={one}", *BASIC[1:]], "one.npz holds 1 image: scores need 2 or more"),
+        ([*BASIC, "--num=few"], "--num=few.*int"),
+        ([*BASIC, "--batch_size=6"], "batch_size=6 does not divide .*multiple of 4"),
+        ([*BASIC, "--out={folder}"], "--out=.*is a folder: name a file"),
+        ([*BASIC, "--save_statistics={a}/b.npz"], "--save_statistics=.*can't be made.*another"),
+        ([*BASIC, "--sample=x"], "'sample'. Did you mean: .*samples"),
+        (["--samples={none}", *BASIC[1:]], "nowhere: there is no such file or folder"),
+        ([BASIC[0], "--reference={none}", BASIC[2]], "nowhere: there is no such file or folder"),
+        (["--samples={small}", *BASIC[1:]], "images are 8×8, those of a.npz 16×16"),
+    ],
+)
+def test_bad_flags_and_files(arguments, match, inception, refused, tmp_path):
+    place = tmp_path / "place"
+    names = dict(
+        a=save(place / "a.npz", arr_0=SAMPLE),
+        small=save(place / "small.npz", arr_0=pictures(4, side=8)),
+        one=save(place / "one.npz", arr_0=SAMPLE[:1]),
+        none=place / "nowhere",
+        folder=place / "folder",
+    )
+    (place / "folder").mkdir()
+    refused("evaluate", *(argument.format(**names) for argument in arguments), match=match)
+
+
+def test_the_entry_evaluates(inception, expected, tmp_path):
+    code, stdout, _ = run_entry(
+        "evaluate",
+        f"--samples={save(tmp_path / 'a.npz', arr_0=SAMPLE)}",
+        f"--reference={save(tmp_path / 'b.npz', arr_0=REFERENCE)}",
+        f"--out={tmp_path / 'c.json'}",
+        "--inception=x",
+        "--batch_size=4",
+    )
+    assert code == 0
+    assert f"recall          {expected['recall']:.4f}\n" in stdout
+    assert json.loads((tmp_path / "c.json").read_text())["fid"] == pytest.approx(expected["fid"])

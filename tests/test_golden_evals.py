@@ -1,0 +1,203 @@
+"""Statistics, precision and recall, and resizing: by hand, and as the public code has them."""
+
+import functools
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from feature_formula import SIZES, class_weights, features, image
+
+from tp_jax.evals import manifold
+from tp_jax.evals.features import PROTOCOLS, resize
+from tp_jax.evals.statistics import frechet_distance, inception_score, merge, moments
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+# Statistics.
+
+
+def merged(rows, block):
+    parts = [moments(rows[start : start + block]) for start in range(0, len(rows), block)]
+    found = parts[0]
+    for part in parts[1:]:
+        found = merge(found, part)
+    return found
+
+
+@pytest.mark.parametrize("offset", [0, 1e6])
+def test_moments_of_blocks_are_those_of_all_rows(offset):
+    rows = offset + np.random.RandomState(0).standard_normal((103, 5))
+    found = merged(rows, 10)
+    assert found.count == 103
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(found.covariance(), np.cov(rows, rowvar=False), atol=1e-9)
+
+
+def test_moments_of_float32_rows_are_summed_in_float64():
+    rows = (1000 + np.random.RandomState(0).standard_normal((5000, 3))).astype(np.float32)
+    wide = rows.astype(np.float64)
+    found = merged(rows, 1024)
+    np.testing.assert_allclose(found.mean, wide.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(found.covariance(), np.cov(wide, rowvar=False), rtol=1e-10)
+
+
+def gaussian(rows):
+    return rows.mean(axis=0), np.cov(rows, rowvar=False)
+
+
+@pytest.mark.parametrize("rows", [5, 300])  # 5 rows leave 60 features without full rank
+def test_distance_to_itself_is_zero(rows):
+    mean, covariance = gaussian(features(0, rows, width=60).astype(np.float64))
+    assert abs(frechet_distance(mean, covariance, mean, covariance)) < 1e-12 * np.trace(covariance)
+
+
+def test_distance_of_gaussians_known_by_hand():
+    a, b = np.array([4.0, 1, 0]), np.array([1.0, 9, 4])
+    turn = np.linalg.qr(np.random.RandomState(0).standard_normal((3, 3)))[0]
+    found = frechet_distance(
+        np.zeros(3), turn * a @ turn.T, np.array([1.0, 2, 0]), turn * b @ turn.T
+    )
+    assert found == pytest.approx(1 + 4 + (2 - 1) ** 2 + (1 - 3) ** 2 + (0 - 2) ** 2, rel=1e-9)
+
+
+def test_inception_score_known_by_hand():
+    sure = 100 * np.eye(8)
+    assert inception_score(sure) == pytest.approx(8)
+    assert inception_score(np.ones((8, 5))) == pytest.approx(1)
+    assert inception_score(1e4 * np.eye(8)) == pytest.approx(8)  # exp of these is infinite
+    # Splits of 4, 4 and 2 images, each image of a class of its own.
+    assert inception_score(100 * np.eye(10), split_size=4) == pytest.approx((4 + 4 + 2) / 3)
+
+
+def plain_precision_recall(reference, sample, neighbours):
+    def distance(a, b):
+        return ((a.astype(np.float64) - b.astype(np.float64)) ** 2).sum()
+
+    def share_inside(rows, balls):
+        radii = [sorted(distance(x, y) for y in balls)[neighbours] for x in balls]
+        inside = [
+            any(distance(x, y) <= radius for y, radius in zip(balls, radii, strict=True))
+            for x in rows
+        ]
+        return np.mean(inside)
+
+    return share_inside(sample, reference), share_inside(reference, sample)
+
+
+@pytest.mark.parametrize("block", [7, 16, 100])
+@pytest.mark.parametrize("half", [True, False])
+def test_precision_and_recall_of_small_sets(block, half):
+    random = np.random.RandomState(3)
+    # Whole numbers, so that distances are exact and some are equal to a radius.
+    reference, sample = random.randint(0, 4, (23, 4)), random.randint(2, 6, (17, 4))
+    found = manifold.precision_recall(reference, sample, 3, half=half, block=block)
+    assert found == pytest.approx(plain_precision_recall(reference, sample, 3), abs=1e-7)
+    assert min(found) > 0.1 and max(found) < 1
+
+
+@pytest.mark.parametrize("block", [3, 4096])
+def test_a_border_belongs_to_its_ball(block):
+    scores = functools.partial(manifold.precision_recall, block=block)
+    # 3 is as far from 0 as 0's third neighbour, -3; the balls of 3, 300, … hold everything.
+    near, far = np.array([[0.0], [-1], [-2], [-3]]), np.array([[3.0], [300], [500], [700]])
+    assert scores(near, far) == (0.25, 1)
+    assert scores(far, near) == (1, 0.25)
+    assert scores(near, far + 0.01) == (0, 1)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads((GOLDEN / "evals.json").read_text())
+
+
+def check_precision_recall(golden, rows, factor=1, **options):
+    reference, sample = factor * features(1, rows), factor * features(2, rows, shift=0.3)
+    found = manifold.precision_recall(reference, sample, **options)
+    # One image of 2,000, where a sum of other order falls on the other side of a rounding.
+    assert found == pytest.approx((golden["precision"], golden["recall"]), rel=1e-3)
+
+
+def check_frechet(golden, rows):
+    reference, sample = (features(seed, rows, shift) for seed, shift in ((1, 0), (2, 0.3)))
+    found = [merged(part, 1024) for part in (sample, reference)]
+    fid = frechet_distance(*(x for part in found for x in (part.mean, part.covariance())))
+    assert fid == pytest.approx(golden["fid"], rel=1e-5)
+
+
+def check_inception_score(golden, rows):
+    logits = features(2, rows, shift=0.3) @ class_weights()
+    assert inception_score(logits) == pytest.approx(golden["inception_score"], rel=1e-5)
+    score = inception_score(logits, split_size=600)
+    assert score == pytest.approx(golden["inception_score_split_600"], rel=1e-5)
+
+
+def test_scores_of_2000_rows_are_the_adm_evaluators(golden):
+    check_precision_recall(golden["2000"], 2000)
+    check_frechet(golden["2000"], 2000)
+    check_inception_score(golden["2000"], 2000)
+
+
+def test_distances_that_overflow_float16_are_computed_in_float32(golden):
+    check_precision_recall(golden["2000_overflow"], 2000, factor=64)
+    check_precision_recall(golden["2000_overflow"], 2000, half=False)
+    assert golden["2000_overflow"] != golden["2000"]
+
+
+def test_float16_is_summed_in_the_adm_evaluators_order(golden):
+    [rows] = manifold._blocks(features(1, 16), 16)
+    np.testing.assert_array_equal(rows.half_norms, golden["distances_to_origin"])
+
+
+@pytest.mark.slow
+def test_scores_of_10000_rows_are_the_adm_evaluators(golden):
+    check_precision_recall(golden["10000"], 10_000)
+    check_frechet(golden["10000"], 10_000)
+    check_inception_score(golden["10000"], 10_000)
+
+
+# Images for the network.
+
+
+@pytest.mark.parametrize(("half_pixel", "shift"), [(False, 0), (True, 0.5)])
+def test_resize_is_the_rule_written_out(half_pixel, shift):
+    picture = image(9, 7).astype(np.float64)
+    found = np.asarray(resize(jnp.asarray(picture[None], jnp.float32), half_pixel=half_pixel))[0]
+
+    def neighbours(i, size):
+        position = max((i + shift) * size / 299 - shift, 0)
+        low = int(position)
+        return low, min(low + 1, size - 1), position - low
+
+    for y in range(0, 299, 11):
+        for x in range(0, 299, 11):
+            (top, bottom, down), (left, right, across) = neighbours(y, 9), neighbours(x, 7)
+            upper = (1 - across) * picture[top, left] + across * picture[top, right]
+            lower = (1 - across) * picture[bottom, left] + across * picture[bottom, right]
+            np.testing.assert_allclose(
+                found[y, x], (1 - down) * upper + down * lower, rtol=2e-4, atol=1e-3
+            )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("protocol", "file", "scale", "shift"),
+    [("adm", "resize_tf1", 128, 128), ("pytorch-fid", "resize_torch", 127.5, 127.5)],
+)
+def test_protocols_resize_as_the_public_code(protocol, file, scale, shift, size):
+    with np.load(GOLDEN / f"{file}.npz") as file:
+        expected = file["{}x{}".format(*size)]
+    found = PROTOCOLS[protocol].prepare(jnp.asarray(image(*size)[None]))[0, ::13, ::13]
+    np.testing.assert_allclose(scale * found + shift, expected, atol=3e-4)  # of 255
+
+
+@pytest.mark.parametrize(("protocol", "low"), [("adm", -1), ("pytorch-fid", -1)])
+def test_protocols_scale_for_the_network(protocol, low):
+    ends = np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 255)]).astype(np.uint8)
+    found = np.asarray(PROTOCOLS[protocol].prepare(jnp.asarray(ends)))
+    assert found.shape == (2, 299, 299, 3) and found.dtype == np.float32
+    high = {"adm": 127 / 128, "pytorch-fid": 1}[protocol]
+    np.testing.assert_allclose(found[0], low, atol=1e-6)
+    np.testing.assert_allclose(found[1], high, atol=1e-6)

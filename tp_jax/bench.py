@@ -1,0 +1,26 @@
+"""Speed: python -m tp_jax.bench --what=prepare|evaluate [--seconds=30 --json=FILE]."""
+
+from absl import flags
+from etils import epath
+
+from tp_jax import cli
+from tp_jax.benching import Bench, run_bench
+
+flags.DEFINE_string("what", None, "prepare: JPEG to latents; evaluate: images to statistics")
+flags.DEFINE_float("seconds", 30, "how long to measure, after compiling")
+flags.DEFINE_integer("image_size", 256, "pixels a side")
+flags.DEFINE_integer("batch_size", 64, "images at once, on all devices", 1)
+flags.DEFINE_integer("workers", 0, "processes that decode images; 0 is threads of this one")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "that the autoencoder computes in")
+flags.DEFINE_string("json", None, "FILE.json for the result")
+
+
+def main() -> None:
+    values = flags.FLAGS.flag_values_dict()
+    names = ("seconds", "image_size", "batch_size", "workers", "dtype")
+    out = epath.Path(values["json"]) if values["json"] else None
+    run_bench(Bench(cli.required("what"), json=out, **{name: values[name] for name in names}))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,208 @@
+"""The ADM suite: FID, sFID, Inception Score, precision and recall of images.
+
+Source: Dhariwal and Nichol 2021, arXiv 2105.05233, and the evaluator of openai/guided-diffusion.
+"""
+
+import dataclasses
+import importlib.metadata
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+import tp_jax
+from tp_jax.errors import UserError
+from tp_jax.evals.features import PROTOCOLS, Extractor, check_protocol, load_extractor
+from tp_jax.evals.images import open_images
+from tp_jax.evals.manifold import precision_recall
+from tp_jax.evals.reference import (
+    Gaussian,
+    Reference,
+    Statistics,
+    check_reference,
+    complete,
+    measure,
+    read_reference,
+    save_statistics,
+)
+from tp_jax.evals.statistics import frechet_distance
+from tp_jax.evals.task import Task
+from tp_jax.output import write_json
+
+NEIGHBOURS = 3
+SPLIT = 5000  # images of an Inception Score
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The scores of one set of images, and what they depend on; None is not defined, see notes.
+
+    Attributes:
+      count: of the images.
+      reference_count: of the images behind the reference's FID statistics, if its file says.
+      notes: what to know before these numbers are compared with others.
+    """
+
+    fid: float | None
+    sfid: float | None
+    inception_score: float | None
+    precision: float | None
+    recall: float | None
+    count: int
+    protocol: str
+    inception: str
+    reference: str | None
+    reference_count: int | None
+    notes: tuple[str, ...]
+
+
+def evaluate(
+    images: Iterator[np.ndarray], count: int, reference: Reference, extractor: Extractor
+) -> Scores:
+    """Scores images as they come, as from a generator in training.
+
+    Args:
+      images: uint8 batches [?, H, W, 3] of any sizes.
+      count: how many are expected, for the progress bar.
+      reference: where this is called again and again, one that `check_reference` and `complete`
+        have seen, so that its own images aren't read every time.
+
+    Raises:
+      UserError: the reference doesn't fit the first images (nothing is computed then), or there
+        are fewer than two.
+    """
+    first = next(images, None)
+    if first is None:
+        raise UserError("there are no samples; give 2 or more")
+    check_reference(reference, extractor, first.shape[1:3])
+    statistics = measure(itertools.chain([first], images), count, extractor, "features of samples")
+    return compare(statistics, complete(reference, extractor), extractor)
+
+
+def compare(sample: Statistics, reference: Reference | None, extractor: Extractor) -> Scores:
+    """Scores from statistics; without a reference the Inception Score alone."""
+    protocol, notes = PROTOCOLS[extractor.protocol], _count_notes("samples", sample)
+    if sample.count % SPLIT:
+        notes.append(
+            f"Inception Score: its last split has {sample.count % SPLIT} images, not {SPLIT}"
+        )
+    fid = sfid = precision = recall = None
+    known = reference.statistics if reference else None
+    if known:
+        notes += _count_notes("reference", known)
+        if reference.protocol is None and reference.images is None:
+            notes.append(f"{reference.name} doesn't say which protocol made it")
+        fid, sfid = _distance(sample.pool, known.pool), _distance(sample.spatial, known.spatial)
+        few = min(len(sample.features), len(known.features if known.features is not None else ()))
+        if few > NEIGHBOURS:
+            precision, recall = precision_recall(
+                known.features, sample.features, NEIGHBOURS, half=protocol.half
+            )
+        elif known.features is None:
+            notes.append(f"precision, recall: {reference.name} holds neither images nor features")
+        else:
+            notes.append(f"precision, recall: need more than {NEIGHBOURS} images on both sides")
+        if sfid is None:
+            missing = f"{reference.name} has no spatial statistics"
+            missing = missing if protocol.spatial else f"not defined by {extractor.protocol}"
+            notes.append(f"sFID: {missing}")
+    return Scores(
+        fid=fid,
+        sfid=sfid,
+        inception_score=sample.inception_score,
+        precision=precision,
+        recall=recall,
+        count=sample.count,
+        protocol=extractor.protocol,
+        inception=extractor.identity,
+        reference=reference.name if reference else None,
+        reference_count=known.count if known else None,
+        notes=tuple(notes),
+    )
+
+
+def _distance(a: Gaussian | None, b: Gaussian | None) -> float | None:
+    return frechet_distance(a.mean, a.covariance, b.mean, b.covariance) if a and b else None
+
+
+def _count_notes(what: str, statistics: Statistics) -> list[str]:
+    width = len(statistics.pool.mean)
+    if statistics.count is None or statistics.count > width:
+        return []
+    return [
+        f"{what}: {statistics.count} images for {width} features, so the covariance has no full "
+        f"rank and FID is too high; published numbers are of 50,000"
+    ]
+
+
+def run(task: Task) -> Scores:
+    """Scores a file or a folder of images; prints a table and writes what `task` asks for.
+
+    Raises:
+      UserError: anything that was asked for can't be had; all that can be checked is checked
+        before the first image is read.
+    """
+    check_protocol(task.protocol)
+    if not (task.reference or task.save_statistics):
+        raise UserError("--reference is missing: name one, or --save_statistics=FILE.npz to make")
+    samples = open_images(task.samples)
+    count = samples.count if task.num is None else task.num
+    if samples.count < 2:
+        raise UserError(f"{task.samples} holds {samples.count} image: scores need 2 or more")
+    if not 2 <= count <= samples.count:
+        raise UserError(
+            f"{count} images asked for, but {task.samples} holds {samples.count}: "
+            f"choose 2 to {samples.count}"
+        )
+    reference = read_reference(task.reference) if task.reference else None
+    for name, path in (("out", task.out), ("save_statistics", task.save_statistics)):
+        _prepare_file(name, path)
+    extractor = load_extractor(task.inception, task.protocol, task.batch_size)
+    if reference:
+        check_reference(reference, extractor, samples.size)
+
+    batches = samples.batches(task.batch_size, count)
+    statistics = measure(batches, count, extractor, "features of samples")
+    if task.save_statistics and jax.process_index() == 0:
+        save_statistics(task.save_statistics, statistics, extractor, samples.size)
+    scores = compare(statistics, complete(reference, extractor) if reference else None, extractor)
+    if jax.process_index() == 0:
+        print(as_table(scores))
+        if task.out:
+            write_json(task.out, as_json(scores, task))
+    return scores
+
+
+def _prepare_file(name: str, path: epath.Path | None) -> None:
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--{name}={path} is a folder: name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--{name}={path} can't be made: {error}; name another") from error
+
+
+def as_table(scores: Scores) -> str:
+    """One line a score, then what they depend on."""
+    fields = dataclasses.asdict(scores)
+    notes = fields.pop("notes")
+    lines = [f"{name:16}{_as_text(value)}" for name, value in fields.items()]
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+
+
+def _as_text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def as_json(scores: Scores, task: Task) -> dict[str, Any]:
+    """The scores, where the images came from, and the versions they were computed with."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions |= {"tp_jax": tp_jax.__version__, "device": jax.devices()[0].device_kind}
+    fields = {"suite": "adm", "samples": str(task.samples), **dataclasses.asdict(scores)}
+    return {**fields, "versions": versions}
