@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -13,25 +12,19 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from absl import flags
-from conftest import tiny_config
+from conftest import snapshot, tiny_config
 from etils import epath
 
 from tp_jax import config as config_lib
 from tp_jax import drawing
 from tp_jax.data.source import Source
 from tp_jax.errors import UserError
-from tp_jax.generation import cycled_labels
+from tp_jax.generation import choose_labels
 from tp_jax.models import build_model
+from tp_jax.pretrained.folder import save_weights
 from tp_jax.train import checkpoint, loop, workdir
 
 TESTS = pathlib.Path(__file__).parent
-
-
-def snapshot(folder):
-    """Names, sizes and times of all that is in a folder."""
-    found = {path: path.stat() for path in sorted(pathlib.Path(folder).rglob("*"))}
-    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def config_file(folder, *changes, name="config.py"):
@@ -41,45 +34,6 @@ def config_file(folder, *changes, name="config.py"):
     body = "\n    ".join(["config = tiny_config()", *changes, "return config"])
     path.write_text(f"from conftest import tiny_config\n\n\ndef get_config():\n    {body}\n")
     return path
-
-
-def run_entry(module, arguments, capsys, monkeypatch):
-    """Exit code and stderr of `python -m tp_jax.<module>`, without the seconds of a new process."""
-    before = set(flags.FLAGS)
-    monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-    # The name that config files are imported under.
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)
-    capsys.readouterr()
-    try:
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(f"tp_jax.{module}", run_name="__main__")
-    finally:
-        # So that another entry may define flags of the same names.
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
-    return ended.value.code, capsys.readouterr().err
-
-
-@pytest.fixture
-def refused(tmp_path, capsys, monkeypatch):
-    """A function that runs an entry, checks that it refuses in one line, and that nothing changed.
-
-    A test keeps its files in tmp_path / "place", which is watched, as are the folders in `watch`.
-    """
-    (tmp_path / "place").mkdir()
-
-    def check(module, *arguments, match, watch=()):
-        watched = [tmp_path / "place", *watch]
-        before = [snapshot(folder) for folder in watched]
-        code, stderr = run_entry(module, arguments, capsys, monkeypatch)
-        assert code == 2, stderr
-        assert len(stderr.splitlines()) == 1, stderr
-        assert stderr.startswith("error: ") and "Traceback" not in stderr
-        assert re.search(match, stderr), stderr
-        assert len(stderr) < 500, stderr
-        assert [snapshot(folder) for folder in watched] == before
-
-    return check
 
 
 @pytest.fixture
@@ -129,7 +83,7 @@ def test_a_config_file_that_is_not_there(override, refused_config, tmp_path):
 @pytest.mark.parametrize(
     ("override", "match"),
     [
-        ("--config.a.b=3", "--config.a.b: config has no 'a'; known: checkpoint, data,"),
+        ("--config.a.b=3", "--config.a.b: config has no 'a'; known: autoencoder, checkpoint"),
         ("--config.train.stepz=3", "config.train has no 'stepz'; did you mean 'steps'"),
         ("--config.model.thinking.layer=3", "thinking has no 'layer'; did you mean 'layers'"),
         ("--config.train=3", "config.train=3"),
@@ -204,7 +158,7 @@ def test_a_config_file_without_get_config(refused_config, tmp_path):
         ("data.workers=-1", "config.data.workers=-1: must be 0 or more"),
         ("optimizer.clip_norm=-1", "config.optimizer.clip_norm=-1.0: must be 0 or more"),
         ("optimizer.schedule=step", "schedule='step': choose one of constant, cosine"),
-        ("data.source=photos", "source='photos' is unknown: choose one of digits, or tfds/NAME"),
+        ("data.source=photos", "source='photos' is unknown: choose one of digits, .*or tfds/NAME"),
         ("data.source=tfds/photos", "tfds/photos.*not found.*download_and_prepare.*data.dir"),
         ("model.channels=3", "model.channels=3, but the images of digits have 1"),
         ("model.num_classes=7", "model.num_classes=7, but digits has 10 classes"),
@@ -323,7 +277,7 @@ BASE = {"blocks": {"kernel": jnp.zeros((2, 3))}, "final": {"bias": jnp.zeros(3)}
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases") / "base"
-    checkpoint.save_base(epath.Path(folder), BASE)
+    save_weights(epath.Path(folder), BASE)
     return folder
 
 
@@ -399,7 +353,7 @@ def refused_samples(refused, loaded, trained, tmp_path, monkeypatch):
         ("--num=0", "num=0: must be 1 or more"),
         ("--num=-3", "num=-3: must be 1 or more"),
         ("--batch_size=6", "batch_size=6 does not divide over the mesh: make it a multiple of 4"),
-        ("--batch_size=0", "batch_size=0 does not divide over the mesh: make it a multiple of 4"),
+        ("--batch_size=0", "flag --batch_size=0: 0 is not a positive integer"),
         ("--sampler=ddim", "'ddim' does not sample a RectifiedFlow: choose one of euler, heun"),
         ("--sampler=dpm", "'dpm' is unknown: choose one of ddpm, ddim, euler, heun"),
         ("--sampler_steps=0", "sampler_steps=0: must be 1 or more"),
@@ -437,7 +391,7 @@ def test_guiding_a_model_without_classes(refused_samples, loaded):
 
 def test_labels_of_a_model_without_classes():
     with pytest.raises(UserError, match="label 1 is out of range: the model has 0 to 0"):
-        cycled_labels((1,), 2, 0)
+        choose_labels((1,), 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -459,13 +413,10 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
     copy = epath.Path(tmp_path / "copy")
     shutil.copytree(trained, copy)
     shutil.rmtree(copy / "checkpoints" / "6" / "ema")
-    with pytest.raises(UserError, match="checkpoints/6/ema is damaged"):
+    with pytest.raises(UserError, match="6 in .*checkpoints is damaged .ema/_METADATA is missing"):
         drawing.load(copy)
-    with pytest.raises(UserError, match="checkpoint 6 in .*ema.*delete its folder"):
-        loop.train(tiny_config(steps=8), copy)
     # What the message says helps.
-    shutil.rmtree(copy / "checkpoints" / "6")
-    assert drawing.load(copy).train_step == 3
+    assert drawing.load(copy, 3).train_step == 3
 
 
 # Data.

@@ -1,21 +1,35 @@
 """Meshes, sharding rules, and that no mesh changes a number."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
+from jax.sharding import AbstractMesh
 
 from tp_jax import config as config_lib
 from tp_jax.errors import UserError
 from tp_jax.generation import Generator
-from tp_jax.models import MODELS, build_model
-from tp_jax.parallel.mesh import check_batch_size, create_mesh
-from tp_jax.parallel.sharding import batch_sharding, logical_axes, tree_shardings
+from tp_jax.models import MODELS, DiTConfig, MMDiTConfig, build_model
+from tp_jax.models.dit import SIZES
+from tp_jax.parallel.mesh import AXES, check_batch_size, create_mesh
+from tp_jax.parallel.sharding import (
+    batch_sharding,
+    device_bytes,
+    logical_axes,
+    partition_spec,
+    path_name,
+    tree_shardings,
+)
+from tp_jax.thinking import ThinkingConfig
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.state import abstract_params, init_params, make_state
 from tp_jax.train.step import make_train_step
 
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 ONE = dict(data=1, fsdp=1, tensor=1, expert=1)
 MESHES = {
     "data": ONE | dict(data=4),
@@ -134,3 +148,53 @@ def test_minus_one_takes_the_rest():
     assert dict(mesh.shape) == dict(data=2, fsdp=1, tensor=2, expert=1)
     with pytest.raises(UserError, match="batch=3 .* multiple of 2"):
         check_batch_size(mesh, "batch", 3)
+
+
+def published_shapes(kind):
+    """Abstract parameters at the published size, thinking in one block."""
+    thinking = ThinkingConfig(layers=(12,), experts=4, rank=128)
+    if kind == "dit":
+        config = DiTConfig(**SIZES["XL"], thinking=thinking)
+    else:
+        config = MMDiTConfig(channels=16, out_channels=16, image_size=128, thinking=thinking)
+    return abstract_params(build_model(config))
+
+
+@pytest.mark.parametrize("kind", ["dit", "mmdit"])
+def test_shardings_of_the_published_sizes_are_those_reviewed(kind):
+    """Made again by writing what `found` is into the golden file, where a review sees it."""
+    mesh = AbstractMesh((2, 4, 2, 4), AXES)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(published_shapes(kind))
+    found = {}
+    for path, leaf in leaves:
+        name = path_name(path)
+        spec = partition_spec(logical_axes(name, leaf.ndim))
+        assert all(
+            axis is None or size % mesh.shape[axis] == 0
+            for size, axis in zip(leaf.shape, spec, strict=True)
+        ), name
+        cut = " × ".join(
+            f"{size}/{axis}" if axis else str(size)
+            for size, axis in zip(leaf.shape, spec, strict=True)
+        )
+        found[name] = cut
+    golden = json.loads((GOLDEN / "shardings.json").read_text())
+    assert found == golden[kind]
+
+
+def test_bytes_on_a_device_are_those_of_its_shards():
+    mesh = create_mesh(ONE | dict(fsdp=2, tensor=2), devices(ONE | dict(fsdp=4)))
+    shapes = abstract_params(build_model(config_lib.build(tiny_config()).model))
+    shardings = tree_shardings(shapes, mesh)
+    params = jax.device_put(
+        jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), shardings
+    )
+    held = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(params)
+        for shard in leaf.addressable_shards
+        if shard.device == mesh.devices.flat[0]
+    )
+    sizes = device_bytes(shapes, shardings)
+    assert sum(sizes.values()) == held
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from tp_jax.config import build, default
 from tp_jax.drawing import load
-from tp_jax.errors import TrainingError
+from tp_jax.errors import TrainingError, UserError
 from tp_jax.models import build_model
 from tp_jax.train import loop, metrics
 from tp_jax.train.optimizer import make_optimizer
@@ -199,6 +199,20 @@ def test_a_base_stays_as_it_was(uninterrupted, tmp_path):
         assert np.asarray(leaf).tobytes() == after[name].tobytes(), name
 
 
+@pytest.mark.parametrize("field", ["heads", "image_size"])
+def test_a_base_of_other_heads_or_size_is_refused_though_its_shapes_fit(
+    field, uninterrupted, tmp_path
+):
+    config = small_config()
+    config.init.base = str(uninterrupted[0])
+    config.model[field] *= 2
+    config.data.source = "synthetic"
+    match = f"{field}=[28], but config.model.{field}={config.model[field]}: set it so"
+    with pytest.raises(UserError, match=match):
+        loop.train(config, epath.Path(tmp_path) / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Processes that are killed. A config file is Python, so a test can put lines into their start.
 
 WITHOUT_CURVES = "test_resume.metrics.open_writer = lambda workdir: test_resume.Curves()"
@@ -223,24 +237,29 @@ class Processes:
         self.workdir, self._folder, self._log = folder / "run", folder, folder / "log"
         search = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
         self._environment = os.environ | cache | {"PYTHONPATH": search}
-        (folder / "config.py").write_text(
+        self.write_config(steps, lines)
+
+    def write_config(self, steps, lines):
+        """The config of the next starts, after lines that change the program."""
+        (self._folder / "config.py").write_text(
             f"import test_resume\n\n{lines}\n\n"
             f"def get_config():\n    return test_resume.small_config(steps={steps})\n"
         )
 
-    def start(self, *flags):
+    def start(self, *flags, stderr=None):
         """Starts a process in the folder, so that the workdir is named by a relative path."""
         command = [sys.executable, "-m", "tp_jax.main", "--config=config.py", "--workdir=run"]
         with self._log.open("w") as log:
             return subprocess.Popen(
-                [*command, *flags], cwd=self._folder, env=self._environment, stderr=log
+                [*command, *flags], cwd=self._folder, env=self._environment, stderr=stderr or log
             )
 
-    def finish(self, *flags):
+    def finish(self, *flags, through_pipe=False):
         """Runs to the end; its exit code and what it said."""
-        process = self.start(*flags)
+        process = self.start(*flags, stderr=subprocess.PIPE if through_pipe else None)
         try:
-            return process.wait(timeout=300), self.said()
+            said = process.communicate(timeout=300)[1]
+            return process.returncode, said.decode() if through_pipe else self.said()
         finally:
             process.kill()
 
@@ -256,7 +275,7 @@ class Processes:
         return None
 
     def kill(self, after, *, saving, delay):
-        """Starts, and kills after that many new checkpoints and a delay, or while saving the next.
+        """Starts, kills after that many new checkpoints and a delay, or while saving the next.
 
         Returns:
           Whether it was alive till then, and whether a checkpoint was left half written.
@@ -288,9 +307,11 @@ def kill_and_compare(processes, uninterrupted, steps, kills):
     for number in range(kills):
         saving = number % 2 == 0
         delay = rng.uniform(0, 0.02 if saving else 0.5)
+        # A new checkpoint shows that it trains, and not what the last kill left half written.
+        after = int(rng.integers(0, 2)) if saving else int(rng.integers(1, 3))
         for _ in range(3):
             # A save may end before the kill comes; that is tried again.
-            hit, half = processes.kill(int(rng.integers(0, 2)), saving=saving, delay=delay)
+            hit, half = processes.kill(after, saving=saving, delay=delay)
             assert hit, processes.said()
             hits, halves, delay = hits + 1, halves + half, 0
             if half or not saving:

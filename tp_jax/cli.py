@@ -10,10 +10,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tp_jax.errors import TrainingError, UserError
+from tp_jax.parallel.processes import join_processes
 
 
-def run(main: Callable[[], None], usage: str) -> None:
-    """Parses the flags, runs `main`, and exits.
+def run(main: Callable[[], None], usage: str, *, processes: bool = True) -> None:
+    """Parses the flags, joins the other processes of the job, runs `main`, and exits.
+
+    Args:
+      processes: False for an entry that runs by itself.
 
     Exit code 2 for a UserError or bad flags, 1 for a TrainingError: one line on stderr each.
     Anything else is a bug and keeps its traceback.
@@ -22,6 +26,8 @@ def run(main: Callable[[], None], usage: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         _parse_flags(usage)
+        if processes:
+            join_processes()
         main()
     except UserError as error:
         _exit(2, error)
@@ -111,11 +117,20 @@ def required(name: str) -> str:
 
 def integers(name: str) -> tuple[int, ...]:
     """The value of a list flag, as integers."""
+    return _listed(name, int, "whole numbers, as 0,1,2")
+
+
+def numbers(name: str) -> tuple[float, ...]:
+    """The value of a list flag, as floats."""
+    return _listed(name, float, "numbers, as 1,1.5,2")
+
+
+def _listed(name: str, kind: type, what: str) -> tuple:
     values = flags.FLAGS[name].value
     try:
-        return tuple(int(value) for value in values)
+        return tuple(kind(value) for value in values)
     except ValueError as error:
-        raise UserError(f"--{name}={','.join(values)}: give whole numbers, as 0,1,2") from error
+        raise UserError(f"--{name}={','.join(values)}: give {what}") from error
 
 
 def required_config() -> ConfigDict:

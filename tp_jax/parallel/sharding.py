@@ -1,5 +1,6 @@
 """One table says how every parameter, EMA and optimizer leaf is cut over the mesh."""
 
+import math
 import re
 from typing import Any
 
@@ -101,6 +102,17 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def device_bytes(tree: Any, shardings: Any) -> dict[str, int]:
+    """Bytes that each leaf takes on one device, largest first."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    cut = jax.tree.leaves(shardings)
+    sizes = {
+        path_name(path): math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for (path, leaf), sharding in zip(leaves, cut, strict=True)
+    }
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,8 @@
 """Checkpoints with Orbax: state, EMA, optimizer, data position and clock, saved as one thing."""
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,14 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
-from tp_jax.errors import UserError
+from tp_jax.errors import TrainingError, UserError
+from tp_jax.output import say
+from tp_jax.parallel.processes import first_says
 from tp_jax.parallel.sharding import path_name
+from tp_jax.pretrained.folder import absolute, stored_shapes
+from tp_jax.train.integrity import FOLDER as CHECKSUMS
+from tp_jax.train.integrity import Checksums, find_damage
 from tp_jax.train.state import Params, TrainState
 
-FOLDER = "checkpoints"
+FOLDER, DAMAGED = "checkpoints", "damaged"
+# What Orbax and its parts raise for files that are missing, cut short or changed.
+UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OSError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Progress:
 
 def open_manager(workdir: epath.Path, config: ConfigDict | None = None) -> ocp.CheckpointManager:
     """The checkpoints of a workdir; with a config to write them, without to read them."""
-    folder = _absolute(workdir) / FOLDER
+    folder = absolute(workdir) / FOLDER
     if config is None:
         return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
     keep = [managers.LatestN(config.keep)]
@@ -49,19 +59,120 @@ def open_manager(workdir: epath.Path, config: ConfigDict | None = None) -> ocp.C
     return ocp.CheckpointManager(folder, options=options)
 
 
-def _absolute(path: epath.Path) -> epath.Path:
-    # Orbax takes no relative path, and epath would spoil gs:// by making it absolute.
-    return path if path.is_absolute() else path.absolute()
+class Checkpoints:
+    """The checkpoints of a run: saved with checksums, restored from the newest good one.
 
+    A context: whatever ends it, a save under way is finished.
+    """
 
-def save(manager: ocp.CheckpointManager, state: TrainState, progress: Progress) -> None:
-    """Starts saving; returns when the state has been copied off the devices."""
-    train_step = int(jax.device_get(state.train_step))
-    items = {name: ocp.args.StandardSave(part) for name, part in state.params.items()}
-    items["ema"] = ocp.args.StandardSave(state.ema)
-    items["opt_state"] = ocp.args.StandardSave(state.opt_state)
-    items["progress"] = ocp.args.JsonSave(dataclasses.asdict(progress))
-    manager.save(train_step, args=ocp.args.Composite(**items))
+    def __init__(self, workdir: epath.Path, config: ConfigDict):
+        self._workdir = absolute(workdir)
+        self._manager = open_manager(workdir, config)
+        self._checksums = Checksums(self._workdir)
+
+    def __enter__(self):
+        return self
+
+    def close(self) -> None:
+        """Waits for a save under way.
+
+        Raises:
+          TrainingError: it can't be written.
+        """
+        self.__exit__(None, None, None)
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self._manager.close()
+        except Exception as failure:
+            # What ended the run first is what the person has to see.
+            if error is None:
+                raise self._not_written(failure) from failure
+        finally:
+            self._checksums.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, progress: Progress) -> None:
+        """Starts saving; returns when the state has been copied off the devices.
+
+        Raises:
+          TrainingError: this or the save before it can't be written; older ones are kept.
+        """
+        train_step = int(jax.device_get(state.train_step))
+        items = {name: ocp.args.StandardSave(part) for name, part in state.params.items()}
+        items["ema"] = ocp.args.StandardSave(state.ema)
+        items["opt_state"] = ocp.args.StandardSave(state.opt_state)
+        items["progress"] = ocp.args.JsonSave(dataclasses.asdict(progress))
+        try:
+            self._manager.save(train_step, args=ocp.args.Composite(**items))
+        except Exception as failure:
+            raise self._not_written(failure) from failure
+        if jax.process_index() == 0:
+            self._checksums.follow(train_step, self._folder(train_step))
+
+    def _not_written(self, failure: Exception) -> TrainingError:
+        kept = [step for step in self.steps() if self._folder(step).exists()]
+        reason = (str(failure).strip() or repr(failure)).splitlines()[0][:200]
+        return TrainingError(
+            f"a checkpoint can't be written in {self._manager.directory}: {reason}; kept are "
+            f"{', '.join(map(str, kept)) or 'none'}. Make room there; the same command goes on"
+        )
+
+    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
+        """The newest good checkpoint, on the shardings of `abstract`; None where there is none.
+
+        Damaged ones are set aside, into the folder "damaged", on the way.
+
+        Raises:
+          UserError: all there are are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            problem = self._damage(step)
+            if problem is None:
+                try:
+                    return restore(self._manager, step, abstract)
+                except UserError as error:
+                    # With checksums that are right, it isn't the files that are at fault.
+                    if self._has_checksums(step):
+                        raise
+                    problem = str(error)
+            self._set_aside(step, problem)
+        if steps:
+            raise UserError(
+                f"all checkpoints in {self._workdir} are damaged and were set aside in "
+                f"{self._workdir / DAMAGED}: start in a new workdir"
+            )
+        return None
+
+    def _folder(self, step: int) -> epath.Path:
+        return epath.Path(self._manager.directory) / str(step)
+
+    def _has_checksums(self, step: int) -> bool:
+        return (self._workdir / CHECKSUMS / f"{step}.json").exists()
+
+    def _damage(self, step: int) -> str | None:
+        """Found by the first process, known to all."""
+        found = None
+        if jax.process_index() == 0:
+            found = find_damage(self._workdir, step, self._folder(step))
+        damaged = first_says(found is not None)
+        return (found or "as the first process found") if damaged else None
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        folder = self._workdir / DAMAGED
+        say(f"checkpoint {step} is damaged ({problem}): set aside in {folder}")
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            number = len(list(folder.iterdir()))
+            self._folder(step).rename(folder / f"{step}_{number}")
+            (self._workdir / CHECKSUMS / f"{step}.json").unlink(missing_ok=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"checkpoint {step} is set aside")
+        self._manager.reload()
 
 
 def restore(
@@ -88,7 +199,7 @@ def restore_params(
     """
     averaged = set()
     if ema:
-        averaged = set(_stored(_item(manager, train_step, "ema"))) & set(abstract)
+        averaged = set(stored_shapes(_item(manager, train_step, "ema"))) & set(abstract)
     items = {
         name: ocp.args.StandardRestore(part)
         for name, part in abstract.items()
@@ -104,11 +215,11 @@ def restore_params(
 def _restore(manager, train_step, items):
     try:
         return manager.restore(train_step, args=ocp.args.Composite(**items))
-    except (ValueError, KeyError, FileNotFoundError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
         raise UserError(
             f"checkpoint {train_step} in {manager.directory} can't be restored: {reason} … if it "
-            f"is damaged, delete its folder and the one before it is used"
+            f"is damaged, name another with --checkpoint=N"
         ) from error
 
 
@@ -116,51 +227,57 @@ def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> 
     """The newest checkpoint, or the one asked for.
 
     Raises:
-      UserError: there is none, or not that one.
+      UserError: there is none, or not that one, or its files are damaged.
     """
-    steps = manager.all_steps()
+    steps = sorted(manager.all_steps())
     if not steps:
         raise UserError(f"no checkpoint in {manager.directory}: train there first")
+    listed = ", ".join(map(str, steps))
     if train_step is None:
-        return max(steps)
+        train_step = steps[-1]
     if train_step not in steps:
+        raise UserError(f"no checkpoint {train_step} in {manager.directory}: there are {listed}")
+    directory = epath.Path(manager.directory)
+    problem = find_damage(directory.parent, train_step, directory / str(train_step))
+    if problem:
         raise UserError(
-            f"no checkpoint {train_step} in {manager.directory}: there are "
-            f"{', '.join(str(step) for step in sorted(steps))}"
+            f"checkpoint {train_step} in {directory} is damaged ({problem}): name another with "
+            f"--checkpoint=N, of {listed}"
         )
     return train_step
 
 
-def save_base(folder: epath.Path, base: Any) -> None:
-    """Writes a base checkpoint: the `base` parameters alone."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(_absolute(folder), base)
+# Of a model, what decides its numbers but not the shapes of its weights.
+SHAPELESS = ("heads", "image_size", "patch")
 
 
-def load_base(path: str, abstract: Any) -> Any:
+def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) -> Any:
     """Loads base parameters onto the shardings that the abstract ones carry.
 
     Args:
       path: a base checkpoint, or a workdir, whose newest average is taken.
+      model: fields of the model that it is for, to be compared with what the folder says.
 
     Raises:
-      UserError: nothing is there, or its weights don't fit, naming the first that doesn't.
+      UserError: nothing is there, it is of another model, or its weights don't fit, naming the
+        first that doesn't.
     """
-    folder = _absolute(epath.Path(path))
+    folder = absolute(epath.Path(path))
     if not folder.exists():
         raise UserError(
-            f"config.init.base={path}: there is no such folder; name a base checkpoint or a workdir"
+            f"the base {path}: there is no such folder; name a base checkpoint or a workdir"
         )
     if (folder / FOLDER).exists():
         with open_manager(folder) as manager:
             step = find_step(manager)
-            averaged = _stored(_item(manager, step, "ema"))
+            averaged = stored_shapes(_item(manager, step, "ema"))
             folder = _item(manager, step, "ema" if "base" in averaged else "base")
     elif not (folder / "_METADATA").exists():
         raise UserError(
-            f"config.init.base={path} is neither a base checkpoint nor a workdir with checkpoints"
+            f"the base {path} is neither a base checkpoint nor a workdir with checkpoints"
         )
-    stored = _stored(folder)
+    _check_same_model(path, model or {})
+    stored = stored_shapes(folder)
     nested = "base" in stored
     check_fit(path, stored["base"] if nested else stored, abstract)
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -173,17 +290,21 @@ def load_base(path: str, abstract: Any) -> Any:
     return restored["base"] if nested else restored
 
 
+def _check_same_model(path: str, model: Mapping[str, Any]) -> None:
+    """Compares what shapes can't tell; a folder of weights alone says nothing."""
+    for name, key in (("description.json", "config"), ("config.json", "model")):
+        file = epath.Path(path) / name
+        theirs = json.loads(file.read_text())[key] if file.exists() else {}
+        for field in SHAPELESS:
+            if field in theirs and field in model and theirs[field] != model[field]:
+                raise UserError(
+                    f"the base {path} has {field}={theirs[field]}, but config.model.{field}="
+                    f"{model[field]}: set it so, or give another base"
+                )
+
+
 def _item(manager: ocp.CheckpointManager, train_step: int, name: str) -> epath.Path:
     return epath.Path(manager.directory) / str(train_step) / name
-
-
-def _stored(folder: epath.Path) -> Any:
-    """The tree of shapes and dtypes that a folder holds."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(folder).item_metadata
-    if found is None:
-        raise UserError(f"{folder} is damaged or no checkpoint of tp_jax: use another checkpoint")
-    return found.tree
 
 
 def check_fit(path: str, stored: Any, wanted: Any) -> None:

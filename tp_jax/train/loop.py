@@ -1,6 +1,6 @@
 """The training loop, top to bottom."""
 
-import sys
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,14 +10,18 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax import data
-from tp_jax.generation import Generator, cycled_labels
+from tp_jax.codec import load_codec
+from tp_jax.generation import Generator, choose_labels
 from tp_jax.images import make_grid, save_png, to_uint8
 from tp_jax.models import build_model
 from tp_jax.models.flops import train_step_flops
+from tp_jax.output import say, write_json
 from tp_jax.parallel.mesh import BATCH_AXES, check_batch_size, create_mesh
-from tp_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from tp_jax.parallel.sharding import batch_sharding, device_bytes, replicated, tree_shardings
+from tp_jax.scoring import load_scorer, picture_size
 from tp_jax.train import checkpoint, metrics
 from tp_jax.train import workdir as workdir_lib
+from tp_jax.train.liveness import Preemption, Watchdog
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.state import abstract_params, init_params, make_state, with_shardings
 from tp_jax.train.step import make_train_step
@@ -29,7 +33,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     Raises:
       UserError: something in the config, the data, the base or the workdir doesn't fit; nothing
         has been written then.
-      TrainingError: a loss or gradient isn't finite; the checkpoints before it are kept.
+      TrainingError: a loss or gradient isn't finite, or a checkpoint can't be written; the
+        checkpoints before it are kept.
     """
     # Check everything before anything is written.
     built = config_lib.build(config)
@@ -38,9 +43,13 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     micro_batch = config.train.batch_size // config.train.accumulate
     check_batch_size(mesh, "config.train.batch_size / accumulate", micro_batch)
     changes = workdir_lib.check_workdir(workdir, config)
-    source = data.open_source(config)
-    iterator = data.make_iterator(source, config)
+    codec = load_codec(config.autoencoder, mesh)
+    space = codec.space if codec else None
+    source = data.open_source(config, space)
+    iterator = data.make_iterator(source, config, space)
+    encode = codec.encode if data.encodes_on_the_fly(source, space) else None
     model = build_model(built.model)
+    evaluation = _Evaluation(model, built, config, mesh, codec, workdir)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     steps = config.train.steps
 
@@ -56,34 +65,38 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         params = jax.jit(lambda: init_params(model, config.seed), out_shardings=params_shardings)()
         if config.init.base:
             target = with_shardings(params_shapes["base"], params_shardings["base"])
-            params["base"] = checkpoint.load_base(config.init.base, target)
+            params["base"] = checkpoint.load_base(config.init.base, target, config.model)
         return params
 
     # A folder of checkpoints is made only when nothing can be refused any more.
-    has_checkpoints = (workdir / checkpoint.FOLDER).exists()
-    manager = checkpoint.open_manager(workdir, config.checkpoint) if has_checkpoints else None
-    newest = manager.latest_step() if manager else None
-    if newest is not None and newest >= steps:
-        _say(f"{workdir} is trained already: {newest} of {steps} steps; raise config.train.steps")
-        manager.close()
-        return
-    if newest is None:
+    restored, checkpoints = None, None
+    if (workdir / checkpoint.FOLDER).exists():
+        checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
+        newest = max(checkpoints.steps(), default=0)
+        if newest >= steps:
+            say(
+                f"{workdir} is trained already: {newest} of {steps} steps; raise config.train.steps"
+            )
+            checkpoints.close()
+            return
+        restored = checkpoints.restore_newest(with_shardings(abstract, shardings))
+    if restored is None:
         make = jax.jit(
             lambda params: make_state(params, optimizer, config.train.trainable),
             out_shardings=shardings,
         )
-        state, seconds = make(fresh_params()), 0.0
+        state, seconds, first = make(fresh_params()), 0.0, 0
     else:
-        target = with_shardings(abstract, shardings)
-        state, progress = checkpoint.restore(manager, newest, target)
+        state, progress = restored
         iterator.set_state(progress.data)
-        seconds = progress.seconds
+        seconds, first = progress.seconds, int(jax.device_get(state.train_step))
 
     workdir_lib.write_workdir(workdir, config)
-    manager = manager or checkpoint.open_manager(workdir, config.checkpoint)
+    checkpoints = checkpoints or checkpoint.Checkpoints(workdir, config.checkpoint)
     writer = metrics.open_writer(workdir)
-    for text in _start_lines(config, workdir, source, params_shapes, mesh, newest, changes):
-        _say(text)
+    sizes = device_bytes(abstract, shardings)
+    for text in _start_lines(config, workdir, source, params_shapes, mesh, sizes, first, changes):
+        say(text)
 
     train_step_fn = jax.jit(
         make_train_step(model, built.objective, optimizer, config),
@@ -91,7 +104,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    pictures = _Pictures(model, built, config, mesh, workdir, writer)
+    pictures = _Pictures(model, built, config, mesh, codec, workdir, writer)
     flops = train_step_flops(built.model, config.train.batch_size, config.train.trainable)
     window = metrics.Window(flops, config.train.batch_size, seconds)
 
@@ -100,17 +113,20 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         window.check_finite()
         window.pause()
         progress = checkpoint.Progress(iterator.get_state(), window.seconds)
-        checkpoint.save(manager, state, progress)
+        checkpoints.save(state, progress)
         window.resume()
 
-    first = newest or 0
-    # Whatever ends the loop, a save under way is finished.
-    with manager:
+    with checkpoints, Preemption() as preemption, Watchdog(config.train.hang_seconds) as watchdog:
         for train_step in range(first + 1, steps + 1):
+            # With several processes, building global arrays counts as a transfer.
+            batch = _to_devices(next(iterator), mesh)
             with jax.transfer_guard("disallow"):
-                batch = _to_devices(next(iterator), mesh)
+                if encode:
+                    x = encode(batch["x"], batch["index"], config.seed, train_step)
+                    batch = batch | {"x": x}
                 state, step_metrics = train_step_fn(state, batch)
             window.add(train_step, step_metrics)
+            watchdog.beat(train_step)
 
             if train_step == first + 1:
                 # Compilation isn't speed.
@@ -120,17 +136,29 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
             if train_step % config.train.log_every == 0 or train_step == steps:
                 means = window.close()
                 writer.write_scalars(train_step, metrics.scalars(means))
-                _say(metrics.line(train_step, steps, means))
-            if train_step % config.checkpoint.every_steps == 0 or train_step == steps:
+                say(metrics.line(train_step, steps, means))
+            stopping = preemption.is_due(train_step) and train_step < steps
+            if train_step % config.checkpoint.every_steps == 0 or train_step == steps or stopping:
                 save(train_step, state)
+            if stopping:
+                break
             if train_step % config.train.sample_every == 0 or train_step == steps:
                 window.pause()
-                pictures.draw(train_step, state.params | state.ema)
+                with watchdog.paused():
+                    pictures.draw(train_step, state.params | state.ema)
+                window.resume()
+            if evaluation.is_due(train_step):
+                window.pause()
+                with watchdog.paused():
+                    evaluation.run(train_step, state.params | state.ema, writer)
                 window.resume()
 
     writer.flush()
     iterator.close()
-    _say(f"done: {steps} steps in {metrics.duration(window.seconds)} of training; see {workdir}")
+    if train_step < steps:
+        say(f"stopped by SIGTERM after step {train_step}, which is saved: the same command goes on")
+        return
+    say(f"done: {steps} steps in {metrics.duration(window.seconds)} of training; see {workdir}")
 
 
 def _to_devices(batch: Any, mesh) -> Any:
@@ -148,11 +176,13 @@ def _to_devices(batch: Any, mesh) -> Any:
 class _Pictures:
     """A grid of EMA samples every so often, always from the same noise."""
 
-    def __init__(self, model, built, config, mesh, workdir, writer):
+    def __init__(self, model, built, config, mesh, codec, workdir, writer):
         shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         self._count = config.train.samples
         batch_size = -(-max(self._count, 1) // shards) * shards
-        self._generator = Generator(model, built.objective, built.sampler, mesh, batch_size)
+        self._generator = Generator(
+            model, built.objective, built.sampler, mesh, batch_size, codec=codec
+        )
         self._num_classes = getattr(config.model, "num_classes", 0)
         self._seed, self._workdir, self._writer = config.seed, workdir, writer
 
@@ -160,7 +190,7 @@ class _Pictures:
         """Samples, writes `samples/<train_step>.png` and an image to TensorBoard."""
         if not self._count:
             return
-        labels = cycled_labels(None, self._count, self._num_classes)
+        labels = choose_labels((), self._count, self._num_classes)
         batches = self._generator.batches(params, {"label": labels}, self._seed)
         grid = make_grid(to_uint8(np.concatenate(list(batches))))
         if jax.process_index() == 0:
@@ -168,10 +198,50 @@ class _Pictures:
             save_png(path, grid)
             shown = grid if grid.shape[-1] in (1, 3) else grid[..., :3]
             self._writer.write_images(train_step, {"samples": shown[None]})
-            _say(f"samples of step {train_step}: {path}")
+            say(f"samples of step {train_step}: {path}")
 
 
-def _start_lines(config, workdir, source, params_shapes, mesh, newest, changes) -> list[str]:
+class _Evaluation:
+    """Scores of EMA samples every so often, always from the same noise."""
+
+    def __init__(self, model, built, config, mesh, codec, workdir):
+        self._config, self._workdir = config, workdir
+        fields = config.evaluation
+        if not fields.suite:
+            return
+        size = picture_size(built.model, codec)
+        self._scorer = load_scorer(
+            fields.reference, fields.inception, fields.protocol, fields.batch_size, size
+        )
+        self._generator = Generator(
+            model, built.objective, built.sampler, mesh, fields.batch_size, codec=codec
+        )
+
+    def is_due(self, train_step: int) -> bool:
+        """Whether to score now: every so often, and at the end."""
+        fields = self._config.evaluation
+        last = train_step == self._config.train.steps
+        return bool(fields.suite) and (train_step % fields.every_steps == 0 or last)
+
+    def run(self, train_step: int, params: Any, writer) -> None:
+        """Scores, into TensorBoard and `evaluations/<train_step>.json`."""
+        config = self._config
+        num_classes = getattr(config.model, "num_classes", 0)
+        scores = self._scorer.score(
+            self._generator, params, config.evaluation.num, num_classes, config.seed
+        )
+        fields = dataclasses.asdict(scores)
+        numbers = {f"evaluation/{k}": v for k, v in fields.items() if isinstance(v, float)}
+        writer.write_scalars(train_step, numbers)
+        if jax.process_index() == 0:
+            path = self._workdir / "evaluations" / f"{train_step:08d}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, fields)
+        values = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
+        say(f"step {train_step}: {values}")
+
+
+def _start_lines(config, workdir, source, params_shapes, mesh, sizes, first, changes) -> list[str]:
     def millions(tree):
         return f"{sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) / 1e6:,.2f} M"
 
@@ -187,13 +257,13 @@ def _start_lines(config, workdir, source, params_shapes, mesh, newest, changes) 
         f"(M={thinking.experts}, T={thinking.latent_steps}, r={thinking.rank}), "
         f"training {config.train.trainable}",
     ]
+    largest = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in list(sizes.items())[:3])
+    lines.append(
+        f"state: {sum(sizes.values()) / 2**20:,.1f} MiB on each device (parameters, average, "
+        f"optimizer); largest: {largest}"
+    )
     lines += [f"changed since the last start: {change}" for change in changes]
-    if newest is not None:
-        lines.append(f"going on from checkpoint {newest}")
+    if first:
+        lines.append(f"going on from checkpoint {first}")
     lines.append("compiling the first step …")
     return lines
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)

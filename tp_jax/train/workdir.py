@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import tp_jax
 from tp_jax import config as config_lib
 from tp_jax.errors import UserError
+from tp_jax.output import write_json
 
 CONFIG, VERSIONS = "config.json", "versions.json"
 PACKAGES = (
@@ -80,7 +81,7 @@ def write_workdir(workdir: epath.Path, config: ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir={workdir} can't be made: {error}; name another") from error
-    _write(workdir / CONFIG, config.to_dict())
+    write_json(workdir / CONFIG, config.to_dict())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions |= {
         "tp_jax": tp_jax.__version__,
@@ -88,14 +89,7 @@ def write_workdir(workdir: epath.Path, config: ConfigDict) -> None:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
     }
-    _write(workdir / VERSIONS, versions)
-
-
-def _write(path: epath.Path, content: dict[str, Any]) -> None:
-    # Renaming is atomic, so a kill leaves the old file or the new one.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
+    write_json(workdir / VERSIONS, versions)
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:

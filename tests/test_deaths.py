@@ -1,0 +1,280 @@
+"""Ways for a run to die, and that none costs more than the steps since the last save."""
+
+import collections
+import contextlib
+import io
+import os
+import re
+import resource
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from etils import epath
+from test_resume import (
+    STEPS,
+    WITHOUT_CURVES,
+    Processes,
+    assert_identical,
+    cache,  # noqa: F401
+    small_config,
+    steps_kept,
+    stored,
+    trained_losses,
+    uninterrupted,  # noqa: F401
+)
+
+from tp_jax.drawing import load
+from tp_jax.errors import UserError
+from tp_jax.train import loop
+from tp_jax.train.integrity import file_checksums, find_damage
+from tp_jax.train.liveness import Watchdog
+
+
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory, cache):  # noqa: F811
+    """A workdir that was stopped at step 9, with checkpoints 4 and 8. Copy it."""
+    workdir = tmp_path_factory.mktemp("half_way") / "run"
+    trained_losses(small_config(every_steps=4), workdir, stop_at=10)
+    assert steps_kept(workdir) == {4, 8}
+    return workdir
+
+
+@pytest.fixture
+def workdir(half_way, tmp_path):
+    return shutil.copytree(half_way, tmp_path / "run")
+
+
+def flip_a_bit(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(bytes(content))
+
+
+def truncate(path, rng):
+    path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
+
+
+def delete(path, rng):
+    path.unlink()
+
+
+def files_of(workdir, step):
+    files = (workdir / "checkpoints" / str(step)).rglob("*")
+    return sorted(path for path in files if path.is_file() and path.stat().st_size)
+
+
+def test_any_damage_to_any_file_is_found(workdir):
+    rng, folder = np.random.default_rng(0), epath.Path(workdir / "checkpoints" / "8")
+    assert find_damage(epath.Path(workdir), 8, folder) is None
+    for path in files_of(workdir, 8):
+        content = path.read_bytes()
+        for damage in (flip_a_bit, truncate, delete):
+            damage(path, rng)
+            found = find_damage(epath.Path(workdir), 8, folder)
+            assert found and path.name in found
+            path.write_bytes(content)
+    (workdir / "checkpoints" / "8" / "more").write_text("")
+    assert find_damage(epath.Path(workdir), 8, folder) == "more doesn't belong there"
+
+
+def test_checksums_are_kept_for_the_checkpoints_that_are(workdir):
+    assert {path.stem for path in (workdir / "checksums").iterdir()} == {"4", "8"}
+    found = file_checksums(epath.Path(workdir / "checkpoints" / "8"))
+    assert set(found) == {
+        str(path.relative_to(workdir / "checkpoints" / "8"))
+        for path in (workdir / "checkpoints" / "8").rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, delete])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+    damage,
+    workdir,
+    uninterrupted,  # noqa: F811
+    capsys,
+):
+    spoilt = max(files_of(workdir, 8), key=lambda path: path.stat().st_size)
+    damage(spoilt, np.random.default_rng(1))
+    losses = trained_losses(small_config(every_steps=4), workdir)
+    assert list(losses) == list(range(5, STEPS + 1))
+    assert losses.items() <= uninterrupted[1].items()
+    said = capsys.readouterr().err
+    assert re.search(rf"checkpoint 8 is damaged \(.*{spoilt.name}.*set aside in .*/damaged", said)
+    assert (workdir / "damaged" / "8_0").is_dir()
+    assert_identical(stored(workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+
+
+def test_without_checksums_what_cannot_be_read_is_set_aside(workdir, uninterrupted):  # noqa: F811
+    # As after a kill in the moment between a save's end and its checksums.
+    (workdir / "checksums" / "8.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "8" / "ema")
+    losses = trained_losses(small_config(every_steps=4), workdir)
+    assert next(iter(losses)) == 5 and losses.items() <= uninterrupted[1].items()
+    assert (workdir / "damaged" / "8_0").is_dir()
+
+
+def test_without_a_good_one_nothing_is_begun_anew(workdir):
+    for step in (4, 8):
+        delete(files_of(workdir, step)[0], None)
+    with pytest.raises(UserError, match="all checkpoints in .* set aside .*start in a new workdir"):
+        trained_losses(small_config(every_steps=4), workdir)
+    assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["4_1", "8_0"]
+
+
+def test_nothing_is_sampled_from_a_damaged_checkpoint(workdir):
+    flip_a_bit(files_of(workdir, 8)[0], np.random.default_rng(0))
+    with pytest.raises(UserError, match="8 in .* is damaged .*--checkpoint=N, of 4, 8"):
+        load(epath.Path(workdir))
+    assert load(epath.Path(workdir), 4).train_step == 4
+
+
+def slow_down(seconds):
+    """Makes every step take longer, so that a signal comes between two of them."""
+    to_devices = loop._to_devices
+
+    def slower(*args):
+        time.sleep(seconds)
+        return to_devices(*args)
+
+    loop._to_devices = slower
+
+
+def test_sigterm_saves_and_ends_well(uninterrupted, tmp_path, cache):  # noqa: F811
+    lines = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.slow_down(0.3)"
+    processes = Processes(tmp_path, cache, lines=lines)
+    process = processes.start("--config.checkpoint.every_steps=50")
+    while f"step  3/{STEPS}" not in processes.said():
+        assert process.poll() is None, processes.said()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0, processes.said()
+    said = processes.said()
+    step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", said)[1])
+    assert 3 <= step < STEPS and steps_kept(processes.workdir) == {step}
+    assert "done:" not in said
+
+    code, said = processes.finish()
+    assert code == 0 and f"going on from checkpoint {step}" in said and "done:" in said
+    assert_identical(stored(processes.workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+
+
+def fill_disk(step):
+    """From that step on no file can grow beyond a few bytes, as on a full disk."""
+    to_devices, seen = loop._to_devices, []
+
+    def full(*args):
+        seen.append(0)
+        time.sleep(0.2)  # So that the save before is written.
+        if len(seen) == step:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+        return to_devices(*args)
+
+    loop._to_devices = full
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
+    uninterrupted,  # noqa: F811
+    tmp_path,
+    cache,  # noqa: F811
+):
+    # What the process says goes through a pipe, which has no size.
+    lines = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.fill_disk(step=12)"
+    processes = Processes(tmp_path, cache, lines=lines)
+    code, said = processes.finish("--config.checkpoint.every_steps=6", through_pipe=True)
+    assert code == 1, said
+    # Orbax's own threads say more.
+    lines = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "tp_jax/" not in said.partition("error:")[2], said
+    assert re.search(r"a checkpoint can't be written.*kept are 6\. Make room", lines[0])
+    assert 6 in steps_kept(processes.workdir)
+
+    losses = trained_losses(small_config(every_steps=6), processes.workdir)
+    assert list(losses) == list(range(7, STEPS + 1))
+    assert_identical(stored(processes.workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+
+
+LONG = 60  # steps of the run that dies at random
+
+
+@pytest.mark.slow
+def test_it_outlives_random_deaths(tmp_path, cache):  # noqa: F811
+    """TP_JAX_DEATHS=N runs longer; TP_JAX_DEATHS_SEED=N dies otherwise."""
+    rng = np.random.default_rng(int(os.environ.get("TP_JAX_DEATHS_SEED", 0)))
+    trained_losses(small_config(steps=LONG, every_steps=LONG), tmp_path / "uninterrupted")
+    slow = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.slow_down(0.05)"
+    full = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.fill_disk(step={{}})"
+    processes = Processes(tmp_path, cache, steps=LONG, lines=slow)
+    died = collections.Counter()
+    for _ in range(int(os.environ.get("TP_JAX_DEATHS", 50))):
+        death = str(rng.choice(["TERM", "KILL", "mid-save", "full disk", "truncate", "flip"]))
+        set_back(processes.workdir)
+        lines = full.format(int(rng.integers(2, 5))) if death == "full disk" else slow
+        processes.write_config(LONG, lines)
+        process = processes.start("--config.checkpoint.keep=4")
+        if death == "full disk":
+            assert process.wait(timeout=120) == 1, processes.said()
+        elif death == "TERM":
+            wait_until(process, lambda: "\nstep " in processes.said())
+            time.sleep(rng.uniform(0, 0.3))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=120) == 0, processes.said()
+        else:
+            wait_until(process, lambda: "compiling" in processes.said())
+            if death == "mid-save":
+                wait_until(process, processes.being_saved)
+            time.sleep(rng.uniform(0, 0.02 if death == "mid-save" else 1.5))
+            process.kill()
+            process.wait()
+        kept = sorted(steps_kept(processes.workdir))
+        if death in ("truncate", "flip") and len(kept) > 1:
+            files = files_of(processes.workdir, kept[-1])
+            damage = truncate if death == "truncate" else flip_a_bit
+            damage(files[rng.integers(len(files))], rng)
+        died[death] += 1
+
+    processes.write_config(LONG, slow)
+    code, said = processes.finish("--config.checkpoint.keep=4")
+    assert code == 0 and "done:" in said, said
+    found, found_data = stored(processes.workdir, LONG)
+    wanted, wanted_data = stored(tmp_path / "uninterrupted", LONG)
+    assert_identical(found, wanted)
+    assert found_data == wanted_data
+    aside = list(processes.workdir.glob("damaged/*"))
+    assert aside or died.total() < 50
+    print(f"\n{dict(died)}; {len(aside)} checkpoints were set aside")
+
+
+def set_back(workdir):
+    """Forgets the newest checkpoints of a run that is nearly done, so that it can die again."""
+    kept = sorted(steps_kept(workdir))
+    if kept and kept[-1] > LONG - 20:
+        for step in kept[2:]:
+            shutil.rmtree(workdir / "checkpoints" / str(step))
+
+
+def wait_until(process, event):
+    deadline = time.monotonic() + 120
+    while not event() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_the_watchdog_reports_a_hang_and_nothing_else(capfd):
+    with Watchdog(0.4) as watchdog:
+        for step in range(8):
+            watchdog.beat(step)
+            time.sleep(0.1)
+        with watchdog.paused():
+            time.sleep(0.8)
+        assert "warning" not in capfd.readouterr().err
+        time.sleep(0.8)
+    said = capfd.readouterr().err
+    assert re.search(r"process 0 has taken no step for \d+ s, the last was 7", said)
+    assert "test_the_watchdog_reports" in said
+    with contextlib.redirect_stderr(io.StringIO()), Watchdog(0):
+        pass

@@ -1,0 +1,178 @@
+"""Several processes train as one: same losses, same samples, one death that all of them notice."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import run_entry
+from test_resume import STEPS, TESTS, cache, stored, uninterrupted  # noqa: F401
+
+CONFIG = """
+import test_resume
+
+{lines}
+
+def get_config():
+    return test_resume.small_config()
+"""
+QUIET = "test_resume.metrics.open_writer = lambda workdir: test_resume.Curves()"
+SLOW = f"{QUIET}\nimport test_deaths\ntest_deaths.slow_down(0.5)"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+class Job:
+    """Processes that are started together, each with as many virtual devices."""
+
+    def __init__(self, folder, settings, processes, devices, lines=QUIET):
+        self.folder, self.workdir = folder, folder / "run"
+        self._processes, self._devices = processes, devices
+        search = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        self._environment = os.environ | settings | {"PYTHONPATH": search, "XLA_FLAGS": flags}
+        (folder / "config.py").write_text(CONFIG.format(lines=lines))
+
+    def start(self, module="main", *flags):
+        command = [sys.executable, "-m", f"tp_jax.{module}", "--workdir=run", *flags]
+        port, running = free_port(), []
+        for index in range(self._processes):
+            environment = self._environment | {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(self._processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+            with (self.folder / f"log_{index}").open("w") as log:
+                running.append(
+                    subprocess.Popen(command, cwd=self.folder, env=environment, stderr=log)
+                )
+        return running
+
+    def said(self, index=0):
+        return (self.folder / f"log_{index}").read_text()
+
+    def wait_for(self, text, running):
+        deadline = time.monotonic() + 300
+        while text not in self.said():
+            assert time.monotonic() < deadline, self.said()
+            assert all(process.poll() is None for process in running), self.said()
+            time.sleep(0.02)
+
+    def end(self, running, timeout=300):
+        try:
+            return [process.wait(timeout=timeout) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+
+    def run(self, module="main", *flags):
+        codes = self.end(self.start(module, *flags))
+        assert codes == [0] * self._processes, self.said()
+        return self.said()
+
+
+def losses_of(said):
+    found = re.findall(r"step +(\d+)/\d+ +loss ([\d.]+)", said)
+    return {int(step): float(loss) for step, loss in found}
+
+
+def assert_close(workdir, wanted):
+    """To float32 rounding, because sums over devices have another order."""
+    (found, found_data), (wanted, wanted_data) = stored(workdir, STEPS), stored(wanted, STEPS)
+    assert found_data == wanted_data
+    for name, array in wanted.items():
+        if "opt_state" in name:
+            continue
+        ours = found[name]
+        if name.endswith("qkv/bias"):
+            # Softmax ignores the keys' bias: its gradient is rounding, which Adam makes large.
+            ours, array = (leaf.take([0, 2], axis=-2) for leaf in (ours, array))
+        np.testing.assert_allclose(ours, array, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):  # noqa: F811
+    workdir, losses = uninterrupted
+    job = Job(tmp_path, cache, 2, 2)
+    said = job.run("main", "--config=config.py")
+    assert "4 × cpu, mesh data 4" in said
+    found = losses_of(said)
+    assert found.keys() == losses.keys()
+    # The line has four digits.
+    assert all(abs(found[step] - loss) < 2e-4 for step, loss in losses.items())
+    assert_close(job.workdir, workdir)
+    assert "step" not in job.said(1), "only the first process speaks"
+
+    job.run("sample", "--out=samples.npz", "--num=6", "--batch_size=4")
+    code, _, errors = run_entry(
+        "sample", f"--workdir={job.workdir}", f"--out={tmp_path / 'alone.npz'}", "--num=6",
+        "--batch_size=4",
+    )  # fmt: skip
+    assert code == 0, errors
+    images = [np.load(tmp_path / name)["arr_0"] for name in ("samples.npz", "alone.npz")]
+    np.testing.assert_allclose(*(image.astype(int) for image in images), atol=1)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):  # noqa: F811
+    job = Job(tmp_path, cache, 2, 2, SLOW)
+    running = job.start("main", "--config=config.py", "--config.checkpoint.every_steps=100")
+    job.wait_for(f"step  2/{STEPS}", running)
+    running[1].send_signal(signal.SIGTERM)
+    assert job.end(running, timeout=90) == [0, 0], job.said() + job.said(1)
+    step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", job.said())[1])
+    assert 2 <= step < STEPS and (job.workdir / "checkpoints" / str(step)).is_dir()
+
+    # It goes on with another number of processes and devices, and the same data.
+    alone = Job(tmp_path, cache, 1, 2)
+    assert f"going on from checkpoint {step}" in alone.run("main", "--config=config.py")
+    assert_close(job.workdir, uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_when_one_is_killed_the_others_end_and_the_same_command_goes_on(
+    uninterrupted,  # noqa: F811
+    tmp_path,
+    cache,  # noqa: F811
+):
+    job = Job(tmp_path, cache, 2, 2, SLOW)
+    running = job.start("main", "--config=config.py")
+    job.wait_for(f"step  5/{STEPS}", running)
+    running[1].kill()
+    started = time.monotonic()
+    codes = job.end(running, timeout=60)
+    print(f"\nnoticed after {time.monotonic() - started:.0f} s")
+    assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL
+    assert "another task died" in job.said()
+
+    assert "going on from checkpoint" in job.run("main", "--config=config.py")
+    assert_close(job.workdir, uninterrupted[0])
+
+
+@pytest.mark.parametrize(
+    ("environment", "match"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "is set, but not JAX_NUM_PROCESSES, JAX_PROC"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "localhost:1",
+                "JAX_NUM_PROCESSES": "two",
+                "JAX_PROCESS_ID": "0",
+            },
+            "must be whole numbers",
+        ),
+    ],
+)
+def test_processes_that_are_half_described_end(environment, match, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    code, _, errors = run_entry("main", "--config=x", "--workdir=y")
+    assert code == 1 and match in errors, errors
