@@ -1,6 +1,7 @@
 # Sourced by the other scripts: makes .venv with what is needed, once.
 #   use_environment EXTRA[,EXTRA…]
 # PYTHON chooses the interpreter (3.11 or newer); TP_JAX_EXTRAS adds extras, as cuda or tpu.
+# shellcheck shell=bash
 
 use_environment() {
   local extras="$1${TP_JAX_EXTRAS:+,$TP_JAX_EXTRAS}"

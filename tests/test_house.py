@@ -7,6 +7,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.s[hb]*")), ROOT / ".ci" / "run"]
 
 
 @pytest.mark.parametrize(
@@ -15,8 +16,9 @@ ROOT = pathlib.Path(__file__).parents[1]
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["lint-imports", "--no-cache"],
+        ["shellcheck", "--external-sources", *SCRIPTS],
     ],
-    ids=["lint", "format", "layers"],
+    ids=["lint", "format", "layers", "shell"],
 )
 def test_style(command):
     program = pathlib.Path(sys.executable).with_name(command[0])
