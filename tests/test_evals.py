@@ -28,7 +28,7 @@ from tp_jax.evals.images import open_images
 from tp_jax.evals.reference import complete, measure, read_reference, save_statistics
 from tp_jax.evals.statistics import frechet_distance, inception_score, moments
 from tp_jax.evals.task import Task
-from tp_jax.parallel.mesh import create_mesh
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
 
 WIDTHS = dict(pool=16, spatial=12, logits=10)
 
@@ -53,7 +53,7 @@ def make_extractor(devices=None, **fields):
         name: random.standard_normal((507, width)).astype(np.float32)
         for name, width in WIDTHS.items()
     }
-    mesh = create_mesh(dict(data=-1, fsdp=1, tensor=1, expert=1), devices)
+    mesh = create_mesh(DATA_PARALLEL, devices)
     defaults = dict(protocol="adm", identity="stand-in 1", mesh=mesh, batch_size=8)
     return Extractor(network, params, **(defaults | fields))
 

@@ -97,7 +97,7 @@ def golden_model(name, thinking=NO_THINKING):
 def fresh_thinking(config, width):
     """The parameters that a model of this width would add to its base."""
     init = jax.jit(Thinking(config, width).init, compiler_options=QUICK_TO_COMPILE)
-    return init(jax.random.key(0), ThinkingOptions())["params"]
+    return init(jax.random.key(0), ThinkingOptions(), 1)["params"]
 
 
 @jax.default_matmul_precision("highest")

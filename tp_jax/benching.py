@@ -28,7 +28,7 @@ from tp_jax.evals.reference import measure
 from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from tp_jax.models.inception import Inception
 from tp_jax.output import say, write_json
-from tp_jax.parallel.mesh import create_mesh
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
 from tp_jax.preparation import encoded, make_plan
 from tp_jax.pretrained.autoencoder import LoadedAutoencoder
 
@@ -119,7 +119,7 @@ def bench_evaluate(bench: Bench) -> dict[str, float]:
     model = Inception()
     shape = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
     params = _random(jax.eval_shape(model.init, jax.random.key(0), shape)["params"])
-    mesh = create_mesh(dict(data=-1, fsdp=1, tensor=1, expert=1))
+    mesh = create_mesh(DATA_PARALLEL)
     extractor = Extractor(
         lambda params, images: model.apply({"params": params}, images),
         params, "adm", "random weights", mesh, bench.batch_size,
@@ -162,7 +162,7 @@ def _random_codec(bench: Bench) -> Codec:
     model = Autoencoder(config, bench.dtype)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     params = _random(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
-    mesh = create_mesh(dict(data=-1, fsdp=1, tensor=1, expert=1))
+    mesh = create_mesh(DATA_PARALLEL)
     return Codec(LoadedAutoencoder(model, params, config, "random weights"), mesh)
 
 

@@ -20,7 +20,7 @@ from tp_jax.generation import Generator, choose_labels
 from tp_jax.images import make_grid, save_png, to_uint8
 from tp_jax.models import build_model
 from tp_jax.output import progress_bar, say
-from tp_jax.parallel.mesh import create_mesh
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
 from tp_jax.parallel.sharding import tree_shardings
 from tp_jax.train import checkpoint as checkpoint_lib
 from tp_jax.train.state import Params, abstract_params, with_shardings
@@ -64,7 +64,7 @@ def load(
     config.model.dtype = dtype or config.model.dtype
     config.autoencoder.path = autoencoder or config.autoencoder.path
     built = config_lib.build(config)
-    model, mesh = build_model(built.model), create_mesh(dict(data=-1, fsdp=1, tensor=1, expert=1))
+    model, mesh = build_model(built.model), create_mesh(DATA_PARALLEL)
     shapes = abstract_params(model)
     target = with_shardings(shapes, tree_shardings(shapes, mesh))
     codec = load_codec(config.autoencoder, mesh)

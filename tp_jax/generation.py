@@ -94,7 +94,8 @@ class Generator:
             rows = np.minimum(index, count - 1)
             condition = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], conditions)
             inputs = jax.device_put((index.astype(np.int32), condition), cut)
-            images = run(params, key, *inputs)
+            with jax.set_mesh(self.mesh):
+                images = run(params, key, *inputs)
             images = self.codec.decode(images) if self.codec else images
             yield _whole(images)[: count - start]
 

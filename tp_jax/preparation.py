@@ -22,7 +22,7 @@ from tp_jax.data.source import Source
 from tp_jax.data.transforms import UNREADABLE, decode_pixels
 from tp_jax.errors import UserError
 from tp_jax.output import progress_bar, say, write_json
-from tp_jax.parallel.mesh import create_mesh
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
 from tp_jax.parallel.processes import first_says
 from tp_jax.parallel.sharding import batch_sharding
 
@@ -60,7 +60,7 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
             "config.autoencoder.path is empty: name the folder that tp_jax.convert "
             "--kind=sd-vae wrote"
         )
-    mesh = create_mesh(dict(data=-1, fsdp=1, tensor=1, expert=1), jax.local_devices())
+    mesh = create_mesh(DATA_PARALLEL, jax.local_devices())
     codec = load_codec(config.autoencoder, mesh)
     fields = config.prepare
     source = open_named("config.prepare", fields.source, fields.dir, fields.split)

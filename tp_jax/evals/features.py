@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from tp_jax.errors import UserError
 from tp_jax.models.inception import SIDE
-from tp_jax.parallel.mesh import check_batch_size, create_mesh
+from tp_jax.parallel.mesh import DATA_PARALLEL, check_batch_size, create_mesh
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.pretrained.folder import read_description
 from tp_jax.pretrained.inception import KIND, load_inception
@@ -155,7 +155,7 @@ def load_extractor(folder: epath.Path, protocol: str, batch_size: int) -> Extrac
       UserError: there is no such network, protocol, or division of the batch.
     """
     check_protocol(protocol)
-    mesh = create_mesh(dict(data=-1, fsdp=1, tensor=1, expert=1))
+    mesh = create_mesh(DATA_PARALLEL)
     check_batch_size(mesh, "batch_size", batch_size)
     model, params = load_inception(folder)
     return Extractor(

@@ -29,6 +29,7 @@ from tp_jax.models.layers import (
     unpatchify,
     zeros,
 )
+from tp_jax.parallel.sharding import constrain
 from tp_jax.thinking import Conditioning, Thinking, ThinkingConfig, ThinkingOptions, Thought
 
 SIZES = {
@@ -159,14 +160,18 @@ class DiTBase(nn.Module):
         """As `DiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
-        x = dense(cfg.width, "patch_embed", dtype)(patchify(x.astype(dtype), cfg.patch))
+        x = dense(cfg.width, "patch_embed", dtype, in_stack=False)(
+            patchify(x.astype(dtype), cfg.patch)
+        )
         grid = np.arange(height // cfg.patch), np.arange(width // cfg.patch)
         x = x + position_embedding(cfg.width, *grid).astype(dtype)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         normal = nn.initializers.normal(0.02)
         # The row after the last class stands for no class.
         table = nn.Embed(cfg.num_classes + 1, cfg.width, embedding_init=normal, name="label_embed")
-        y = Conditioning(time, table(label).astype(dtype))
+        # Whole on every device, as tokens of any class may be there.
+        embedding = constrain(table.embedding.astype(dtype), None, None)
+        y = Conditioning(time, jnp.take(embedding, label, axis=0))
 
         tokens = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
         vector = jax.ShapeDtypeStruct((1, cfg.width), dtype)
@@ -198,7 +203,7 @@ class FinalLayer(nn.Module):
         chunks = AdaLN(cfg.width, 2, dtype, name="adaln")((y.time + y.condition).astype(dtype))
         shift, scale = chunks if self.order == "shift_scale" else chunks[::-1]
         x = modulate(layer_norm(x), shift, scale)
-        x = dense(cfg.patch**2 * cfg.out_channels, "out", dtype, zeros)(x)
+        x = dense(cfg.patch**2 * cfg.out_channels, "out", dtype, zeros, in_stack=False)(x)
         return unpatchify(x, cfg.patch, height, width).astype(jnp.float32)
 
 
@@ -226,9 +231,11 @@ class DiT(nn.Module):
         Returns:
           [B, H, W, out_channels] float32, and {block index: Thought}.
         """
-        thinking = Thinking(self.config.thinking, self.config.width, name="thinking")(options)
+        tokens = (x.shape[1] // self.config.patch) * (x.shape[2] // self.config.patch)
+        thinking = Thinking(self.config.thinking, self.config.width, name="thinking")
+        layers = thinking(options, tokens)
         base = DiTBase(self.config, name="base")
-        return base(x, timestep, condition["label"], thinking)
+        return base(x, timestep, condition["label"], layers)
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The same batch without its classes, for guidance and dropout."""

@@ -11,13 +11,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tp_jax.parallel.sharding import constrain
+
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
 
 
-def dense(features: int, name: str, dtype: jnp.dtype, kernel_init=xavier) -> nn.Dense:
-    """A linear layer with float32 parameters that computes in `dtype`."""
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+def dense(
+    features: int, name: str, dtype: jnp.dtype, kernel_init=xavier, *, in_stack: bool = True
+) -> nn.Dense:
+    """A linear layer with float32 parameters that computes in `dtype`.
+
+    Args:
+      in_stack: the layer belongs to a block of a stack, which gathers its weights; otherwise they
+        are gathered here.
+    """
+    dot_general = None if in_stack else _whole_dot_general
+    return nn.Dense(
+        features, dtype=dtype, kernel_init=kernel_init, name=name, dot_general=dot_general
+    )
+
+
+def _whole_dot_general(x, kernel, *args, **kwargs):
+    return jax.lax.dot_general(x, constrain(kernel, None, None), *args, **kwargs)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
@@ -117,8 +133,8 @@ class EmbedMlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, features] -> [B, D]."""
         normal = nn.initializers.normal(0.02)
-        x = nn.silu(dense(self.width, "in", self.dtype, normal)(x))
-        return dense(self.width, "out", self.dtype, normal)(x)
+        x = nn.silu(dense(self.width, "in", self.dtype, normal, in_stack=False)(x))
+        return dense(self.width, "out", self.dtype, normal, in_stack=False)(x)
 
 
 def timestep_embedding(timestep: jax.Array, features: int = 256) -> jax.Array:

@@ -178,12 +178,14 @@ class MMDiTBase(nn.Module):
         """As `MMDiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
-        x = dense(cfg.width, "patch_embed", dtype)(patchify(x.astype(dtype), cfg.patch))
+        x = dense(cfg.width, "patch_embed", dtype, in_stack=False)(
+            patchify(x.astype(dtype), cfg.patch)
+        )
         grid = self._positions(height // cfg.patch), self._positions(width // cfg.patch)
         x = x + position_embedding(cfg.width, *grid).astype(dtype)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         pooled = EmbedMlp(cfg.width, dtype, name="pooled_embed")(pooled)
-        c = dense(cfg.width, "context_embed", dtype)(text.astype(dtype))
+        c = dense(cfg.width, "context_embed", dtype, in_stack=False)(text.astype(dtype))
 
         carry, thoughts = stack.run_stacks(
             self._stacks(dtype), (x, c), Conditioning(time, pooled), thinking,
@@ -246,9 +248,11 @@ class MMDiT(nn.Module):
         Returns:
           [B, H, W, out_channels] float32, and {block index: Thought}.
         """
-        thinking = Thinking(self.config.thinking, self.config.width, name="thinking")(options)
+        tokens = (x.shape[1] // self.config.patch) * (x.shape[2] // self.config.patch)
+        thinking = Thinking(self.config.thinking, self.config.width, name="thinking")
+        layers = thinking(options, tokens)
         base = MMDiTBase(self.config, name="base")
-        return base(x, timestep, condition["text"], condition["pooled"], thinking)
+        return base(x, timestep, condition["text"], condition["pooled"], layers)
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The same batch with the empty prompt, for guidance and dropout."""

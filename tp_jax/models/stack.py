@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from tp_jax.parallel.sharding import constrain_batch, gather
 from tp_jax.thinking import Conditioning, Thought
 
 REMAT_POLICIES = {
@@ -19,6 +20,7 @@ REMAT_POLICIES = {
 class Stack(NamedTuple):
     """Equal blocks: one module and its parameters with a leading axis of layers."""
 
+    name: str
     block: nn.Module
     params: Any
     layers: int
@@ -40,7 +42,7 @@ def declare_stack(
 
         return jax.lax.map(one, jax.random.split(key, layers))
 
-    return Stack(block, module.param(name, init), layers)
+    return Stack(name, block, module.param(name, init), layers)
 
 
 def run_stacks(
@@ -58,7 +60,7 @@ def run_stacks(
       stacks: in the order of the blocks; block indices count through them.
       carry: what a block takes and returns first.
       y: conditioning that every block sees.
-      thinking: {block index: (pure function, its parameters)} of `Thinking`.
+      thinking: {block index: (pure function, its inputs)} of `Thinking`.
       remat: a key of `REMAT_POLICIES`: what the backward pass keeps of each block.
       scan: False unrolls the runs (slow to compile; the values are the same).
 
@@ -66,32 +68,48 @@ def run_stacks(
       The last carry and {block index: Thought}.
     """
 
-    def checkpointed(f):
+    def checkpointed(f, scanned):
         policy = REMAT_POLICIES[remat]
-        return f if policy is None else jax.checkpoint(f, policy=policy, prevent_cse=not scan)
+        # Outside a loop the compiler would find the first computation and keep its results.
+        return f if policy is None else jax.checkpoint(f, policy=policy, prevent_cse=not scanned)
+
+    y, dtype = constrain_batch(y), jax.tree.leaves(carry)[0].dtype
+
+    def apply(stack, carry, layer_params, think=None):
+        # Cast before they are gathered, which halves the bytes of bfloat16.
+        layer_params = gather(jax.tree_util.tree_map_with_path(in_dtype, layer_params), stack.name)
+        carry = constrain_batch(carry)
+        carry, thought = stack.block.apply({"params": layer_params}, carry, y, think)
+        return constrain_batch(carry), thought
+
+    def in_dtype(path, leaf):
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "bias") else leaf
 
     thoughts, first = {}, 0
-    for block, params, layers in stacks:
+    for stack in stacks:
+        params, layers = stack.params, stack.layers
 
-        def plain(carry, layer_params, block=block):
-            return block.apply({"params": layer_params}, carry, y)[0], None
+        def plain(carry, layer_params, stack=stack):
+            return apply(stack, carry, layer_params)[0], None
 
-        def thinking_block(carry, layer_params, thinking_params, think, block=block):
+        def thinking_block(carry, layer_params, inputs, think, stack=stack):
             def bound(*args):
-                return think(thinking_params, *args)
+                return think(inputs, *args)
 
-            return block.apply({"params": layer_params}, carry, y, bound)
+            return apply(stack, carry, layer_params, bound)
 
         for start, stop in _segments(layers, {i - first for i in thinking}):
             part = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], params)
             if first + start in thinking:
-                think, thinking_params = thinking[first + start]
+                think, inputs = thinking[first + start]
                 layer_params = jax.tree.map(lambda leaf: leaf[0], part)
-                run = checkpointed(lambda c, p, t, think=think, f=thinking_block: f(c, p, t, think))
-                carry, thoughts[first + start] = run(carry, layer_params, thinking_params)
+                run = checkpointed(
+                    lambda c, p, t, think=think, f=thinking_block: f(c, p, t, think), scanned=False
+                )
+                carry, thoughts[first + start] = run(carry, layer_params, inputs)
             else:
                 carry, _ = jax.lax.scan(
-                    checkpointed(plain), carry, part, unroll=1 if scan else stop - start
+                    checkpointed(plain, scan), carry, part, unroll=1 if scan else stop - start
                 )
         first += layers
     return carry, thoughts

@@ -1,16 +1,23 @@
-"""The device mesh: axes `data`, `fsdp`, `tensor` and `expert`."""
+"""The device mesh: axes `slices`, `data`, `fsdp`, `tensor` and `expert`.
+
+`slices` are TPU slices that only the data-centre network joins: parameters are whole in each, and
+what crosses is one sum of gradients a step.
+"""
 
 import math
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from tp_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor", "expert")
+AXES = ("slices", "data", "fsdp", "tensor", "expert")
 # A batch is cut along every axis that doesn't cut the layers themselves.
-BATCH_AXES = ("data", "fsdp", "expert")
+BATCH_AXES = ("slices", "data", "fsdp", "expert")
+ONE_DEVICE = dict.fromkeys(AXES, 1)
+DATA_PARALLEL = ONE_DEVICE | {"data": -1}
 
 
 def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -21,7 +28,8 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
       devices: the devices to use; all of them by default.
 
     Raises:
-      UserError: the sizes don't multiply to the number of devices.
+      UserError: the sizes don't multiply to the number of devices, or `slices` isn't how many
+        there are.
     """
     devices = jax.devices() if devices is None else devices
     shape = {axis: sizes[axis] for axis in AXES}
@@ -41,9 +49,29 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
             f"config.mesh ({text}) does not divide the {len(devices)} device(s) here: "
             f"make the sizes multiply to {len(devices)}, or set one to -1"
         )
-    return jax.make_mesh(
-        tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    slices = _slices(devices, shape["slices"], text)
+    inner = tuple(shape.values())[1:]
+    arranged = [
+        jax.make_mesh(
+            inner, AXES[1:], axis_types=(AxisType.Auto,) * len(inner), devices=part
+        ).devices
+        for part in slices
+    ]
+    return Mesh(np.stack(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: list[jax.Device], count: int, text: str) -> list[list[jax.Device]]:
+    """The devices of each slice; where the hardware has none, equal runs of them."""
+    found = sorted({getattr(device, "slice_index", 0) for device in devices})
+    if len(found) > 1 and len(found) != count:
+        raise UserError(
+            f"config.mesh ({text}): the devices here are of {len(found)} slices: set "
+            f"config.mesh.slices={len(found)}"
+        )
+    if len(found) == 1:
+        size = len(devices) // count
+        return [devices[start : start + size] for start in range(0, len(devices), size)]
+    return [[d for d in devices if d.slice_index == index] for index in found]
 
 
 def check_batch_size(mesh: Mesh, name: str, batch_size: int) -> None:

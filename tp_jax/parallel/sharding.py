@@ -1,7 +1,15 @@
-"""One table says how every parameter, EMA and optimizer leaf is cut over the mesh."""
+"""One table says how every parameter, EMA and optimizer leaf is cut over the mesh.
 
+Activations are cut by their batch, and inside a layer by what `tensor` cuts of its weights. With
+`jax.set_mesh` around what is traced, `constrain` and `gather` say so to the compiler, which left to
+itself may cut activations by the weights' `fsdp` axis instead and exchange far more. Without a mesh
+they do nothing.
+"""
+
+import functools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -60,8 +68,8 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def logical_axes(name: str, ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of the leaf with this path; a scalar has none.
+def logical_axes(name: str, ndim: int | None) -> tuple[str | None, ...]:
+    """Logical axes of the leaf with this path; a scalar has none. `ndim` None isn't checked.
 
     Raises:
       UserError: no rule covers the leaf, or the rule is for another number of dimensions.
@@ -70,7 +78,7 @@ def logical_axes(name: str, ndim: int) -> tuple[str | None, ...]:
         return ()
     for pattern, axes in RULES:
         if re.search(rf"(^|/|_){pattern}$", name):
-            if len(axes) != ndim:
+            if ndim is not None and len(axes) != ndim:
                 raise UserError(
                     f"the sharding rule {pattern!r} has {len(axes)} axes but {name} has {ndim}"
                 )
@@ -78,9 +86,22 @@ def logical_axes(name: str, ndim: int) -> tuple[str | None, ...]:
     raise UserError(f"no sharding rule covers {name}: add one to tp_jax/parallel/sharding.py")
 
 
-def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """The mesh axes of these logical axes."""
-    return PartitionSpec(*(LOGICAL_TO_MESH.get(axis) for axis in axes))
+def partition_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
+) -> PartitionSpec:
+    """The mesh axes of these logical axes.
+
+    Experts that the axis `expert` doesn't divide aren't cut: `expert_parallel` pads them.
+
+    Args:
+      shape: of the array.
+      sizes: of the mesh's axes.
+    """
+    spec = [LOGICAL_TO_MESH.get(axis) for axis in axes]
+    for i, axis in enumerate(axes):
+        if axis == "expert" and shape[i] % sizes[spec[i]]:
+            spec[i] = None
+    return PartitionSpec(*spec)
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -92,7 +113,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
     def leaf_sharding(path, leaf):
         name = path_name(path)
-        spec = partition_spec(logical_axes(name, len(leaf.shape)))
+        spec = partition_spec(logical_axes(name, len(leaf.shape)), leaf.shape, mesh.shape)
         for size, axis in zip(leaf.shape, spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(
@@ -113,6 +134,52 @@ def device_bytes(tree: Any, shardings: Any) -> dict[str, int]:
         for (path, leaf), sharding in zip(leaves, cut, strict=True)
     }
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, cut over the mesh in context by its logical axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh.shape))
+
+
+def constrain_batch(tree: Any) -> Any:
+    """A tree of activations [B, …], each cut by its batch alone."""
+    return jax.tree.map(lambda leaf: constrain(leaf, "batch", *(None,) * (leaf.ndim - 1)), tree)
+
+
+def gather(tree: Any, name: str, kept: tuple[str, ...] = ("heads", "mlp")) -> Any:
+    """Weights as a layer computes with them: cut along the axes in `kept` alone.
+
+    Their gradients are cut as the weights are stored, so that they are summed and scattered in one
+    exchange.
+
+    Args:
+      tree: parameters of one layer.
+      name: their path. A path of a stack, whose leaves have an axis of layers more, stands for
+        one layer of it.
+      kept: logical axes that stay cut; by default what `tensor` cuts.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+
+    def gathered(path, leaf):
+        stored = logical_axes(f"{name}/{path_name(path)}", None)[-leaf.ndim :]
+        return _regather(leaf, stored, tuple(axis if axis in kept else None for axis in stored))
+
+    return jax.tree_util.tree_map_with_path(gathered, tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _regather(leaf, stored, used):
+    return constrain(leaf, *used)
+
+
+_regather.defvjp(
+    lambda leaf, stored, used: (constrain(leaf, *used), None),
+    lambda stored, used, _, gradient: (constrain(gradient, *stored),),
+)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -7,7 +7,7 @@ from tp_jax.errors import UserError
 CHOICES = {
     "gate": ("learned", "random", "first"),
     "base_input": ("modulated", "recursed"),
-    "dispatch": ("auto", "dense", "grouped"),
+    "dispatch": ("auto", "dense", "grouped", "expert_parallel"),
 }
 GATE_INPUTS = ("token", "time", "condition")
 

@@ -73,25 +73,39 @@ def gate_logits(
     return _linear(params["out"], jax.nn.silu(hidden))
 
 
-def _sample_keys(noise: RoutingNoise, layer: int, latent_step: jax.Array) -> jax.Array:
-    key = jax.random.fold_in(jax.random.fold_in(noise.key, layer), latent_step)
-    return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(noise.sample)
+def draw_routing(
+    noise: RoutingNoise | None, config: ThinkingConfig, layer: int, steps: int, tokens: int
+) -> jax.Array | None:
+    """What one layer's gate draws for all its latent steps; None where it draws nothing.
 
+    Args:
+      noise: None is sampling.
+      layer: 0-based index of the block. Every draw is of (key, layer, latent_step, sample, token).
+      steps, tokens: numbers T of latent steps and N of vision tokens.
 
-def gumbel_noise(
-    noise: RoutingNoise, layer: int, latent_step: jax.Array, tokens: int, experts: int
-) -> jax.Array:
-    """Gumbel(0, 1) noise [B, N, M] of (key, layer, latent_step, sample, token)."""
-    keys = _sample_keys(noise, layer, latent_step)
-    return jax.vmap(lambda key: jax.random.gumbel(key, (tokens, experts)))(keys)
+    Returns:
+      Gumbel(0, 1) noise [T, B, N, M] float32 for a learned gate in training, experts [T, B, N]
+      int32 for a random gate.
 
+    Raises:
+      ValueError: `gate="random"` without noise.
+    """
+    if config.gate == "random" and noise is None:
+        raise ValueError('gate="random" needs RoutingNoise, when sampling too')
+    if noise is None or config.gate == "first" or (config.gate == "learned" and not noise.train):
+        return None
+    key, fold_in = jax.random.fold_in(noise.key, layer), jax.random.fold_in
+    step_keys = jax.vmap(lambda step: fold_in(key, step))(jnp.arange(steps))
+    keys = jax.vmap(lambda key: jax.vmap(lambda index: fold_in(key, index))(noise.sample))(
+        step_keys
+    )
 
-def random_experts(
-    noise: RoutingNoise, layer: int, latent_step: jax.Array, tokens: int, experts: int
-) -> jax.Array:
-    """Uniform experts [B, N] int32 of (key, layer, latent_step, sample, token)."""
-    keys = _sample_keys(noise, layer, latent_step)
-    return jax.vmap(lambda key: jax.random.randint(key, (tokens,), 0, experts))(keys)
+    def draw(key):
+        if config.gate == "random":
+            return jax.random.randint(key, (tokens,), 0, config.experts)
+        return jax.random.gumbel(key, (tokens, config.experts))
+
+    return jax.vmap(jax.vmap(draw))(keys)
 
 
 def choose_experts(
@@ -100,9 +114,7 @@ def choose_experts(
     normed: jax.Array,
     time: jax.Array,
     condition: jax.Array,
-    noise: RoutingNoise | None,
-    layer: int,
-    latent_step: jax.Array,
+    draw: jax.Array | None,
 ) -> Route:
     """Routes every token at one latent step.
 
@@ -110,11 +122,8 @@ def choose_experts(
       params: of `init_gate`; None unless `config.gate` is "learned".
       normed: [B, N, D] LN(ã).
       time, condition: [B, D] embeddings.
-      noise: None is sampling: no noise, `m = argmax logits`, `w = 1`.
-      layer, latent_step: 0-based; both are folded into the noise.
-
-    Raises:
-      ValueError: `gate="random"` without noise.
+      draw: this latent step's part of `draw_routing`. None is sampling: no noise,
+        `m = argmax logits`, `w = 1`.
     """
     tokens_shape, experts = normed.shape[:2], config.experts
     ones = jnp.ones(tokens_shape, jnp.float32)
@@ -122,18 +131,14 @@ def choose_experts(
         expert = jnp.zeros(tokens_shape, jnp.int32)
         return Route(jax.nn.one_hot(expert, experts), expert, ones)
     if config.gate == "random":
-        if noise is None:
-            raise ValueError('gate="random" needs RoutingNoise, when sampling too')
-        expert = random_experts(noise, layer, latent_step, tokens_shape[1], experts)
-        return Route(jnp.full((*tokens_shape, experts), 1 / experts), expert, ones)
+        return Route(jnp.full((*tokens_shape, experts), 1 / experts), draw, ones)
 
     logits = gate_logits(params, normed, time, condition)
-    train = noise is not None and noise.train
-    if train:
-        logits += gumbel_noise(noise, layer, latent_step, tokens_shape[1], experts)
+    if draw is not None:
+        logits += draw
     probabilities = jax.nn.softmax(logits / config.temperature)
     expert = jnp.argmax(logits, axis=-1)
-    if not train:
+    if draw is None:
         return Route(probabilities, expert, ones)
     chosen = jnp.take_along_axis(probabilities, expert[..., None], axis=-1)[..., 0]
     # Straight-through: exactly 1 forward, the winner's probability backward.

@@ -11,7 +11,7 @@ from flax import struct
 
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.experts import init_experts
-from tp_jax.thinking.gate import RoutingNoise, init_gate
+from tp_jax.thinking.gate import RoutingNoise, draw_routing, init_gate
 from tp_jax.thinking.recursion import Conditioning, Thought, think
 
 __all__ = ["Conditioning", "Thinking", "ThinkingOptions", "Thought", "init_thinking_layer"]
@@ -51,20 +51,26 @@ class Thinking(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, options: ThinkingOptions) -> dict[int, tuple[Callable, Any]]:
-        """Returns {block index: (pure function of (params, …) as `recursion.think`, params)}."""
+    def __call__(self, options: ThinkingOptions, tokens: int) -> dict[int, tuple[Callable, Any]]:
+        """The layers for `tokens` vision tokens.
+
+        Returns:
+          {block index: (pure function of (inputs, …) as `recursion.think`, inputs)}; the inputs
+          are the layer's parameters and what its gate draws.
+        """
+        steps = options.latent_steps or self.config.latent_steps
         layers = {}
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
-            layers[layer] = (
-                functools.partial(
-                    think,
-                    config=self.config,
-                    layer=layer,
-                    latent_steps=options.latent_steps,
-                    noise=options.noise,
-                    trace=options.trace,
-                ),
-                params,
+            # Drawn here, so that rematerialisation doesn't draw twice.
+            draws = draw_routing(options.noise, self.config, layer, steps, tokens)
+            run = functools.partial(
+                _think, config=self.config, latent_steps=options.latent_steps, trace=options.trace
             )
+            layers[layer] = run, (params, draws)
         return layers
+
+
+def _think(inputs, *args, **options):
+    params, draws = inputs
+    return think(params, *args, draws=draws, **options)

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from tp_jax.parallel.sharding import gather
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.thinking.experts import Experts
-from tp_jax.thinking.gate import Route, RoutingNoise, choose_experts
+from tp_jax.thinking.gate import Route, choose_experts
 
 
 @struct.dataclass
@@ -78,9 +79,8 @@ def think(
     attend: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]],
     *,
     config: ThinkingConfig,
-    layer: int = 0,
+    draws: jax.Array | None = None,
     latent_steps: int | None = None,
-    noise: RoutingNoise | None = None,
     trace: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, Thought]:
     """Runs one layer's recursion in place of its attention.
@@ -94,8 +94,7 @@ def think(
       attend: joint attention, vision's Q, K, V [B, N, 3, D] -> (vision [B, N, D], text
         [B, L, D] or None); the text's own Q, K, V are inside it.
       config: sizes and choices; `latent_steps` overrides its T.
-      layer: index of the block, for the noise.
-      noise: None samples deterministically.
+      draws: of `gate.draw_routing`, for every latent step; None samples deterministically.
       trace: keep every latent step's probabilities, experts and tokens.
 
     Returns:
@@ -106,13 +105,16 @@ def think(
     """
     steps = config.latent_steps if latent_steps is None else latent_steps
     config.check_latent_steps(steps)
-    dispatch = get_dispatch(config.dispatch, config.experts, vision.shape[-1], config.rank)
+    dispatch = get_dispatch(config, *vision.shape, vision.dtype)
+    experts_name = "experts" if config.share_across_steps else "step_experts"
+    experts = dispatch.bring(
+        Experts(**params[experts_name]), f"thinking/layer_0/{experts_name}", vision.dtype
+    )
+    params = gather({k: v for k, v in params.items() if k != experts_name}, "thinking/layer_0")
 
-    def route(tokens, experts, step):
+    def route(tokens, experts, draw):
         normed = layer_norm(params["norm"], tokens)
-        chosen = choose_experts(
-            params.get("gate"), config, normed, y.time, y.condition, noise, layer, step
-        )
+        chosen = choose_experts(params.get("gate"), config, normed, y.time, y.condition, draw)
         u = (1 + scale[:, None]) * normed + shift[:, None] if config.modulate else normed
         u = u.astype(vision.dtype)
         return u, dispatch(u, chosen.expert, chosen.weight, experts), chosen
@@ -121,8 +123,8 @@ def think(
         return base(vision if config.base_input == "modulated" else vision + u)
 
     def intermediate_step(tokens, inputs):
-        step, experts = inputs
-        u, delta, chosen = route(tokens, shared if experts is None else experts, step)
+        draw, experts = inputs
+        u, delta, chosen = route(tokens, shared if experts is None else experts, draw)
         if config.base_every_step:
             delta += base_qkv(u)
         attended, _ = attend(delta)
@@ -132,20 +134,18 @@ def think(
         return _record(chosen, tokens if trace else None)
 
     if config.share_across_steps:
-        shared, per_step, last = Experts(**params["experts"]), None, Experts(**params["experts"])
+        shared, per_step, last = experts, None, experts
     else:
-        shared, per_step, last = None, *_experts_of_steps(params["step_experts"], steps)
-    tokens, records = jax.lax.scan(
-        intermediate_step, vision, (jnp.arange(steps - 1), per_step), length=steps - 1
-    )
-    u, delta, chosen = route(tokens, last, steps - 1)
+        shared, per_step, last = None, *_experts_of_steps(experts, steps)
+    before, last_draw = (None, None) if draws is None else (draws[:-1], draws[-1])
+    tokens, records = jax.lax.scan(intermediate_step, vision, (before, per_step), length=steps - 1)
+    u, delta, chosen = route(tokens, last, last_draw)
     attended, text = attend(delta + base_qkv(u))
     return attended, text, _summarise(records, record(chosen, tokens), trace)
 
 
-def _experts_of_steps(params: dict[str, jax.Array], steps: int) -> tuple[Experts, Experts]:
+def _experts_of_steps(experts: Experts, steps: int) -> tuple[Experts, Experts]:
     """Experts of the steps before the last [T-1, …], and of the last."""
-    experts = Experts(**params)
     return (
         jax.tree.map(lambda leaf: leaf[: steps - 1], experts),
         jax.tree.map(lambda leaf: leaf[-1], experts),

@@ -19,6 +19,7 @@ from tp_jax.output import say, write_json
 from tp_jax.parallel.mesh import BATCH_AXES, check_batch_size, create_mesh
 from tp_jax.parallel.sharding import batch_sharding, device_bytes, replicated, tree_shardings
 from tp_jax.scoring import load_scorer, picture_size
+from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.train import checkpoint, metrics
 from tp_jax.train import workdir as workdir_lib
 from tp_jax.train.liveness import Preemption, Watchdog
@@ -95,7 +96,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     checkpoints = checkpoints or checkpoint.Checkpoints(workdir, config.checkpoint)
     writer = metrics.open_writer(workdir)
     sizes = device_bytes(abstract, shardings)
-    for text in _start_lines(config, workdir, source, params_shapes, mesh, sizes, first, changes):
+    lines = _start_lines(
+        config, built.model, workdir, source, params_shapes, mesh, sizes, first, changes
+    )
+    for text in lines:
         say(text)
 
     train_step_fn = jax.jit(
@@ -120,7 +124,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         for train_step in range(first + 1, steps + 1):
             # With several processes, building global arrays counts as a transfer.
             batch = _to_devices(next(iterator), mesh)
-            with jax.transfer_guard("disallow"):
+            with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                 if encode:
                     x = encode(batch["x"], batch["index"], config.seed, train_step)
                     batch = batch | {"x": x}
@@ -241,7 +245,9 @@ class _Evaluation:
         say(f"step {train_step}: {values}")
 
 
-def _start_lines(config, workdir, source, params_shapes, mesh, sizes, first, changes) -> list[str]:
+def _start_lines(
+    config, model, workdir, source, params_shapes, mesh, sizes, first, changes
+) -> list[str]:
     def millions(tree):
         return f"{sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) / 1e6:,.2f} M"
 
@@ -257,6 +263,11 @@ def _start_lines(config, workdir, source, params_shapes, mesh, sizes, first, cha
         f"(M={thinking.experts}, T={thinking.latent_steps}, r={thinking.rank}), "
         f"training {config.train.trainable}",
     ]
+    if thinking.layers:
+        batch = config.train.batch_size // config.train.accumulate
+        with jax.set_mesh(mesh):
+            dispatch = get_dispatch(model.thinking, batch, model.tokens, model.width, model.dtype)
+        lines.append(dispatch.describe())
     largest = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in list(sizes.items())[:3])
     lines.append(
         f"state: {sum(sizes.values()) / 2**20:,.1f} MiB on each device (parameters, average, "

@@ -1,0 +1,124 @@
+"""Trains small models on meshes, alone or as one of several processes, and writes what came out.
+
+python mesh_training.py FILE.npz DEVICES CASE…    a case is KIND:MESH, as dit:fsdp
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={sys.argv[2]} "
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
+
+import jax
+import numpy as np
+
+from tp_jax import config as config_lib
+from tp_jax.generation import Generator
+from tp_jax.models import build_model
+from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.parallel.processes import join_processes
+from tp_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from tp_jax.train.optimizer import make_optimizer
+from tp_jax.train.state import init_params, make_state
+from tp_jax.train.step import make_train_step
+
+STEPS, BATCH = 20, 8
+# Sizes on eight devices, and how tokens meet experts there.
+MESHES = {
+    "one": ({}, "dense"),
+    "data": (dict(data=8), "grouped"),
+    "fsdp": (dict(fsdp=8), "dense"),
+    "tensor": (dict(tensor=2, data=4), "dense"),
+    "expert": (dict(expert=4, data=2), "expert_parallel"),
+    "weights": (dict(expert=4, data=2), "grouped"),
+    "uneven": (dict(expert=8), "expert_parallel"),
+    "mixed": (dict(fsdp=2, tensor=2, expert=2), "expert_parallel"),
+    "slices": (dict(slices=2, fsdp=2, expert=2), "expert_parallel"),
+}
+
+
+def small_config(kind: str):
+    config = config_lib.default(kind, "flow")
+    config.model.update(image_size=8, patch=2, depth=3, width=16, heads=2)
+    config.model.thinking.update(layers=(1,), experts=4, rank=2, gate_width=8)
+    if kind == "dit":
+        config.model.update(channels=1, num_classes=10)
+    else:
+        config.model.update(
+            channels=2, text_width=6, pooled_width=5, text_tokens=3, max_grid=4, base_grid=2,
+            qk_norm=True, dual_attention_layers=1,
+        )  # fmt: skip
+    config.train.update(steps=STEPS, batch_size=BATCH, ema_decay=0.9)
+    config.optimizer.update(learning_rate=1e-3, clip_norm=1.0)
+    config.sampling.update(sampler="euler", steps=3, guidance_scale=1.5)
+    return config
+
+
+def condition_of(model, rng):
+    """Labels, or random text."""
+
+    def draw(leaf):
+        if leaf.dtype == np.int32:
+            return np.arange(BATCH, dtype=np.int32)
+        return rng.normal(size=leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, model.example_condition(BATCH))
+
+
+def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and gradient norm [20, 2] of each update, and samples [8, 8, 8, C] after the last."""
+    sizes, dispatch = MESHES[name]
+    config = small_config(kind)
+    config.model.thinking.dispatch = dispatch
+    devices = jax.devices()[:1] if name == "one" else jax.devices()
+    mesh = create_mesh(ONE_DEVICE | sizes, devices)
+    built = config_lib.build(config)
+    model, optimizer = build_model(built.model), make_optimizer(config.optimizer, STEPS)
+
+    def init():
+        # Away from where thinking does nothing.
+        params = init_params(model, 0)
+        keys = iter(jax.random.split(jax.random.key(1), 1000))
+        return make_state(
+            jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params),
+            optimizer,
+            "all",
+        )
+
+    shardings = tree_shardings(jax.eval_shape(init), mesh)
+    state = jax.jit(init, out_shardings=shardings)()
+    step = jax.jit(
+        make_train_step(model, built.objective, optimizer, config),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+    )
+    rng = np.random.default_rng(0)
+    shape = (BATCH, 8, 8, config.model.channels)
+    condition = condition_of(model, rng)
+    batch = {
+        "x": rng.normal(size=shape).astype(np.float32),
+        "index": np.arange(BATCH, dtype=np.int32),
+        "condition": condition,
+    }
+    batch, losses = jax.device_put(batch, batch_sharding(mesh)), []
+    for _ in range(STEPS):
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, batch)
+        losses.append(jax.device_get([metrics["loss"], metrics["grad_norm"]]))
+    generator = Generator(model, built.objective, built.sampler, mesh, BATCH)
+    return np.array(losses), next(generator.batches(state.params, condition, seed=0))
+
+
+if __name__ == "__main__":
+    join_processes()
+    found = {}
+    for case in sys.argv[3:]:
+        losses, samples = run(*case.split(":"))
+        found |= {f"{case}/losses": losses, f"{case}/samples": samples}
+        print(case, *losses[-1], flush=True)
+    if jax.process_index() == 0:
+        np.savez(sys.argv[1], **found)

@@ -1,0 +1,72 @@
+"""No mesh and no number of processes changes a number: twenty updates, and samples after them."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from mesh_training import MESHES
+
+TESTS = pathlib.Path(__file__).parent
+KINDS = ("dit", "mmdit")
+
+
+def train(folder, processes, devices, cases):
+    """{case: (losses [20, 2], samples)} of cases trained on processes with so many devices each."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    search = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    running = []
+    for index in range(processes):
+        environment = os.environ | {"PYTHONPATH": search}
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+        command = [sys.executable, TESTS / "mesh_training.py", folder / "out.npz", str(devices)]
+        running.append(subprocess.Popen([*command, *cases], env=environment))
+    assert [process.wait(timeout=1800) for process in running] == [0] * processes
+    with np.load(folder / "out.npz") as file:
+        return {case: (file[f"{case}/losses"], file[f"{case}/samples"]) for case in cases}
+
+
+def assert_all_equal_one_device(found, wanted):
+    for case, (losses, samples) in found.items():
+        wanted_losses, wanted_samples = wanted[f"{case.split(':')[0]}:one"]
+        np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5, err_msg=case)
+        scale = np.abs(wanted_samples).max()
+        np.testing.assert_allclose(samples, wanted_samples, atol=1e-5 * scale, err_msg=case)
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    cases = [f"dit:{name}" for name in ("one", "fsdp", "tensor", "uneven", "mixed")]
+    found = train(tmp_path, 1, 8, cases)
+    losses, samples = found["dit:one"]
+    assert losses.shape == (20, 2) and len(np.unique(losses[:, 0])) == 20
+    assert samples.shape == (8, 8, 8, 1) and samples.std() > 0.1
+    assert_all_equal_one_device(found, found)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    cases = [f"{kind}:{name}" for kind in KINDS for name in MESHES]
+    return train(tmp_path_factory.mktemp("one"), 1, 8, cases)
+
+
+@pytest.mark.slow
+def test_every_mesh_of_eight_devices_trains_as_one(one_process):
+    assert_all_equal_one_device(one_process, one_process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
+def test_processes_train_as_one(processes, devices, one_process, tmp_path):
+    names = ("data", "fsdp", "tensor", "expert", "mixed")
+    cases = [f"{kind}:{name}" for kind in KINDS for name in names]
+    assert_all_equal_one_device(train(tmp_path, processes, devices, cases), one_process)
