@@ -70,3 +70,21 @@ def test_processes_train_as_one(processes, devices, one_process, tmp_path):
     names = ("data", "fsdp", "tensor", "expert", "mixed")
     cases = [f"{kind}:{name}" for kind in KINDS for name in names]
     assert_all_equal_one_device(train(tmp_path, processes, devices, cases), one_process)
+
+
+def check_dispatches(examples, cases):
+    search = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, TESTS / "mesh_dispatch.py", str(examples), *cases]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert done.stdout.decode().split() == cases
+
+
+def test_every_dispatch_on_a_mesh_equals_a_plain_loop():
+    check_dispatches(10, ["5:4", "8:8"])
+
+
+@pytest.mark.slow
+def test_every_dispatch_on_every_mesh_equals_a_plain_loop():
+    cases = [f"{experts}:{axis}" for experts in (1, 2, 3, 16, 33, 64) for axis in (2, 4, 8)]
+    check_dispatches(25, cases)

@@ -1,0 +1,112 @@
+"""Every dispatch on meshes of eight devices against a plain loop, whatever the routing.
+
+python mesh_dispatch.py EXAMPLES EXPERTS:AXIS…    as 5:4, five experts over an axis of four
+"""
+
+import functools
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    )
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.thinking import ThinkingConfig
+from tp_jax.thinking.dispatch import DISPATCHES, get_dispatch
+from tp_jax.thinking.experts import Experts
+
+# 8·5 tokens, which rows of eight don't divide.
+B, N, D, R = 8, 5, 6, 2
+rng = np.random.default_rng(0)
+U, WEIGHT = rng.normal(size=(B, N, D)), 1 + 0.1 * rng.normal(size=(B, N))
+
+
+def experts_of(count):
+    rng = np.random.default_rng(count)
+    return rng.normal(size=(count, D, 3, R)), rng.normal(size=(count, 3, R, D))
+
+
+def plain(expert, count):
+    """Δ and the gradients of sum(sin Δ), token by token, in float64."""
+    a, b = experts_of(count)
+    delta, u_grad, weight_grad = np.zeros((B, N, 3, D)), np.zeros_like(U), np.zeros_like(WEIGHT)
+    a_grad, b_grad = np.zeros_like(a), np.zeros_like(b)
+    for i in np.ndindex(B, N):
+        m, u, w = expert[i], U[i], WEIGHT[i]
+        for p in range(3):
+            low = u @ a[m, :, p]
+            delta[i][p] = w * low @ b[m, p]
+            g = np.cos(delta[i][p])
+            weight_grad[i] += g @ (low @ b[m, p])
+            low_grad = w * b[m, p] @ g
+            b_grad[m, p] += w * np.outer(low, g)
+            a_grad[m, :, p] += np.outer(u, low_grad)
+            u_grad[i] += a[m, :, p] @ low_grad
+    return delta, u_grad, weight_grad, a_grad, b_grad
+
+
+@functools.cache
+def compiled(name, count, axis):
+    """The same by a dispatch, as a function of the routing."""
+    sizes = {8: dict(expert=8), 4: dict(expert=4, tensor=2), 2: dict(expert=2, fsdp=2, data=2)}
+    mesh = create_mesh(ONE_DEVICE | sizes[axis])
+    config = ThinkingConfig(experts=count, rank=R, dispatch=name)
+    inputs = (U, WEIGHT, Experts(*experts_of(count)))
+    inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), inputs)
+
+    def loss(inputs, expert):
+        u, weight, experts = inputs
+        dispatch = get_dispatch(config, B, N, D, jnp.float32)
+        assert dispatch.name == name
+        experts = dispatch.bring(experts, "thinking/layer_0/experts", jnp.float32)
+        delta = dispatch(u, expert, weight, experts)
+        return jnp.sin(delta).sum(), delta
+
+    run = jax.jit(jax.grad(loss, has_aux=True))
+
+    def call(expert):
+        with jax.set_mesh(mesh):
+            grads, delta = run(inputs, jnp.asarray(expert, jnp.int32))
+        return delta, grads[0], grads[1], grads[2].lora_a, grads[2].lora_b
+
+    return call
+
+
+def routings(count):
+    tokens, experts = B * N, st.integers(0, count - 1)
+    return st.one_of(
+        experts.map(lambda m: [m] * tokens),  # all to one
+        st.lists(st.sampled_from(sorted({0, count - 1})), min_size=tokens, max_size=tokens),
+        st.lists(experts, min_size=tokens, max_size=tokens),
+    )
+
+
+def check(count, axis, examples):
+    """Raises an AssertionError for a routing that any dispatch gets wrong."""
+
+    @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(routings(count))
+    def all_dispatches_are_plain(routing):
+        expert = np.array(routing).reshape(B, N)
+        wanted = plain(expert, count)
+        for name in DISPATCHES:
+            for ours, theirs in zip(compiled(name, count, axis)(expert), wanted, strict=True):
+                limit = 1e-5 * max(1, np.abs(theirs).max())
+                np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit, err_msg=name)
+
+    all_dispatches_are_plain()
+
+
+if __name__ == "__main__":
+    for case in sys.argv[2:]:
+        check(*map(int, case.split(":")), int(sys.argv[1]))
+        print(case, flush=True)
