@@ -21,10 +21,10 @@ from tp_jax.generation import Generator
 from tp_jax.models import build_model
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 from tp_jax.parallel.processes import join_processes
-from tp_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
+from tp_jax.parallel.sharding import batch_sharding, tree_shardings
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.state import init_params, make_state
-from tp_jax.train.step import make_train_step
+from tp_jax.train.step import jit_train_step
 
 STEPS, BATCH = 20, 8
 # Sizes on eight devices, and how tokens meet experts there.
@@ -91,11 +91,7 @@ def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
 
     shardings = tree_shardings(jax.eval_shape(init), mesh)
     state = jax.jit(init, out_shardings=shardings)()
-    step = jax.jit(
-        make_train_step(model, built.objective, optimizer, config),
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-    )
+    step = jit_train_step(model, built.objective, optimizer, config, mesh, shardings)
     rng = np.random.default_rng(0)
     shape = (BATCH, 8, 8, config.model.channels)
     condition = condition_of(model, rng)

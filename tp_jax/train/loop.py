@@ -17,15 +17,15 @@ from tp_jax.models import build_model
 from tp_jax.models.flops import train_step_flops
 from tp_jax.output import say, write_json
 from tp_jax.parallel.mesh import BATCH_AXES, check_batch_size, create_mesh
-from tp_jax.parallel.sharding import batch_sharding, device_bytes, replicated, tree_shardings
+from tp_jax.parallel.sharding import batch_sharding, device_bytes
 from tp_jax.scoring import load_scorer, picture_size
 from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.train import checkpoint, metrics
 from tp_jax.train import workdir as workdir_lib
 from tp_jax.train.liveness import Preemption, Watchdog
 from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import abstract_params, init_params, make_state, with_shardings
-from tp_jax.train.step import make_train_step
+from tp_jax.train.state import abstract_state, init_params, make_state, with_shardings
+from tp_jax.train.step import jit_train_step
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> None:
@@ -54,13 +54,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     steps = config.train.steps
 
-    # The state: abstract, then its shardings, then real, restored or made.
-    params_shapes = abstract_params(model)
-    params_shardings = tree_shardings(params_shapes, mesh)
-    abstract = jax.eval_shape(
-        lambda params: make_state(params, optimizer, config.train.trainable), params_shapes
-    )
-    shardings = tree_shardings(abstract, mesh)
+    # The state: abstract with its shardings, then real, restored or made.
+    abstract, shardings = abstract_state(model, optimizer, config.train.trainable, mesh)
+    params_shapes, params_shardings = abstract.params, shardings.params
 
     def fresh_params():
         params = jax.jit(lambda: init_params(model, config.seed), out_shardings=params_shardings)()
@@ -102,12 +98,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     for text in lines:
         say(text)
 
-    train_step_fn = jax.jit(
-        make_train_step(model, built.objective, optimizer, config),
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
+    train_step_fn = jit_train_step(model, built.objective, optimizer, config, mesh, shardings)
     pictures = _Pictures(model, built, config, mesh, codec, workdir, writer)
     flops = train_step_flops(built.model, config.train.batch_size, config.train.trainable)
     window = metrics.Window(flops, config.train.batch_size, seconds)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
+from tp_jax.parallel.sharding import tree_shardings
 from tp_jax.rng import stream_key
 
 Params = dict[str, Any]
@@ -65,6 +66,16 @@ def make_state(
     # A copy, because the state is donated and an array can be donated only once.
     ema = jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.int32(0), params, ema, optimizer.init(trained))
+
+
+def abstract_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, trainable: str, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """Shapes and dtypes of a fresh state, and the sharding of each leaf."""
+    shapes = jax.eval_shape(
+        lambda params: make_state(params, optimizer, trainable), abstract_params(model)
+    )
+    return shapes, tree_shardings(shapes, mesh)
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:

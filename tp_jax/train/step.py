@@ -10,10 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tp_jax.diffusion import Objective
 from tp_jax.diffusion.objective import expand
+from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.rng import sample_keys, stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
 from tp_jax.thinking.recursion import balance_loss
@@ -124,3 +126,20 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def jit_train_step(
+    model: nn.Module,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    mesh: Mesh,
+    shardings: TrainState,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """`make_train_step`, jitted with the state donated; to be called under `jax.set_mesh`."""
+    return jax.jit(
+        make_train_step(model, objective, optimizer, config),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,1 @@
+"""Compiling for accelerators that aren't there, and what the program would take."""

@@ -1,0 +1,262 @@
+"""What a program takes on each chip, and what bounds its speed."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import tp_jax
+from tp_jax.ahead.collectives import Collective, read_collectives
+from tp_jax.ahead.flops import traced_flops
+from tp_jax.ahead.programs import JOBS, Program, trace
+from tp_jax.ahead.topology import Topology, open_topology
+from tp_jax.errors import UserError
+from tp_jax.output import say, write_json
+from tp_jax.parallel.mesh import create_mesh
+
+GIB = 2**30
+# Fewer of the compiler's searches: a quarter of the time, for memory that is the same within a few
+# percent.
+QUICK = {"exec_time_optimization_effort": -1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """What to compile; the flags of `tp_jax.aot`.
+
+    Attributes:
+      topology, slices: as of `open_topology`.
+      job: one of `JOBS`.
+      full: compile with all of the compiler's searches, as a run does.
+      advise: where it doesn't fit, look for a change that does.
+    """
+
+    config: ConfigDict
+    topology: str
+    slices: int = 1
+    job: str = "train"
+    full: bool = False
+    advise: bool = True
+    json: epath.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Per chip, unless said; bytes, FLOPs and seconds of one update or one batch of samples.
+
+    Attributes:
+      held: bytes of what the program starts with.
+      temporaries, peak: bytes, as compiled; None where it didn't fit the compiler's limit.
+      model_flops, program_flops: without and with recomputation.
+      bounds: seconds that compute, memory and exchanges each take at least.
+      model_flops_utilisation: at most, if all three overlap.
+      advice: what to change, where it doesn't fit; None where nothing that was tried helps.
+    """
+
+    topology: str
+    slices: int
+    chips: int
+    mesh: dict[str, int]
+    job: str
+    held: dict[str, int]
+    temporaries: int | None
+    peak: int | None
+    memory: int
+    model_flops: float
+    program_flops: float
+    collectives: list[Collective]
+    bounds: dict[str, float]
+    model_flops_utilisation: float
+    compile_seconds: float
+    full: bool
+    advice: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip has the memory."""
+        return self.peak is not None and self.peak <= self.memory
+
+
+def run_ahead(ahead: Ahead) -> Report:
+    """Compiles, prints the report, and writes it as JSON where asked.
+
+    Raises:
+      UserError: there is no such topology or job, or the config can't be built for it.
+    """
+    if ahead.job not in JOBS:
+        raise UserError(f"--job={ahead.job!r}: choose one of {', '.join(JOBS)}")
+    topology = open_topology(ahead.topology, ahead.slices)
+    config = ahead.config.copy_and_resolve_references()
+    config.mesh.slices = ahead.slices
+    say(f"compiling for {len(topology.devices)} × {topology.devices[0].device_kind} …")
+    report = compile_ahead(config, topology, ahead)
+    if not report.fits and ahead.advise:
+        report = dataclasses.replace(report, advice=_advise(config, topology, ahead))
+    print(as_text(report))
+    if ahead.json:
+        write_json(ahead.json, as_json(report))
+    return report
+
+
+def compile_ahead(config: ConfigDict, topology: Topology, ahead: Ahead) -> Report:
+    """Traces and compiles one config for a topology."""
+    mesh = create_mesh(config.mesh, list(topology.devices))
+    started = time.monotonic()
+    program = trace(config, ahead.job, mesh)
+    try:
+        compiled = program.traced.lower().compile(compiler_options={} if ahead.full else QUICK)
+    except jax.errors.JaxRuntimeError as error:
+        # Past its memory the compiler gives up.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        compiled = None
+    return _report(program, compiled, mesh, topology, ahead, time.monotonic() - started)
+
+
+def _report(program: Program, compiled, mesh, topology, ahead, seconds) -> Report:
+    chip, chips = topology.chip, len(topology.devices)
+    program_flops = traced_flops(program.traced.jaxpr) / chips
+    collectives, temporaries, peak, touched = [], None, None, sum(program.held.values())
+    if compiled is not None:
+        collectives = read_collectives(compiled.as_text(), chips, topology.slices)
+        memory = compiled.memory_analysis()
+        temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
+        # Everything that is kept somewhere is written and read once or more.
+        touched = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * temporaries
+    far = sum(each.between_slices for each in collectives)
+    near = sum(each.received for each in collectives) - far
+    bounds = {
+        "compute": program_flops / chip.peak_flops,
+        "memory": touched / chip.bandwidth,
+        "interconnect": near / chip.interconnect,
+    }
+    if far and chip.network:
+        bounds["data-centre network"] = far / chip.network
+    utilisation = program.model_flops / chips / chip.peak_flops / max(bounds.values())
+    return Report(
+        topology=topology.name,
+        slices=topology.slices,
+        chips=chips,
+        mesh={name: size for name, size in mesh.shape.items() if size > 1},
+        job=ahead.job,
+        held=program.held,
+        temporaries=temporaries,
+        peak=peak,
+        memory=int(chip.memory),
+        model_flops=program.model_flops / chips,
+        program_flops=program_flops,
+        collectives=collectives,
+        bounds=bounds,
+        model_flops_utilisation=program.model_flops
+        / chips
+        / chip.peak_flops
+        / max(bounds.values()),
+        compile_seconds=seconds,
+        full=ahead.full,
+    )
+
+
+# What may be changed, from what costs least speed to what costs most.
+Change = tuple[str, Callable[[ConfigDict, int], None]]
+
+
+def _changes() -> list[Change]:
+    def remat(config, devices):
+        config.model.remat = "full"
+
+    def fsdp(config, devices):
+        # The longest axis that divides the width of every weight.
+        width = config.model.width
+        size = max(n for n in range(1, devices + 1) if devices % n == 0 and width % n == 0)
+        config.mesh.update(slices=config.mesh.slices, data=-1, fsdp=size, tensor=1, expert=1)
+
+    def accumulate(config, devices):
+        config.train.accumulate *= 2
+
+    def bfloat16(config, devices):
+        config.model.dtype = "bfloat16"
+
+    return [
+        ("config.model.remat=full", remat),
+        ("config.model.dtype=bfloat16", bfloat16),
+        ("config.mesh.data=-1 and config.mesh.fsdp={mesh.fsdp}", fsdp),
+        ("config.train.accumulate={train.accumulate}", accumulate),
+        ("config.train.accumulate={train.accumulate}", accumulate),
+    ]
+
+
+def _advise(config: ConfigDict, topology: Topology, ahead: Ahead) -> str | None:
+    """Changes one thing after another until it fits; None where it never does."""
+    config, made = config.copy_and_resolve_references(), []
+    for text, change in _changes():
+        before = config.to_json()
+        change(config, len(topology.devices) // topology.slices)
+        if config.to_json() == before:
+            continue
+        made = [each for each in made if each.split("=")[0] != text.split("=")[0]]
+        made.append(_filled(text, config))
+        say(f"it doesn't fit; trying {', '.join(made)} …")
+        try:
+            report = compile_ahead(config, topology, ahead)
+        except UserError:
+            made.pop()
+            continue
+        if report.fits:
+            return f"{', '.join(made)}: peak {report.peak / GIB:.2f} GiB"
+    return None
+
+
+def _filled(text: str, config: ConfigDict) -> str:
+    return text.replace("{mesh.fsdp}", str(config.mesh.fsdp)).replace(
+        "{train.accumulate}", str(config.train.accumulate)
+    )
+
+
+def as_text(report: Report) -> str:
+    """A table for people."""
+    mesh = " × ".join(f"{name} {size}" for name, size in report.mesh.items()) or "one chip"
+    lines = [
+        f"{report.topology}"
+        + (f" × {report.slices} slices" if report.slices > 1 else "")
+        + f": {report.chips} chips, {mesh}; {report.job}, per chip:"
+    ]
+
+    def line(name, value, note=""):
+        lines.append(f"  {name:24}{value:>14}  {note}".rstrip())
+
+    for name, size in report.held.items():
+        line(name, f"{size / GIB:.3f} GiB")
+    if report.peak is None:
+        line("peak", "too much", f"the compiler gave up at {report.memory / GIB:.0f} GiB")
+    else:
+        line("temporaries", f"{report.temporaries / GIB:.3f} GiB", "activations, gradients")
+        share = report.peak / report.memory
+        line(
+            "peak", f"{report.peak / GIB:.3f} GiB", f"{share:.0%} of {report.memory / GIB:.0f} GiB"
+        )
+    line("model FLOPs", f"{report.model_flops / 1e12:.3f} T")
+    line("with recomputation", f"{report.program_flops / 1e12:.3f} T")
+    for each in report.collectives:
+        note = f"{each.count:,} times"
+        if each.between_slices:
+            note += f", {each.between_slices / 2**20:,.1f} MiB between slices"
+        line(each.kind, f"{each.received / 2**20:,.1f} MiB", note)
+    slowest = max(report.bounds, key=report.bounds.get)
+    for name, seconds in report.bounds.items():
+        line(f"{name} at least", f"{1e3 * seconds:,.2f} ms", "the bound" * (name == slowest))
+    line("MFU at most", f"{report.model_flops_utilisation:.1%}")
+    line("compiled in", f"{report.compile_seconds:.1f} s", "" if report.full else "quickly: --full")
+    if not report.fits:
+        what = report.advice or "nothing that was tried fits: more chips, or a smaller batch"
+        lines.append(f"doesn't fit. What does: {what}" if report.advice else f"doesn't fit; {what}")
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything of the report, and the versions that compiled."""
+    versions = {"jax": jax.__version__, "tp_jax": tp_jax.__version__}
+    return {**dataclasses.asdict(report), "fits": report.fits, "versions": versions}
