@@ -151,10 +151,7 @@ def _report(program: Program, compiled, mesh, topology, ahead, seconds) -> Repor
         program_flops=program_flops,
         collectives=collectives,
         bounds=bounds,
-        model_flops_utilisation=program.model_flops
-        / chips
-        / chip.peak_flops
-        / max(bounds.values()),
+        model_flops_utilisation=utilisation,
         compile_seconds=seconds,
         full=ahead.full,
     )
