@@ -90,6 +90,18 @@ def test_checksums_are_kept_for_the_checkpoints_that_are(workdir):
     }
 
 
+def test_it_goes_on_on_another_mesh(workdir, uninterrupted):  # noqa: F811
+    config = small_config(every_steps=4)
+    config.mesh.update(data=1, fsdp=2, expert=2)
+    config.model.thinking.dispatch = "expert_parallel"
+    losses = trained_losses(config, workdir)
+    assert list(losses) == list(range(9, STEPS + 1))
+    for step, loss in losses.items():
+        np.testing.assert_allclose(loss, uninterrupted[1][step], rtol=1e-5)
+    data = [stored(folder, STEPS)[1] for folder in (workdir, uninterrupted[0])]
+    assert data[0] == data[1]
+
+
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, delete])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     damage,

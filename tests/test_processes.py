@@ -102,8 +102,10 @@ def assert_close(workdir, wanted):
 def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):  # noqa: F811
     workdir, losses = uninterrupted
     job = Job(tmp_path, cache, 2, 2)
-    said = job.run("main", "--config=config.py")
-    assert "4 × cpu, mesh data 4" in said
+    said = job.run("main", "--config=config.py", "--config.train.samples=3")
+    assert "4 × cpu, mesh slices 1 × data 4" in said
+    pictures = sorted(path.name for path in (job.workdir / "samples").iterdir())
+    assert pictures == [f"{STEPS:08d}.png"]
     found = losses_of(said)
     assert found.keys() == losses.keys()
     # The line has four digits.

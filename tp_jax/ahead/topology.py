@@ -2,9 +2,9 @@
 
 import dataclasses
 import glob
-import importlib.util
 import os
 import re
+from importlib.util import find_spec
 
 import jax
 from jax.experimental import topologies
@@ -56,7 +56,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     match = re.fullmatch(r"(v\d+[a-z]*):(\d+(?:x\d+)*)", name)
     if not match:
         raise UserError(f"--topology={name}: give KIND:SHAPE in chips, as {EXAMPLES}")
-    if importlib.util.find_spec("libtpu") is None:
+    if find_spec("libtpu") is None:
         raise UserError(
             "compiling for a TPU needs libtpu, also without a TPU: pip install 'tp_jax[tpu]'"
         )
