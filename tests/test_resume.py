@@ -173,6 +173,16 @@ def test_accumulating_gives_the_same_losses(uninterrupted, tmp_path):
         np.testing.assert_allclose(loss, uninterrupted[1][train_step], rtol=0, atol=1e-5)
 
 
+def test_offloaded_it_is_the_same_run(uninterrupted, tmp_path):
+    config = small_config(every_steps=6)
+    config.train.offload = True
+    losses = trained_losses(config, tmp_path / "run", stop_at=9)
+    config.train.samples = 2
+    losses |= trained_losses(config, tmp_path / "run")
+    assert losses == uninterrupted[1]
+    assert_identical(stored(tmp_path / "run", STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+
+
 def test_a_base_stays_as_it_was(uninterrupted, tmp_path):
     base, _ = uninterrupted
     config = small_config(steps=4, every_steps=4)

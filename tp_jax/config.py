@@ -91,6 +91,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.train.trainable = "all"
     # Micro-batches whose gradients are averaged into one update.
     config.train.accumulate = 1
+    # Keeps the average and the optimizer's state in the hosts' memory; an update fetches them.
+    config.train.offload = False
     config.train.ema_decay = 0.9999
     # Share of the samples that are trained without their condition.
     config.train.condition_dropout = 0.1

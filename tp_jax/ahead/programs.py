@@ -56,7 +56,8 @@ def _trace_train(config, built, model, mesh) -> Program:
     micro_batch = batch_size // config.train.accumulate
     check_batch_size(mesh, "config.train.batch_size / accumulate", micro_batch)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    state, shardings = abstract_state(model, optimizer, trainable, mesh)
+    offload = config.train.offload
+    state, shardings = abstract_state(model, optimizer, trainable, mesh, offload)
     step = jit_train_step(model, built.objective, optimizer, config, mesh, shardings)
     batch = {
         "x": _images(model.config, batch_size),
@@ -65,10 +66,11 @@ def _trace_train(config, built, model, mesh) -> Program:
     }
     with jax.set_mesh(mesh):
         traced = step.trace(state, batch)
-    held = {
-        "parameters": _held(state.params, shardings.params),
-        "average": _held(state.ema, shardings.ema),
-        "optimizer": _held(state.opt_state, shardings.opt_state),
+    held = {"parameters": _held(state.params, shardings.params)}
+    if not offload:
+        held["average"] = _held(state.ema, shardings.ema)
+        held["optimizer"] = _held(state.opt_state, shardings.opt_state)
+    held |= {
         "batch": sum(
             leaf.size * leaf.dtype.itemsize // mesh.size * mesh.shape["tensor"]
             for leaf in jax.tree.leaves(batch)

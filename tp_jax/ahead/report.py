@@ -171,6 +171,9 @@ def _changes() -> list[Change]:
         size = max(n for n in range(1, devices + 1) if devices % n == 0 and width % n == 0)
         config.mesh.update(slices=config.mesh.slices, data=-1, fsdp=size, tensor=1, expert=1)
 
+    def offload(config, devices):
+        config.train.offload = True
+
     def accumulate(config, devices):
         config.train.accumulate *= 2
 
@@ -183,6 +186,7 @@ def _changes() -> list[Change]:
         ("config.mesh.data=-1 and config.mesh.fsdp={mesh.fsdp}", fsdp),
         ("config.train.accumulate={train.accumulate}", accumulate),
         ("config.train.accumulate={train.accumulate}", accumulate),
+        ("config.train.offload=true", offload),
     ]
 
 

@@ -24,7 +24,13 @@ from tp_jax.train import checkpoint, metrics
 from tp_jax.train import workdir as workdir_lib
 from tp_jax.train.liveness import Preemption, Watchdog
 from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import abstract_state, init_params, make_state, with_shardings
+from tp_jax.train.state import (
+    abstract_state,
+    init_params,
+    make_state,
+    on_device,
+    with_shardings,
+)
 from tp_jax.train.step import jit_train_step
 
 
@@ -55,7 +61,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     steps = config.train.steps
 
     # The state: abstract with its shardings, then real, restored or made.
-    abstract, shardings = abstract_state(model, optimizer, config.train.trainable, mesh)
+    abstract, shardings = abstract_state(
+        model, optimizer, config.train.trainable, mesh, config.train.offload
+    )
     params_shapes, params_shardings = abstract.params, shardings.params
 
     def fresh_params():
@@ -103,6 +111,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     flops = train_step_flops(built.model, config.train.batch_size, config.train.trainable)
     window = metrics.Window(flops, config.train.batch_size, seconds)
 
+    def averaged(state):
+        return state.params | on_device(state.ema, shardings.ema)
+
     def save(train_step, state):
         # A checkpoint is a promise that the run was sound so far.
         window.check_finite()
@@ -140,12 +151,12 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
             if train_step % config.train.sample_every == 0 or train_step == steps:
                 window.pause()
                 with watchdog.paused():
-                    pictures.draw(train_step, state.params | state.ema)
+                    pictures.draw(train_step, averaged(state))
                 window.resume()
             if evaluation.is_due(train_step):
                 window.pause()
                 with watchdog.paused():
-                    evaluation.run(train_step, state.params | state.ema, writer)
+                    evaluation.run(train_step, averaged(state), writer)
                 window.resume()
 
     writer.flush()

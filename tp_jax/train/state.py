@@ -69,13 +69,36 @@ def make_state(
 
 
 def abstract_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, trainable: str, mesh: Mesh
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    trainable: str,
+    mesh: Mesh,
+    offload: bool = False,
 ) -> tuple[TrainState, TrainState]:
-    """Shapes and dtypes of a fresh state, and the sharding of each leaf."""
+    """Shapes and dtypes of a fresh state, and the sharding of each leaf.
+
+    Args:
+      offload: the average and the optimizer's state stay in the memory of the hosts.
+    """
     shapes = jax.eval_shape(
         lambda params: make_state(params, optimizer, trainable), abstract_params(model)
     )
-    return shapes, tree_shardings(shapes, mesh)
+    shardings = tree_shardings(shapes, mesh)
+    if offload:
+        shardings = shardings.replace(
+            ema=_in_memory(shardings.ema, "pinned_host"),
+            opt_state=_in_memory(shardings.opt_state, "pinned_host"),
+        )
+    return shapes, shardings
+
+
+def _in_memory(shardings: Any, kind: str) -> Any:
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind(kind), shardings)
+
+
+def on_device(tree: Any, shardings: Any) -> Any:
+    """A tree of arrays with these shardings, brought to the devices' memory where it isn't."""
+    return jax.device_put(tree, _in_memory(shardings, "device"))
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:

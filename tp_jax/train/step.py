@@ -19,7 +19,7 @@ from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.rng import sample_keys, stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
 from tp_jax.thinking.recursion import balance_loss
-from tp_jax.train.state import TrainState, split_trainable
+from tp_jax.train.state import TrainState, on_device, split_trainable
 
 Metrics = dict[str, jax.Array]
 
@@ -137,8 +137,13 @@ def jit_train_step(
     shardings: TrainState,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """`make_train_step`, jitted with the state donated; to be called under `jax.set_mesh`."""
+    step = make_train_step(model, objective, optimizer, config)
+
+    def brought(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        return step(on_device(state, shardings), batch)
+
     return jax.jit(
-        make_train_step(model, objective, optimizer, config),
+        brought if config.train.offload else step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
