@@ -1,69 +1,83 @@
 #!/usr/bin/env bash
 # Compiles the configs for TPUs that aren't here, and prints the table of launch/README.md.
-#   bash launch/aot_table.sh [DIR]     (runs/aot) keeps each report there, and does what is missing
-# Needs TP_JAX_EXTRAS=tpu once, and no TPU.
+#   bash launch/aot_table.sh [--out=runs/aot] [--dry-run]
+#
+# Half an hour on two cores, and no TPU. A report that is in the folder already isn't made again:
+# name a new folder after a change.
+#   --out       folder for the reports, as JSON
+#   --dry-run   prints the commands instead of running them
 set -euo pipefail
 cd "$(dirname "$0")/.."
+script=launch/aot_table.sh
+# shellcheck source=launch/common.sh
+. launch/common.sh
 . launch/environment.sh
 
-folder="${1:-runs/aot}"
-use_environment train
-python="${TP_JAX_PYTHON:-.venv/bin/python}"
-mkdir -p "$folder"
+out=runs/aot
+parse_arguments "out" "$@"
+if [ -z "$dry_run" ]; then
+  TP_JAX_EXTRAS=tpu use_environment train
+  mkdir -p "$out"
+fi
 
 # compile NAME CONFIG TOPOLOGY SLICES FLAGS…
 compile() {
-  local name="$1" config="$2" topology="$3" slices="$4"
+  local report="$out/$1.json" config="$2" topology="$3" slices="$4"
   shift 4
-  [ ! -e "$folder/$name.json" ] || return 0
-  echo "$name" >&2
-  "$python" -m tp_jax.aot --config="$config" --topology="$topology" --slices="$slices" \
-    --json="$folder/$name.json" "$@" > /dev/null
+  [ ! -e "$report" ] || return 0
+  local command=(.venv/bin/python -m tp_jax.aot "--config=$config" "--topology=$topology"
+    "--slices=$slices" "--json=$report" --noadvise "$@")
+  if [ -n "$dry_run" ]; then
+    run "${command[@]}"
+  else
+    run "${command[@]}" > /dev/null
+  fi
 }
 
-for job in fine-tuning scratch; do
-  config=configs/imagenet256.py
-  [ "$job" = fine-tuning ] || config=configs/imagenet256.py:scratch
-  for kind in v4 v5e v5p; do
-    case "$kind" in
-      v5e) shapes="2x2 4x4 8x8 16x16" ;;
-      *) shapes="2x2x1 2x2x4 4x4x4 4x8x8" ;;
-    esac
-    number=0
-    for shape in $shapes; do
-      number=$((number + 1))
-      # The width, 1152, can be cut into 128 parts, so half a batch beside it for 256 chips.
-      mesh=(--config.mesh.data=1 --config.mesh.fsdp=-1)
-      [ "$number" -lt 4 ] || mesh=(--config.mesh.data=2 --config.mesh.fsdp=128)
-      compile "imagenet256-$job-$kind-$number" "$config" "$kind:$shape" 1 "${mesh[@]}"
-    done
-    # 1,024 chips for a batch of 256: four of them share a sample.
-    if [ "$kind" = v5e ]; then
-      compile "imagenet256-$job-$kind-5" "$config" v5e:16x16 4 \
-        --config.mesh.data=1 --config.mesh.fsdp=64 --config.mesh.tensor=4
-    else
-      compile "imagenet256-$job-$kind-5" "$config" "$kind:8x8x16" 1 \
-        --config.mesh.data=2 --config.mesh.fsdp=128 --config.mesh.tensor=4
-    fi
+# The width, 1152, can be cut into 128 parts at most.
+imagenet() {
+  local job="$1" config="$2" kind="$3" shape
+  local -a shapes=(2x2x1 2x2x4 4x4x4)
+  local half=4x8x8
+  if [ "$kind" = v5e ]; then shapes=(2x2 4x4 8x8) half=16x16; fi
+  for shape in "${shapes[@]}"; do
+    compile "imagenet256-$job-$kind-$shape" "$config" "$kind:$shape" 1 \
+      --config.mesh.data=1 --config.mesh.fsdp=-1
   done
-done
-compile sd3-fine-tuning-v5e configs/sd3_coco.py v5e:8x8 1 --config.mesh.data=1 --config.mesh.fsdp=-1
+  compile "imagenet256-$job-$kind-$half" "$config" "$kind:$half" 1 \
+    --config.mesh.data=2 --config.mesh.fsdp=128
+  # 1,024 chips for a batch of 256: four of them share a sample.
+  if [ "$kind" = v5e ]; then
+    compile "imagenet256-$job-$kind-16x16x4" "$config" v5e:16x16 4 \
+      --config.mesh.data=1 --config.mesh.fsdp=64 --config.mesh.tensor=4
+  else
+    compile "imagenet256-$job-$kind-8x8x16" "$config" "$kind:8x8x16" 1 \
+      --config.mesh.data=2 --config.mesh.fsdp=128 --config.mesh.tensor=4
+  fi
+}
 
-"$python" - "$folder" << 'END'
+for kind in v4 v5e v5p; do
+  imagenet fine-tuning configs/imagenet256.py "$kind"
+  imagenet scratch configs/imagenet256.py:scratch "$kind"
+done
+compile sd3-fine-tuning-v5e-8x8 configs/sd3_coco.py v5e:8x8 1 \
+  --config.mesh.data=1 --config.mesh.fsdp=-1
+[ -z "$dry_run" ] || exit 0
+
+.venv/bin/python - "$out" << 'END'
 import json, pathlib, sys
 
 print("| job | chips | mesh | held GiB | peak GiB | TFLOP | exchanged MiB | step ≥ ms | MFU ≤ |")
 print("|---|---|---|---|---|---|---|---|---|")
-for path in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
-    r = json.loads(path.read_text())
-    name = path.stem.rsplit("-", 2 if path.stem[-1].isdigit() else 1)[0]
+reports = [(path.stem, json.loads(path.read_text())) for path in pathlib.Path(sys.argv[1]).glob("*.json")]
+for name, r in sorted(reports, key=lambda item: (item[0].rsplit("-", 1)[0], item[1]["chips"])):
     slices = f" × {r['slices']}" if r["slices"] > 1 else ""
     mesh = " × ".join(f"{k} {v}" for k, v in r["mesh"].items())
     peak = f"{r['peak'] / 2**30:.2f}" if r["peak"] else "too much"
     exchanged = sum(each["received"] for each in r["collectives"]) / 2**20
     bound, seconds = max(r["bounds"].items(), key=lambda item: item[1])
     print(
-        f"| {name} | {r['chips']:,}: {r['topology']}{slices} | {mesh} "
+        f"| {name.rsplit('-', 2)[0]} | {r['chips']:,}: {r['topology']}{slices} | {mesh} "
         f"| {sum(r['held'].values()) / 2**30:.2f} | {peak} | {r['program_flops'] / 1e12:.2f} "
         f"| {exchanged:,.0f} | {1e3 * seconds:.1f} ({bound}) | {r['model_flops_utilisation']:.0%} |"
     )

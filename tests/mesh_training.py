@@ -27,7 +27,8 @@ from tp_jax.train.state import init_params, make_state
 from tp_jax.train.step import jit_train_step
 
 STEPS, BATCH = 20, 8
-# Sizes on eight devices, and how tokens meet experts there.
+# Sizes on eight devices, and how tokens meet experts there. `uneven` has fewer experts than devices
+# and recomputes.
 MESHES = {
     "one": ({}, "dense"),
     "data": (dict(data=8), "grouped"),
@@ -42,10 +43,12 @@ MESHES = {
 
 
 def small_config(kind: str):
-    config = config_lib.default(kind, "flow")
+    """`own` is a DiT whose latent steps have experts of their own."""
+    config = config_lib.default("dit" if kind == "own" else kind, "flow")
     config.model.update(image_size=8, patch=2, depth=3, width=16, heads=2)
     config.model.thinking.update(layers=(1,), experts=4, rank=2, gate_width=8)
-    if kind == "dit":
+    config.model.thinking.share_across_steps = kind != "own"
+    if kind != "mmdit":
         config.model.update(channels=1, num_classes=10)
     else:
         config.model.update(
@@ -74,6 +77,7 @@ def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     sizes, dispatch = MESHES[name]
     config = small_config(kind)
     config.model.thinking.dispatch = dispatch
+    config.model.remat = "full" if name == "uneven" else "none"
     devices = jax.devices()[:1] if name == "one" else jax.devices()
     mesh = create_mesh(ONE_DEVICE | sizes, devices)
     built = config_lib.build(config)

@@ -17,8 +17,8 @@ from tp_jax.ahead import topology as topology_lib
 from tp_jax.ahead.collectives import read_collectives
 from tp_jax.ahead.flops import traced_flops
 from tp_jax.ahead.programs import trace
-from tp_jax.ahead.report import Ahead, as_text, compile_ahead
 from tp_jax.ahead.topology import open_topology
+from tp_jax.errors import UserError
 from tp_jax.models.flops import forward_flops
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 
@@ -156,6 +156,12 @@ TPU_TEXT = """
   ROOT %lt = pred[]{:T(512)} compare(%i, %constant.7), direction=LT
 }
 
+%all-reduce-scatter.3 (g: f32[160]) -> f32[10] {
+  %g = f32[160]{0} parameter(0)
+  %sum = f32[160]{0} all-reduce(%g), channel_id=4, replica_groups=[1,16]<=[16], to_apply=%add
+  ROOT %part = f32[10]{0} dynamic-slice(%sum, %i), dynamic_slice_sizes={10}
+}
+
 %by_data (s: (s32[], s32[])) -> pred[] {
   %s = (s32[]{:T(128)}, s32[]{:T(128)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%s), index=0
@@ -174,6 +180,8 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
   %w = (s32[]{:T(128)}, bf16[8,4]{1,0}) while(%t), condition=%condition, body=%body
   %v = (s32[]{:T(128)}, s32[]{:T(128)}) while(%u), condition=%by_data, body=%turn
   %sum = (f32[100]{0}, bf16[100]{0}) all-reduce(%g, %h), channel_id=9, replica_groups=[2,8]<=[8,2]T(1,0), to_apply=%add
+  %recv.1 = (f32[300]{0:T(128)}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %kept = f32[10]{0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.3
   %cp = (f32[64]{0}, f32[64]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%g), channel_id=2, source_target_pairs={{0,1},{1,0}}
   ROOT %scattered = f32[10]{0} reduce-scatter(%g), channel_id=10, replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_0'}, dimensions={0}, to_apply=%add
 }
@@ -188,12 +196,14 @@ def test_exchanges_of_a_tpu_program_by_hand():
     ragged = found["ragged-all-to-all"]
     assert (ragged.count, ragged.received) == (2, 2 * 40 * 128 * 4 * 3 / 4)
     assert ragged.between_slices == 0
-    # Devices 0, 2, … and 1, 3, …: both slices.
-    assert found["all-reduce"].received == 2 * 600 * 7 / 8 == found["all-reduce"].between_slices
+    # Devices 0, 2, … and 1, 3, …: both slices; and what the runtime carries between the two.
+    assert found["all-reduce"].received == 2 * 600 * 7 / 8 + 1200
+    assert found["all-reduce"].between_slices == found["all-reduce"].received
     assert found["collective-permute"].received == 256
     assert found["collective-permute"].between_slices == 0
-    # Pairs of devices 8 apart.
-    assert found["reduce-scatter"].received == 40 == found["reduce-scatter"].between_slices
+    # A sum of which each keeps a part, by 16; and of pairs of devices 8 apart.
+    assert (found["reduce-scatter"].count, found["reduce-scatter"].received) == (2, 600 + 40)
+    assert found["reduce-scatter"].between_slices == 600 + 40
 
 
 # The tool.
@@ -214,7 +224,7 @@ def test_bad_flags(flags, match, refused):
 
 def test_without_libtpu_the_extra_is_named(refused, monkeypatch):
     monkeypatch.setattr(topology_lib, "find_spec", lambda name: None)
-    match = r"needs libtpu, also without a TPU: pip install 'tp_jax\[tpu\]'"
+    match = r"needs libtpu, also without a TPU: pip install -e '.\[tpu\]'"
     refused("aot", f"--config={CONFIG}:debug", "--topology=v5e:4x4", match=match)
 
 
@@ -277,19 +287,38 @@ def _shapes(text):
     return re.findall(r"\b(?:bf16|f32)\[([\d,]+)\]", text)
 
 
+def reported(**fields):
+    """A report of nothing but what is said."""
+    empty = dict.fromkeys(report_lib.Report.__dataclass_fields__)
+    return report_lib.Report(**empty | dict(memory=100) | fields)
+
+
+def test_advice_keeps_what_helps_and_drops_what_cannot_be():
+    config, tried = debug_config(), []
+
+    def compile_changed(changed):
+        tried.append((changed.model.remat, changed.model.dtype, changed.train.accumulate))
+        if changed.model.dtype == "bfloat16":
+            raise UserError("no such thing here")
+        return reported(peak=99 if changed.train.accumulate == 4 else 101)
+
+    found = report_lib.advise(config, 4, "train", compile_changed)
+    assert "--config.model.remat=full" in found and "--config.train.accumulate=4" in found
+    assert "--config.train.offload=True" in found and "bfloat16" not in found
+    assert ("full", "bfloat16", 1) in tried and tried[-1] == ("full", "float32", 4)
+    assert "--config.mesh.fsdp=4" in found
+    assert report_lib.advise(config, 4, "sample", lambda changed: reported(peak=101)) is None
+
+
 @pytest.mark.libtpu
 def test_what_does_not_fit_is_told_what_would(libtpu):
-    config = full_size(data=4)
-    config.model.update(remat="none", dtype="float32")
-    topology = open_topology("v5e:2x2")
-    ahead = Ahead(config, "v5e:2x2")
-    report = compile_ahead(config, topology, ahead)
-    assert not report.fits
-    advice = report_lib._advise(config, topology, ahead)
-    assert advice.startswith("config.model.remat=full")
-    assert "doesn't fit. What does: config.model" in as_text(
-        report.__class__(**vars(report) | {"advice": advice})
-    )
+    code, said, errors = run_entry(
+        "aot", f"--config={CONFIG}:scratch", "--topology=v5e:2x2", "--config.mesh.data=4",
+        "--config.model.remat=none", "--config.model.dtype=float32",
+    )  # fmt: skip
+    assert code == 0, errors
+    advice = said.partition("It doesn't fit. What does: ")[2]
+    assert "--config.model.remat=full" in advice and "GiB" in advice
 
 
 @pytest.mark.libtpu

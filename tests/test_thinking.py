@@ -276,7 +276,7 @@ def test_dispatch_in_bfloat16_stays_near_float32(dispatch):
 def test_auto_dispatch_follows_the_cost_rule():
     def chosen(experts, kind, devices=1, tokens=4096):
         chip = find_chip(kind)
-        return cheapest(Setting(experts, 1152, 128, 2, tokens, devices, chip, itemsize=2))
+        return cheapest(Setting(experts, 1152, 128, 2, tokens, devices, 1, 1, chip, itemsize=2))
 
     # v5p groups, and ordering a token moves 4·4·D bytes: 6.7 ns at 2.77 TB/s for D = 1152.
     # One wasted expert costs 12·D·r FLOPs: 3.9 ns at 459 TFLOP/s for r = 128.

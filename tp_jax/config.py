@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tp_jax.diffusion import OBJECTIVES, Objective, SamplerConfig
 from tp_jax.errors import UserError
 from tp_jax.models import MODELS, TransformerConfig
-from tp_jax.parallel.mesh import AXES
+from tp_jax.parallel.mesh import DATA_PARALLEL
 from tp_jax.thinking import ThinkingConfig
 
 TRAINABLE = ("thinking", "all")
@@ -129,7 +129,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.evaluation.inception = ""
     config.evaluation.protocol = "adm"
 
-    config.mesh = ConfigDict(dict.fromkeys(AXES, 1) | {"data": -1})
+    # -1 takes the devices that are left; 0 slices are as many as there are.
+    config.mesh = ConfigDict(DATA_PARALLEL)
     return config.lock()
 
 

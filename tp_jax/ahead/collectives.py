@@ -14,6 +14,8 @@ KINDS = (
 ITEMSIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8,
              "s64": 8, "u64": 8}  # fmt: skip
 COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
+# What the compiler makes of an exchange between slices; the runtime carries it out.
+FAR = re.compile(r' recv\(.*"xla_megascale_runtime".*_xla_megascale_transfer_type="(\w+)"')
 INSTRUCTION = re.compile(
     r"^\s+(?:ROOT )?%?\S+ = (.+?) (" + "|".join(KINDS) + r"|while|fusion|call|conditional|"
     r"async-start|custom-call)(-start)?\("
@@ -50,22 +52,32 @@ def read_collectives(text: str, devices: int, slices: int = 1) -> list[Collectiv
     computations, entry = _computations(text)
     counts, received, between = (collections.Counter() for _ in range(3))
     for line, times in _lines(computations, entry, 1, set()):
-        kind, types = line.kind, line.types
-        groups = _groups(line.text, devices)
-        size = groups.shape[1]
-        volume = times * _volume(kind, types, line.text, size)
-        counts[kind] += times
-        received[kind] += volume
-        if (groups // (devices // slices) != groups[:, :1] // (devices // slices)).any():
-            between[kind] += volume
+        if line.far:
+            volume = times * _volume(line.kind, line.types[:1], slices)
+            between[line.kind] += volume
+        else:
+            groups = _groups(line.text, devices)
+            volume = times * _volume(line.kind, line.types, groups.shape[1])
+            if (groups // (devices // slices) != groups[:, :1] // (devices // slices)).any():
+                between[line.kind] += volume
+        counts[line.kind] += times
+        received[line.kind] += volume
     return [Collective(k, counts[k], received[k], between[k]) for k in KINDS if counts[k]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
+    """One exchange.
+
+    Attributes:
+      types: bytes of each array that a device has after it, or, of what is scattered, before.
+      far: between slices, through the runtime.
+    """
+
     kind: str
-    types: str
+    types: list[float]
     text: str
+    far: bool = False
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -88,22 +100,33 @@ def _lines(
     """The collectives of a computation and of what it calls, and how often each runs.
 
     Args:
-      fused: channels seen in fusions of the calling computation: an exchange that overlaps with
-        computation is in several of them, under one channel.
+      fused: exchanges seen in fusions of the calling computation: one that overlaps with
+        computation is in several of them, the same but for its name.
     """
     seen_here: set[str] = set()
     for text in computations[name]:
+        far = FAR.search(text)
+        if far:
+            kind = far[1].lower().replace("_", "-")
+            yield _Line(kind, _bytes(text.partition(" recv(")[0]), text, far=True), times
+            continue
         match = INSTRUCTION.match(text)
         if not match:
             continue
         types, kind = match[1], match[2]
         if kind in KINDS:
-            channel = re.search(r"channel_id=(\d+)", text)
             if name.startswith("fused") or "async_collective" in name:
-                if channel and channel[1] in fused:
+                identity = text.partition(" = ")[2].partition("(%")[0] + _attributes(text)
+                if identity in fused:
                     continue
-                fused.add(channel[1] if channel else text)
-            yield _Line(kind, types, text), times
+                fused.add(identity)
+            # A fusion of that name keeps a device's part of the sum alone.
+            scatters = name.startswith("all-reduce-scatter")
+            sizes = _after(types) if match[3] else _bytes(types)
+            if kind == "reduce-scatter":
+                parts = _groups(text, 1).shape[1]
+                sizes = [size * parts for size in sizes]
+            yield _Line("reduce-scatter" if scatters else kind, sizes, text), times
         elif kind == "while":
             condition = re.search(r"condition=%?([^\s,]+)", text)[1]
             body = re.search(r"body=%?([^\s,]+)", text)[1]
@@ -141,21 +164,24 @@ def _bytes(types: str) -> list[float]:
     return sizes
 
 
-def _volume(kind: str, types: str, text: str, size: int) -> float:
-    """Bytes received by a device of a group of `size`."""
+def _after(types: str) -> list[float]:
+    """Of the type of a start, which is (operands, results, bookkeeping), the results."""
     arrays = _bytes(types)
-    if "-start(" in text:
-        # A start's type is (operands, results, …); scalars are its bookkeeping.
-        arrays = [array for array in arrays if array > 4] or arrays
-        arrays = arrays[len(arrays) // 2 :]
+    arrays = [array for array in arrays if array > 4] or arrays
+    return arrays[len(arrays) // 2 :]
+
+
+def _attributes(text: str) -> str:
+    """What tells exchanges of one shape apart: channel, groups and where they were written."""
+    return "".join(re.findall(r"channel_id=\d+|replica_groups=\S+|metadata=\{[^}]*\}", text))
+
+
+def _volume(kind: str, arrays: list[float], size: int) -> float:
+    """Bytes received by a device of a group of `size`."""
     total, away = sum(arrays), (size - 1) / max(size, 1)
     if kind == "collective-permute":
         return total
-    if kind == "all-reduce":
-        return 2 * total * away
-    if kind == "reduce-scatter":
-        return total * (size - 1)
-    return total * away
+    return (2 if kind == "all-reduce" else 1) * total * away
 
 
 def _groups(text: str, devices: int) -> np.ndarray:

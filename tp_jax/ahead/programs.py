@@ -15,7 +15,7 @@ from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.parallel.mesh import check_batch_size
 from tp_jax.parallel.sharding import batch_sharding, device_bytes, tree_shardings
 from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import abstract_params, abstract_state
+from tp_jax.train.state import abstract_params, abstract_state, split_trainable
 from tp_jax.train.step import jit_train_step
 
 JOBS = ("train", "sample")
@@ -29,11 +29,15 @@ class Program:
       traced: jax's.
       model_flops: analytic, of one run on all devices, without recomputation.
       held: bytes on one device of what the program starts with, by its name.
+      changed: bytes of those that it changes.
+      on_host: bytes, for one device, that stay in the memory of its host.
     """
 
     traced: Any
     model_flops: float
     held: dict[str, int]
+    changed: int = 0
+    on_host: int = 0
 
 
 def trace(config: ConfigDict, job: str, mesh: Mesh) -> Program:
@@ -66,17 +70,25 @@ def _trace_train(config, built, model, mesh) -> Program:
     }
     with jax.set_mesh(mesh):
         traced = step.trace(state, batch)
-    held = {"parameters": _held(state.params, shardings.params)}
-    if not offload:
-        held["average"] = _held(state.ema, shardings.ema)
-        held["optimizer"] = _held(state.opt_state, shardings.opt_state)
-    held |= {
-        "batch": sum(
-            leaf.size * leaf.dtype.itemsize // mesh.size * mesh.shape["tensor"]
-            for leaf in jax.tree.leaves(batch)
-        ),
+    trained, _ = split_trainable(state.params, trainable)
+    cut, _ = split_trainable(shardings.params, trainable)
+    memory = {
+        "average": _held(state.ema, shardings.ema),
+        "optimizer": _held(state.opt_state, shardings.opt_state),
     }
-    return Program(traced, train_step_flops(built.model, batch_size, trainable), held)
+    rows = batch_size * mesh.shape["tensor"] // mesh.size
+    return Program(
+        traced,
+        train_step_flops(built.model, batch_size, trainable),
+        held={
+            "parameters": _held(state.params, shardings.params),
+            **({} if offload else memory),
+            "batch": rows
+            * sum(leaf.size * leaf.dtype.itemsize // batch_size for leaf in jax.tree.leaves(batch)),
+        },
+        changed=_held(trained, cut) + (0 if offload else sum(memory.values())),
+        on_host=sum(memory.values()) if offload else 0,
+    )
 
 
 def _trace_sample(config, built, model, mesh) -> Program:

@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 import tp_jax
+from tp_jax import config as config_lib
 from tp_jax.ahead.collectives import Collective, read_collectives
 from tp_jax.ahead.flops import traced_flops
 from tp_jax.ahead.programs import JOBS, Program, trace
@@ -50,6 +51,7 @@ class Report:
 
     Attributes:
       held: bytes of what the program starts with.
+      on_host: bytes of what it keeps in the memory of the hosts.
       temporaries, peak: bytes, as compiled; None where it didn't fit the compiler's limit.
       model_flops, program_flops: without and with recomputation.
       bounds: seconds that compute, memory and exchanges each take at least.
@@ -63,6 +65,7 @@ class Report:
     mesh: dict[str, int]
     job: str
     held: dict[str, int]
+    on_host: int
     temporaries: int | None
     peak: int | None
     memory: int
@@ -89,13 +92,21 @@ def run_ahead(ahead: Ahead) -> Report:
     """
     if ahead.job not in JOBS:
         raise UserError(f"--job={ahead.job!r}: choose one of {', '.join(JOBS)}")
+    if ahead.json and not ahead.json.parent.is_dir():
+        raise UserError(f"--json={ahead.json}: there is no folder {ahead.json.parent}: make it")
     topology = open_topology(ahead.topology, ahead.slices)
     config = ahead.config.copy_and_resolve_references()
     config.mesh.slices = ahead.slices
     say(f"compiling for {len(topology.devices)} × {topology.devices[0].device_kind} …")
     report = compile_ahead(config, topology, ahead)
     if not report.fits and ahead.advise:
-        report = dataclasses.replace(report, advice=_advise(config, topology, ahead))
+        found = advise(
+            config,
+            len(topology.devices) // topology.slices,
+            ahead.job,
+            lambda changed: compile_ahead(changed, topology, ahead),
+        )
+        report = dataclasses.replace(report, advice=found)
     print(as_text(report))
     if ahead.json:
         write_json(ahead.json, as_json(report))
@@ -111,7 +122,7 @@ def compile_ahead(config: ConfigDict, topology: Topology, ahead: Ahead) -> Repor
         compiled = program.traced.lower().compile(compiler_options={} if ahead.full else QUICK)
     except jax.errors.JaxRuntimeError as error:
         # Past its memory the compiler gives up.
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
             raise
         compiled = None
     return _report(program, compiled, mesh, topology, ahead, time.monotonic() - started)
@@ -120,13 +131,14 @@ def compile_ahead(config: ConfigDict, topology: Topology, ahead: Ahead) -> Repor
 def _report(program: Program, compiled, mesh, topology, ahead, seconds) -> Report:
     chip, chips = topology.chip, len(topology.devices)
     program_flops = traced_flops(program.traced.jaxpr) / chips
-    collectives, temporaries, peak, touched = [], None, None, sum(program.held.values())
+    # Everything that is kept somewhere is read once or more, and what an update changes written.
+    touched = sum(program.held.values()) + program.changed
+    collectives, temporaries, peak = [], None, None
     if compiled is not None:
         collectives = read_collectives(compiled.as_text(), chips, topology.slices)
         memory = compiled.memory_analysis()
         temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
-        # Everything that is kept somewhere is written and read once or more.
-        touched = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * temporaries
+        touched += 2 * temporaries
     far = sum(each.between_slices for each in collectives)
     near = sum(each.received for each in collectives) - far
     bounds = {
@@ -144,6 +156,7 @@ def _report(program: Program, compiled, mesh, topology, ahead, seconds) -> Repor
         mesh={name: size for name, size in mesh.shape.items() if size > 1},
         job=ahead.job,
         held=program.held,
+        on_host=program.on_host,
         temporaries=temporaries,
         peak=peak,
         memory=int(chip.memory),
@@ -157,64 +170,69 @@ def _report(program: Program, compiled, mesh, topology, ahead, seconds) -> Repor
     )
 
 
+def _remat(config: ConfigDict, devices: int) -> None:
+    config.model.remat = "full"
+
+
+def _bfloat16(config: ConfigDict, devices: int) -> None:
+    config.model.dtype = "bfloat16"
+
+
+def _fsdp(config: ConfigDict, devices: int) -> None:
+    """The longest axis that divides the width of every weight."""
+    width = config.model.width
+    size = max(n for n in range(1, devices + 1) if devices % n == 0 and width % n == 0)
+    config.mesh.update(data=-1, fsdp=size, tensor=1, expert=1)
+
+
+def _offload(config: ConfigDict, devices: int) -> None:
+    config.train.offload = True
+
+
+def _accumulate(config: ConfigDict, devices: int) -> None:
+    config.train.accumulate *= 2
+
+
+def _halve(config: ConfigDict, devices: int) -> None:
+    config.train.batch_size //= 2
+
+
 # What may be changed, from what costs least speed to what costs most.
-Change = tuple[str, Callable[[ConfigDict, int], None]]
+CHANGES = {
+    "train": (_remat, _bfloat16, _fsdp, _offload, _accumulate, _accumulate),
+    "sample": (_bfloat16, _fsdp, _halve, _halve),
+}
 
 
-def _changes() -> list[Change]:
-    def remat(config, devices):
-        config.model.remat = "full"
+def advise(
+    config: ConfigDict, devices: int, job: str, compile_changed: Callable[[ConfigDict], Report]
+) -> str | None:
+    """Changes one thing after another until it fits; None where it never does.
 
-    def fsdp(config, devices):
-        # The longest axis that divides the width of every weight.
-        width = config.model.width
-        size = max(n for n in range(1, devices + 1) if devices % n == 0 and width % n == 0)
-        config.mesh.update(slices=config.mesh.slices, data=-1, fsdp=size, tensor=1, expert=1)
-
-    def offload(config, devices):
-        config.train.offload = True
-
-    def accumulate(config, devices):
-        config.train.accumulate *= 2
-
-    def bfloat16(config, devices):
-        config.model.dtype = "bfloat16"
-
-    return [
-        ("config.model.remat=full", remat),
-        ("config.model.dtype=bfloat16", bfloat16),
-        ("config.mesh.data=-1 and config.mesh.fsdp={mesh.fsdp}", fsdp),
-        ("config.train.accumulate={train.accumulate}", accumulate),
-        ("config.train.accumulate={train.accumulate}", accumulate),
-        ("config.train.offload=true", offload),
-    ]
-
-
-def _advise(config: ConfigDict, topology: Topology, ahead: Ahead) -> str | None:
-    """Changes one thing after another until it fits; None where it never does."""
-    config, made = config.copy_and_resolve_references(), []
-    for text, change in _changes():
-        before = config.to_json()
-        change(config, len(topology.devices) // topology.slices)
-        if config.to_json() == before:
+    Args:
+      devices: of a slice.
+      compile_changed: compiles a config; a UserError is a change that can't be.
+    """
+    original, current = config_lib.flat(config), config
+    for change in CHANGES[job]:
+        changed = current.copy_and_resolve_references()
+        change(changed, devices)
+        fields = config_lib.flat(changed)
+        made = [
+            f"--config.{name}={value}" for name, value in fields.items() if original[name] != value
+        ]
+        if fields == config_lib.flat(current):
             continue
-        made = [each for each in made if each.split("=")[0] != text.split("=")[0]]
-        made.append(_filled(text, config))
-        say(f"it doesn't fit; trying {', '.join(made)} …")
+        say(f"it doesn't fit; trying {' '.join(made)} …")
         try:
-            report = compile_ahead(config, topology, ahead)
-        except UserError:
-            made.pop()
+            report = compile_changed(changed)
+        except UserError as error:
+            say(f"that can't be: {error}")
             continue
+        current = changed
         if report.fits:
-            return f"{', '.join(made)}: peak {report.peak / GIB:.2f} GiB"
+            return f"{' '.join(made)}: peak {report.peak / GIB:.2f} GiB"
     return None
-
-
-def _filled(text: str, config: ConfigDict) -> str:
-    return text.replace("{mesh.fsdp}", str(config.mesh.fsdp)).replace(
-        "{train.accumulate}", str(config.train.accumulate)
-    )
 
 
 def as_text(report: Report) -> str:
@@ -231,6 +249,8 @@ def as_text(report: Report) -> str:
 
     for name, size in report.held.items():
         line(name, f"{size / GIB:.3f} GiB")
+    if report.on_host:
+        line("on its host", f"{report.on_host / GIB:.3f} GiB", "average and optimizer")
     if report.peak is None:
         line("peak", "too much", f"the compiler gave up at {report.memory / GIB:.0f} GiB")
     else:
@@ -246,14 +266,17 @@ def as_text(report: Report) -> str:
         if each.between_slices:
             note += f", {each.between_slices / 2**20:,.1f} MiB between slices"
         line(each.kind, f"{each.received / 2**20:,.1f} MiB", note)
+    far = sum(each.between_slices for each in report.collectives)
+    if far and "data-centre network" not in report.bounds:
+        lines.append("  the network between slices isn't in the bounds: its speed isn't published")
     slowest = max(report.bounds, key=report.bounds.get)
     for name, seconds in report.bounds.items():
         line(f"{name} at least", f"{1e3 * seconds:,.2f} ms", "the bound" * (name == slowest))
     line("MFU at most", f"{report.model_flops_utilisation:.1%}")
     line("compiled in", f"{report.compile_seconds:.1f} s", "" if report.full else "quickly: --full")
     if not report.fits:
-        what = report.advice or "nothing that was tried fits: more chips, or a smaller batch"
-        lines.append(f"doesn't fit. What does: {what}" if report.advice else f"doesn't fit; {what}")
+        known = f"What does: {report.advice}" if report.advice else "Take more chips"
+        lines.append(f"It doesn't fit. {known}")
     return "\n".join(lines)
 
 

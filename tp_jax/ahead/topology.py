@@ -58,7 +58,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         raise UserError(f"--topology={name}: give KIND:SHAPE in chips, as {EXAMPLES}")
     if find_spec("libtpu") is None:
         raise UserError(
-            "compiling for a TPU needs libtpu, also without a TPU: pip install 'tp_jax[tpu]'"
+            "compiling for a TPU needs libtpu, also without a TPU: pip install -e '.[tpu]'"
         )
     if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):
         os.environ.update(ELSEWHERE)
@@ -68,11 +68,13 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     if match[1] == "v4":
         # Both cores of a chip as one device, as on a v4 VM; otherwise each would be one.
         sides = [int(side) for side in match[2].split("x")]
+        if len(sides) != 3:
+            raise UserError(f"--topology={name}: a v4 slice has three sides, as v4:4x4x4")
         options = dict(
             chip_config_name="megacore",
             chips_per_host_bounds=(2, 2, 1),
             num_slices=slices,
-            wrap=tuple(side % 4 == 0 for side in sides),
+            wrap=(all(side % 4 == 0 for side in sides),) * 3,
         )
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)

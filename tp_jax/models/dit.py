@@ -29,7 +29,7 @@ from tp_jax.models.layers import (
     unpatchify,
     zeros,
 )
-from tp_jax.parallel.sharding import constrain
+from tp_jax.parallel.sharding import gather
 from tp_jax.thinking import Conditioning, Thinking, ThinkingConfig, ThinkingOptions, Thought
 
 SIZES = {
@@ -160,7 +160,7 @@ class DiTBase(nn.Module):
         """As `DiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
-        x = dense(cfg.width, "patch_embed", dtype, in_stack=False)(
+        x = dense(cfg.width, "patch_embed", dtype, path="patch_embed")(
             patchify(x.astype(dtype), cfg.patch)
         )
         grid = np.arange(height // cfg.patch), np.arange(width // cfg.patch)
@@ -170,8 +170,8 @@ class DiTBase(nn.Module):
         # The row after the last class stands for no class.
         table = nn.Embed(cfg.num_classes + 1, cfg.width, embedding_init=normal, name="label_embed")
         # Whole on every device, as tokens of any class may be there.
-        embedding = constrain(table.embedding.astype(dtype), None, None)
-        y = Conditioning(time, jnp.take(embedding, label, axis=0))
+        embedding = gather({"embedding": table.embedding.astype(dtype)}, "label_embed")
+        y = Conditioning(time, jnp.take(embedding["embedding"], label, axis=0))
 
         tokens = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
         vector = jax.ShapeDtypeStruct((1, cfg.width), dtype)
@@ -203,7 +203,7 @@ class FinalLayer(nn.Module):
         chunks = AdaLN(cfg.width, 2, dtype, name="adaln")((y.time + y.condition).astype(dtype))
         shift, scale = chunks if self.order == "shift_scale" else chunks[::-1]
         x = modulate(layer_norm(x), shift, scale)
-        x = dense(cfg.patch**2 * cfg.out_channels, "out", dtype, zeros, in_stack=False)(x)
+        x = dense(cfg.patch**2 * cfg.out_channels, "out", dtype, zeros, path="final/out")(x)
         return unpatchify(x, cfg.patch, height, width).astype(jnp.float32)
 
 

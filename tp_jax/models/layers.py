@@ -11,29 +11,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tp_jax.parallel.sharding import constrain
+from tp_jax.parallel.sharding import gather
 
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
 
 
 def dense(
-    features: int, name: str, dtype: jnp.dtype, kernel_init=xavier, *, in_stack: bool = True
+    features: int, name: str, dtype: jnp.dtype, kernel_init=xavier, *, path: str | None = None
 ) -> nn.Dense:
     """A linear layer with float32 parameters that computes in `dtype`.
 
     Args:
-      in_stack: the layer belongs to a block of a stack, which gathers its weights; otherwise they
-        are gathered here.
+      path: of its parameters, for their sharding rules, where the layer is in no stack: a stack
+        gathers the weights of its blocks.
     """
-    dot_general = None if in_stack else _whole_dot_general
+
+    def dot_general(x, kernel, *args, **kwargs):
+        kernel = gather({"kernel": kernel}, path)["kernel"]
+        return jax.lax.dot_general(x, kernel, *args, **kwargs)
+
     return nn.Dense(
-        features, dtype=dtype, kernel_init=kernel_init, name=name, dot_general=dot_general
+        features,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+        dot_general=dot_general if path else None,
     )
-
-
-def _whole_dot_general(x, kernel, *args, **kwargs):
-    return jax.lax.dot_general(x, constrain(kernel, None, None), *args, **kwargs)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
@@ -133,8 +137,8 @@ class EmbedMlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, features] -> [B, D]."""
         normal = nn.initializers.normal(0.02)
-        x = nn.silu(dense(self.width, "in", self.dtype, normal, in_stack=False)(x))
-        return dense(self.width, "out", self.dtype, normal, in_stack=False)(x)
+        x = nn.silu(dense(self.width, "in", self.dtype, normal, path=f"{self.name}/in")(x))
+        return dense(self.width, "out", self.dtype, normal, path=f"{self.name}/out")(x)
 
 
 def timestep_embedding(timestep: jax.Array, features: int = 256) -> jax.Array:

@@ -178,14 +178,14 @@ class MMDiTBase(nn.Module):
         """As `MMDiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
-        x = dense(cfg.width, "patch_embed", dtype, in_stack=False)(
+        x = dense(cfg.width, "patch_embed", dtype, path="patch_embed")(
             patchify(x.astype(dtype), cfg.patch)
         )
         grid = self._positions(height // cfg.patch), self._positions(width // cfg.patch)
         x = x + position_embedding(cfg.width, *grid).astype(dtype)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         pooled = EmbedMlp(cfg.width, dtype, name="pooled_embed")(pooled)
-        c = dense(cfg.width, "context_embed", dtype, in_stack=False)(text.astype(dtype))
+        c = dense(cfg.width, "context_embed", dtype, path="context_embed")(text.astype(dtype))
 
         carry, thoughts = stack.run_stacks(
             self._stacks(dtype), (x, c), Conditioning(time, pooled), thinking,

@@ -1,7 +1,7 @@
 """The device mesh: axes `slices`, `data`, `fsdp`, `tensor` and `expert`.
 
 `slices` are TPU slices that only the data-centre network joins: parameters are whole in each, and
-what crosses is one sum of gradients a step.
+what crosses are sums of gradients.
 """
 
 import math
@@ -18,14 +18,16 @@ AXES = ("slices", "data", "fsdp", "tensor", "expert")
 # A batch is cut along every axis that doesn't cut the layers themselves.
 BATCH_AXES = ("slices", "data", "fsdp", "expert")
 ONE_DEVICE = dict.fromkeys(AXES, 1)
-DATA_PARALLEL = ONE_DEVICE | {"data": -1}
+# `slices` 0 is as many as there are.
+DATA_PARALLEL = ONE_DEVICE | {"slices": 0, "data": -1}
 
 
 def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
     """Makes the mesh.
 
     Args:
-      sizes: size of each of `AXES`; at most one is -1 and takes the devices that are left.
+      sizes: size of each of `AXES`; at most one is -1 and takes the devices that are left. 0
+        `slices` are as many as the TPUs here belong to, or one.
       devices: the devices to use; all of them by default.
 
     Raises:
@@ -34,6 +36,7 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
     """
     devices = jax.devices() if devices is None else devices
     shape = {axis: sizes[axis] for axis in AXES}
+    shape["slices"] = shape["slices"] or len(_slice_indices(devices))
     text = ", ".join(f"{axis}={size}" for axis, size in shape.items())
     if any(size == 0 or size < -1 for size in shape.values()):
         raise UserError(f"config.mesh ({text}): a size is a positive number, or -1 for the rest")
@@ -60,13 +63,19 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
     return Mesh(np.stack(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def _slice_indices(devices: list[jax.Device]) -> list[int]:
+    """Of the TPU slices; GPUs number their hosts so, which are no slices."""
+    tpus = devices[0].platform == "tpu"
+    return sorted({getattr(device, "slice_index", 0) if tpus else 0 for device in devices})
+
+
 def _slices(devices: list[jax.Device], count: int, text: str) -> list[list[jax.Device]]:
     """The devices of each slice; where the hardware has none, equal runs of them."""
-    found = sorted({getattr(device, "slice_index", 0) for device in devices})
+    found = _slice_indices(devices)
     if len(found) > 1 and len(found) != count:
         raise UserError(
             f"config.mesh ({text}): the devices here are of {len(found)} slices: set "
-            f"config.mesh.slices={len(found)}"
+            f"config.mesh.slices={len(found)}, or 0 for as many as there are"
         )
     if len(found) == 1:
         size = len(devices) // count

@@ -24,6 +24,8 @@ class Setting:
       experts, width, rank, steps: M, D, r, T.
       tokens: S, on one device.
       devices: E.
+      fsdp: devices that each weight is cut over besides.
+      sets: of experts: T where each latent step has its own, else 1.
       chip: of the devices.
       itemsize: bytes of a number in the compute dtype.
     """
@@ -34,6 +36,8 @@ class Setting:
     steps: int
     tokens: int
     devices: int
+    fsdp: int
+    sets: int
     chip: Chip
     itemsize: int
 
@@ -44,6 +48,7 @@ class Setting:
             experts=-(-self.experts // self.devices),
             tokens=round(SLACK * self.tokens),
             devices=1,
+            fsdp=1,
         )
 
 
@@ -82,15 +87,17 @@ def costs(setting: Setting) -> dict[str, Cost]:
     token_flops = 12 * s.width * s.rank * s.steps * s.tokens
     # D values in and 3·D out, each read and written once more.
     ordering = 2 * 4 * s.width * s.itemsize * s.steps * s.tokens
-    weights = 6 * s.experts * s.width * s.rank * s.itemsize * away
-    found = {"dense": Cost(s.experts * token_flops, 0, weights)}
+    weights = 6 * s.sets * s.experts * s.width * s.rank * s.itemsize
+    gathered = weights * (1 - 1 / (s.devices * s.fsdp))
+    found = {"dense": Cost(s.experts * token_flops, 0, gathered)}
     if s.chip.grouped_matmul:
-        found["grouped"] = Cost(token_flops, ordering, weights)
+        found["grouped"] = Cost(token_flops, ordering, gathered)
     if s.devices > 1:
         inner = s.on_one_device()
         local = costs(inner)[cheapest(inner)]
         travelling = SLACK * 4 * s.width * s.itemsize * s.steps * s.tokens * away
-        found["expert_parallel"] = Cost(local.flops, local.moved + ordering, travelling)
+        exchanged = travelling + weights / s.devices * (1 - 1 / s.fsdp)
+        found["expert_parallel"] = Cost(local.flops, local.moved + ordering, exchanged)
     return found
 
 
@@ -101,22 +108,25 @@ def cheapest(setting: Setting) -> str:
 
 
 def setting_of(
-    config: ThinkingConfig, batch: int, tokens: int, width: int, itemsize: int
+    config: ThinkingConfig, batch: int, tokens: int, width: int, itemsize: int, steps: int
 ) -> Setting:
-    """The setting of a batch of B·N tokens of width D on the mesh in context."""
+    """The setting of a batch of B·N tokens of width D, T times, on the mesh in context."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        shards, devices, kind = 1, 1, jax.devices()[0].device_kind
+        shards, devices, fsdp, kind = 1, 1, 1, jax.devices()[0].device_kind
     else:
         shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        devices, kind = mesh.shape["expert"], mesh.abstract_device.device_kind
+        devices, fsdp = mesh.shape["expert"], mesh.shape["fsdp"]
+        kind = mesh.abstract_device.device_kind
     return Setting(
         config.experts,
         width,
         config.rank,
-        config.latent_steps,
+        steps,
         -(-batch * tokens // shards),
         devices,
+        fsdp,
+        1 if config.share_across_steps else steps,
         find_chip(kind) or UNKNOWN,
         itemsize,
     )

@@ -160,15 +160,22 @@ class Dispatch:
 
 
 def get_dispatch(
-    config: ThinkingConfig, batch: int, tokens: int, width: int, dtype: jnp.dtype
+    config: ThinkingConfig,
+    batch: int,
+    tokens: int,
+    width: int,
+    dtype: jnp.dtype,
+    steps: int | None = None,
 ) -> Dispatch:
     """The dispatch that a config asks for, on the mesh in context.
 
     Args:
       batch, tokens, width: B, N and D of the whole batch.
       dtype: of computation.
+      steps: latent steps T; the config's by default.
     """
-    setting = setting_of(config, batch, tokens, width, jnp.dtype(dtype).itemsize)
+    steps = steps or config.latent_steps
+    setting = setting_of(config, batch, tokens, width, jnp.dtype(dtype).itemsize, steps)
     name = cheapest(setting) if config.dispatch == "auto" else config.dispatch
     if name == "expert_parallel" and setting.devices == 1:
         name = cheapest(setting)

@@ -161,7 +161,8 @@ class _Queues:
         expert, devices = expert.reshape(-1), jax.lax.axis_size(AXIS)
         order = jnp.argsort(expert)
         count = jnp.bincount(expert // experts, length=devices).astype(jnp.int32)
-        rows = min(len(expert), -(-round(SLACK * len(expert) / devices) // 8) * 8)
+        even = round(SLACK * len(expert) / devices)
+        rows = min(len(expert), max(8, -(-even // 8) * 8))
         turns = jax.lax.pmax(jnp.max(-(-count // rows)), AXES)
         start = jnp.cumsum(count) - count
         return cls(order, expert[order] % experts, start, count, rows, experts, turns)

@@ -105,7 +105,7 @@ def think(
     """
     steps = config.latent_steps if latent_steps is None else latent_steps
     config.check_latent_steps(steps)
-    dispatch = get_dispatch(config, *vision.shape, vision.dtype)
+    dispatch = get_dispatch(config, *vision.shape, vision.dtype, steps)
     experts_name = "experts" if config.share_across_steps else "step_experts"
     experts = dispatch.bring(
         Experts(**params[experts_name]), f"thinking/layer_0/{experts_name}", vision.dtype

@@ -271,9 +271,10 @@ def _start_lines(
             dispatch = get_dispatch(model.thinking, batch, model.tokens, model.width, model.dtype)
         lines.append(dispatch.describe())
     largest = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in list(sizes.items())[:3])
+    host = ", the last two on its host" if config.train.offload else ""
     lines.append(
-        f"state: {sum(sizes.values()) / 2**20:,.1f} MiB on each device (parameters, average, "
-        f"optimizer); largest: {largest}"
+        f"state: {sum(sizes.values()) / 2**20:,.1f} MiB for each device (parameters, average, "
+        f"optimizer{host}); largest: {largest}"
     )
     lines += [f"changed since the last start: {change}" for change in changes]
     if first:
