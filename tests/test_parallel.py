@@ -1,5 +1,6 @@
 """Meshes and sharding rules."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -14,6 +15,7 @@ from tp_jax import config as config_lib
 from tp_jax.errors import UserError
 from tp_jax.models import MODELS, DiTConfig, MMDiTConfig, build_model
 from tp_jax.models.dit import SIZES
+from tp_jax.parallel import mesh as mesh_lib
 from tp_jax.parallel.mesh import AXES, ONE_DEVICE, check_batch_size, create_mesh
 from tp_jax.parallel.sharding import (
     device_bytes,
@@ -82,6 +84,37 @@ def test_a_mesh_that_does_not_divide_a_weight_names_both():
 def test_a_bad_mesh_is_explained(sizes, message):
     with pytest.raises(UserError, match=message):
         create_mesh(ONE | sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What a mesh looks at in a device."""
+
+    platform: str
+    slice_index: int
+    id: int
+
+
+def described(platform, *slices):
+    return [Described(platform, index, id) for id, index in enumerate(slices)]
+
+
+def test_slices_are_those_of_the_hardware_and_gpu_hosts_are_none(monkeypatch):
+    monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", arranged)
+    shapes = [
+        dict(create_mesh(mesh_lib.DATA_PARALLEL, described(platform, 1, 0, 1, 0)).shape)
+        for platform in ("tpu", "gpu")
+    ]
+    assert shapes == [ONE | dict(slices=2, data=2), ONE | dict(data=4)]
+    mesh = create_mesh(ONE | dict(slices=2, fsdp=2), described("tpu", 1, 0, 1, 0))
+    assert [device.slice_index for device in mesh.devices.ravel()] == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="of 2 slices: set config.mesh.slices=2, or 0"):
+        create_mesh(ONE | dict(slices=4), described("tpu", 1, 0, 1, 0))
+    assert create_mesh(ONE | dict(slices=2, data=-1), jax.devices()).shape["data"] == 2
+
+
+def arranged(shape, devices, **_):
+    return np.array(devices, object).reshape(shape)
 
 
 def test_minus_one_takes_the_rest():
