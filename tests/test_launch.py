@@ -1,6 +1,7 @@
 """The launch scripts: the commands that they print, and that they run those and no others."""
 
 import ast
+import math
 import os
 import pathlib
 import re
@@ -371,13 +372,30 @@ def test_bad_arguments_are_refused_in_one_line(machine, script, arguments, remed
 
 
 @pytest.mark.parametrize(
-    "script", ["tpu_vm.sh", "babysit.sh", "xpk.sh", "slurm.sbatch", "worker.sh"]
+    "script", ["tpu_vm.sh", "babysit.sh", "xpk.sh", "slurm.sbatch", "worker.sh", "aot_table.sh"]
 )
 def test_help_is_the_head_of_the_script(script):
     command = ["bash", ROOT / "launch" / script, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"launch/{script} " in done.stdout and "SBATCH" not in done.stdout
     assert "set -euo" not in done.stdout
+
+
+def test_the_table_of_what_fits_is_of_flags_that_there_are(tmp_path):
+    command = ["bash", ROOT / "launch" / "aot_table.sh", f"--out={tmp_path / 'new'}", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert len(commands) == 31 and not (tmp_path / "new").exists()
+    assert len({word for words in commands for word in words if "--json" in word}) == 31
+    for words in commands:
+        assert words[1:3] == ["-m", "tp_jax.aot"]
+        sizes = dict(
+            word.removeprefix("--config.mesh.").split("=") for word in words if ".mesh." in word
+        )
+        side = next(word for word in words if "--topology" in word).partition(":")[2]
+        slices = int(next(word for word in words if "--slices" in word).partition("=")[2])
+        chips = math.prod(map(int, side.split("x"))) * slices
+        assert "-1" in sizes.values() or math.prod(map(int, sizes.values())) * slices == chips
 
 
 def test_skypilot_tells_gpu_machines_who_they_are(machine):
