@@ -34,26 +34,24 @@ compile() {
   fi
 }
 
-# The width, 1152, can be cut into 128 parts at most.
+# A frozen base is copied to every chip, so that nothing but small gradients travels. From scratch
+# everything is cut; the width, 1152, into 128 parts at most.
 imagenet() {
   local job="$1" config="$2" kind="$3" shape
-  local -a shapes=(2x2x1 2x2x4 4x4x4)
-  local half=4x8x8
-  if [ "$kind" = v5e ]; then shapes=(2x2 4x4 8x8) half=16x16; fi
+  local -a shapes=(2x2x1 2x2x4 4x4x4 4x8x8) many=(8x8x16 1)
+  if [ "$kind" = v5e ]; then shapes=(2x2 4x4 8x8 16x16) many=(16x16 4); fi
   for shape in "${shapes[@]}"; do
-    compile "imagenet256-$job-$kind-$shape" "$config" "$kind:$shape" 1 \
-      --config.mesh.data=1 --config.mesh.fsdp=-1
+    local mesh=(--config.mesh.data=-1)
+    if [ "$job" = scratch ]; then
+      mesh=(--config.mesh.data=1 --config.mesh.fsdp=-1)
+      [ "$shape" != "${shapes[3]}" ] || mesh=(--config.mesh.data=2 --config.mesh.fsdp=128)
+    fi
+    compile "imagenet256-$job-$kind-$shape" "$config" "$kind:$shape" 1 "${mesh[@]}"
   done
-  compile "imagenet256-$job-$kind-$half" "$config" "$kind:$half" 1 \
-    --config.mesh.data=2 --config.mesh.fsdp=128
   # 1,024 chips for a batch of 256: four of them share a sample.
-  if [ "$kind" = v5e ]; then
-    compile "imagenet256-$job-$kind-16x16x4" "$config" v5e:16x16 4 \
-      --config.mesh.data=1 --config.mesh.fsdp=64 --config.mesh.tensor=4
-  else
-    compile "imagenet256-$job-$kind-8x8x16" "$config" "$kind:8x8x16" 1 \
-      --config.mesh.data=2 --config.mesh.fsdp=128 --config.mesh.tensor=4
-  fi
+  mesh=(--config.mesh.data=-1 --config.mesh.tensor=4)
+  [ "$job" != scratch ] || mesh+=(--config.mesh.fsdp=64)
+  compile "imagenet256-$job-$kind-1024" "$config" "$kind:${many[0]}" "${many[1]}" "${mesh[@]}"
 }
 
 for kind in v4 v5e v5p; do
