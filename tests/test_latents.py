@@ -18,7 +18,7 @@ from tp_jax.data.pipeline import open_named
 from tp_jax.data.transforms import decode_pixels
 from tp_jax.drawing import load
 from tp_jax.errors import UserError
-from tp_jax.parallel.mesh import create_mesh
+from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 from tp_jax.preparation import prepare
 from tp_jax.train.loop import train
 
@@ -67,7 +67,7 @@ def copied(prepared, config):
 
 
 def one_device_codec(config):
-    mesh = create_mesh(dict(data=1, fsdp=1, tensor=1, expert=1), jax.devices()[:1])
+    mesh = create_mesh(ONE_DEVICE, jax.devices()[:1])
     return load_codec(config.autoencoder, mesh)
 
 

@@ -1,6 +1,7 @@
 """How the entries start and end: flags in, one line and exit code 2 for what the user can fix."""
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -24,6 +25,8 @@ def run(main: Callable[[], None], usage: str, *, processes: bool = True) -> None
     """
     # TensorFlow, which clu writes TensorBoard files with, talks a lot when it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # So does Orbax of what is no trouble; trouble it raises.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         _parse_flags(usage)
         if processes:
