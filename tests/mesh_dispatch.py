@@ -32,7 +32,8 @@ U, WEIGHT = rng.normal(size=(B, N, D)), 1 + 0.1 * rng.normal(size=(B, N))
 
 def experts_of(count):
     rng = np.random.default_rng(count)
-    return rng.normal(size=(count, D, 3, R)), rng.normal(size=(count, 3, R, D))
+    # Small, as the sine of a large Δ would make much of its rounding.
+    return 0.4 * rng.normal(size=(count, D, 3, R)), 0.4 * rng.normal(size=(count, 3, R, D))
 
 
 def plain(expert, count):
