@@ -46,9 +46,7 @@ def _dot_flops(equation) -> float:
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
-    kinds = (core.Jaxpr, core.ClosedJaxpr)
-    # A custom derivative's functions aren't run beside what they are derivatives of.
-    return [leaf for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if isinstance(leaf, kinds)]
+    return [leaf for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
 
 
 def _is_jaxpr(leaf: Any) -> bool:
