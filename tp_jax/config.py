@@ -64,6 +64,19 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Pixels a side of the overlapping tiles that large images are cut into; 0 takes them whole.
     config.autoencoder.tile = 0
 
+    # Of models that take text: "shapes" knows the few words of `tp_jax.shapes`; "sd3" is CLIP and
+    # T5 in `path`, a folder laid out as Stable Diffusion 3's in diffusers.
+    config.text = ConfigDict()
+    config.text.encoder = "sd3"
+    config.text.path = ""
+    # Without T5 its tokens are zeros, as SD3 allows.
+    config.text.t5 = True
+    config.text.clip_tokens = 77
+    config.text.t5_tokens = 77
+    # Longer prompts are cut, which is said, instead of refused.
+    config.text.truncate = False
+    config.text.dtype = "float32"
+
     # What `tp_jax.prepare` reads, and writes as latents.
     config.prepare = ConfigDict()
     config.prepare.source = "tfds/imagenet2012"
@@ -240,7 +253,8 @@ def _check_fields(config: ConfigDict) -> None:
 def _check_train(config: ConfigDict) -> None:
     _choice("config.train.trainable", config.train.trainable, TRAINABLE)
     _choice("config.optimizer.schedule", config.optimizer.schedule, SCHEDULES)
-    _choice("config.autoencoder.dtype", config.autoencoder.dtype, ("float32", "bfloat16"))
+    for section in ("autoencoder", "text"):
+        _choice(f"config.{section}.dtype", config[section].dtype, ("float32", "bfloat16"))
     fields = flat(config)
     for least, names in LEAST.items():
         for name in names:
@@ -252,6 +266,11 @@ def _check_train(config: ConfigDict) -> None:
             f"config.train.batch_size={config.train.batch_size}: choose a divisor"
         )
     _choice("config.evaluation.suite", config.evaluation.suite, ("", "adm"))
+    if config.evaluation.suite and config.model.kind != "dit":
+        raise UserError(
+            f"config.evaluation.suite={config.evaluation.suite!r} draws one image for each class, "
+            f"but a {config.model.kind} model takes text: score it with tp_jax.evaluate"
+        )
     if config.evaluation.suite and config.evaluation.num < 2:
         raise UserError(f"config.evaluation.num={config.evaluation.num}: must be 2 or more")
     for field in ("reference", "inception"):

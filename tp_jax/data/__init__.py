@@ -3,9 +3,23 @@
 from tp_jax.data.pipeline import (
     LatentSpace,
     Source,
+    check_text,
+    encode,
     encodes_on_the_fly,
+    example_conditions,
     make_iterator,
     open_source,
+    open_text,
 )
 
-__all__ = ["LatentSpace", "Source", "encodes_on_the_fly", "make_iterator", "open_source"]
+__all__ = [
+    "LatentSpace",
+    "Source",
+    "check_text",
+    "encode",
+    "encodes_on_the_fly",
+    "example_conditions",
+    "make_iterator",
+    "open_source",
+    "open_text",
+]

@@ -1,19 +1,23 @@
 """The input pipeline: one seeded, global, elastic order, whatever the hosts and workers."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import grain
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from tp_jax.data.digits import open_digits
 from tp_jax.data.folder import open_folder
 from tp_jax.data.latents import LatentSource, open_latents
+from tp_jax.data.shapes import open_shapes
 from tp_jax.data.source import LatentSpace, Source
 from tp_jax.data.synthetic import make_synthetic
 from tp_jax.data.tfds_images import open_tfds
 from tp_jax.data.transforms import ReadExample
 from tp_jax.errors import UserError
+from tp_jax.text import WITHOUT_WEIGHTS, TextEncoder, TextSpace, load_encoder
 
 # `config.data.source` -> function of (dir, split, section of the config). `tfds/NAME` is any TFDS
 # image data set, and `synthetic` is as the model wants it.
@@ -21,6 +25,7 @@ SOURCES: dict[str, Callable[[str, str, str], Source]] = {
     "digits": open_digits,
     "folder": open_folder,
     "latents": open_latents,
+    "shapes": open_shapes,
 }
 TFDS_PREFIX, SYNTHETIC = "tfds/", "synthetic"
 
@@ -56,19 +61,62 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
     """
     model, data = config.model, config.data
     if data.source == SYNTHETIC:
-        num_classes = model.num_classes if model.kind == "dit" else 1
-        source = make_synthetic(model.image_size, model.channels, num_classes)
+        source = make_synthetic(model)
     else:
         source = open_named("config.data", data.source, data.dir, data.split)
         _check_fit(source, config, space)
-    if model.kind != "dit":
-        raise UserError(f"{data.source} has labels, but a {model.kind} model takes text")
+    if model.kind == "dit":
+        _check_classes(source, config)
+    elif source.gives == "label":
+        raise UserError(
+            f"{data.source} has labels, but a {model.kind} model takes text: choose a source with "
+            f"captions"
+        )
+    return source
+
+
+def _check_classes(source: Source, config: ConfigDict) -> None:
+    model, data = config.model, config.data
+    if source.gives != "label":
+        raise UserError(
+            f"{data.source} has captions, but a {model.kind} model takes labels: choose a source "
+            f"with labels, or a model that takes text"
+        )
     if model.num_classes not in (0, len(source.class_names)):
         raise UserError(
             f"config.model.num_classes={model.num_classes}, but {data.source} has "
             f"{len(source.class_names)} classes (0 trains without classes)"
         )
-    return source
+
+
+def open_text(source: Source, config: ConfigDict) -> TextEncoder | None:
+    """What encodes the source's captions on the way to the model; None where nothing has to.
+
+    Raises:
+      UserError: the encoder isn't one that workers can run, or doesn't fit the model.
+    """
+    if source.gives != "caption":
+        return None
+    if config.text.encoder not in WITHOUT_WEIGHTS:
+        raise UserError(
+            f"{config.data.source} has captions that aren't encoded: python -m tp_jax.prepare "
+            f"writes them as config.text.encoder={config.text.encoder!r} encodes them, and "
+            f'config.data.source="latents" reads them'
+        )
+    encoder = load_encoder(config.text)
+    check_text(encoder.space, config.model, "config.text.encoder")
+    return encoder
+
+
+def check_text(space: TextSpace, model: ConfigDict, what: str) -> None:
+    """Raises a UserError unless a model takes what an encoder gives."""
+    for field, found in (
+        ("text_tokens", space.tokens),
+        ("text_width", space.width),
+        ("pooled_width", space.pooled_width),
+    ):
+        if model[field] != found:
+            raise UserError(f"config.model.{field}={model[field]}, but that of {what} is {found}")
 
 
 def _check_fit(source: Source, config: ConfigDict, space: LatentSpace | None) -> None:
@@ -115,8 +163,49 @@ class _Unlabel(grain.transforms.Map):
         return element | {"condition": {"label": element["condition"]["label"] * 0}}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Encode(grain.transforms.Map):
+    """{"caption"} -> {"text", "pooled"} and those of the empty prompt, "null_…"."""
+
+    encoder: TextEncoder
+
+    def map(self, element: dict) -> dict:
+        return element | {"condition": encode(self.encoder, [element["condition"]["caption"]], 0)}
+
+
+def encode(
+    encoder: TextEncoder, prompts: Sequence[str], row: int | slice = slice(None), null: str = ""
+) -> dict[str, np.ndarray]:
+    """Condition of prompts: {"text", "pooled", "null_text", "null_pooled"}, [B, …] float32.
+
+    Args:
+      row: of those alone, without the leading axis where it is a number.
+      null: the prompt that guidance leads away from, and that dropout puts in.
+    """
+    nothing = {f"null_{name}": array for name, array in encoder.encode([null]).items()}
+    found = encoder.encode(prompts) | {
+        name: np.repeat(array, len(prompts), 0) for name, array in nothing.items()
+    }
+    return {name: array[row] for name, array in found.items()}
+
+
+def example_conditions(
+    source: Source, encoder: TextEncoder | None, num: int
+) -> dict[str, np.ndarray]:
+    """Conditions [num, …] of the source's first records, again and again where it has fewer."""
+    rows, decode = [], source.decoder(1, False)
+    for index in range(num):
+        record = source.records[index % len(source.records)]
+        condition = decode(record, np.random.default_rng(index))["condition"]
+        rows.append(encode(encoder, [condition["caption"]], 0) if encoder else condition)
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def make_iterator(
-    source: Source, config: ConfigDict, space: LatentSpace | None = None
+    source: Source,
+    config: ConfigDict,
+    space: LatentSpace | None = None,
+    encoder: TextEncoder | None = None,
 ) -> grain.DatasetIterator:
     """Batches {"x": [B, H, W, C] float32, "condition": …} of this process's share, for ever.
 
@@ -133,7 +222,9 @@ def make_iterator(
     read = ReadExample(source.records, decode, source.record_name, source.remedy, skip)
     dataset = grain.MapDataset.range(len(source.records)).seed(config.seed).shuffle().repeat()
     dataset = dataset.random_map(read)
-    if config.model.num_classes == 0:
+    if encoder:
+        dataset = dataset.map(_Encode(encoder))
+    if getattr(config.model, "num_classes", None) == 0:
         dataset = dataset.map(_Unlabel())
     workers = config.data.workers
     return iter(

@@ -31,13 +31,13 @@ class LatentSpace:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Random access to records {"image": encoded image bytes, "label": int}.
+    """Random access to records {"image": encoded image bytes, "label": int or "captions": [str]}.
 
     Attributes:
       records: `len` and `[i]`.
       image_size: side of the square images, or None where they vary and are cropped.
       channels: 1 or 3.
-      class_names: of the labels.
+      class_names: of the labels; none where there are captions.
     """
 
     records: Sequence[Any]
@@ -46,6 +46,8 @@ class Source:
     class_names: tuple[str, ...]
     # Otherwise examples are what the model diffuses, whether it diffuses pixels or latents.
     pixels: ClassVar[bool] = True
+    # What examples' condition is: a "label"; a "caption", yet to be encoded; or "text", encoded.
+    gives: ClassVar[str] = "label"
     # For a record that can't be read.
     remedy: ClassVar[str] = "mend it"
 

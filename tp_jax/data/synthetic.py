@@ -1,9 +1,11 @@
 """Random images that need no disk, for trying a config out and for timing."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from tp_jax.data.source import Decode, Source
 
@@ -12,17 +14,37 @@ COUNT = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class _Noise(Sequence):
-    size: int
-    channels: int
-    num_classes: int
+    shape: tuple[int, ...]
+    condition: Callable[[int, np.random.Generator], dict[str, Any]]
 
     def __len__(self):
         return COUNT
 
     def __getitem__(self, index):
-        shape = (self.size, self.size, self.channels)
-        x = np.random.default_rng(index).standard_normal(shape, np.float32)
-        return {"x": x, "condition": {"label": np.int32(index % self.num_classes)}}
+        rng = np.random.default_rng(index)
+        x = rng.standard_normal(self.shape, np.float32)
+        return {"x": x, "condition": self.condition(index, rng)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    num_classes: int
+
+    def __call__(self, index, rng):
+        return {"label": np.int32(index % self.num_classes)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    tokens: int
+    width: int
+    pooled_width: int
+
+    def __call__(self, index, rng):
+        text = rng.standard_normal((self.tokens, self.width), np.float32)
+        pooled = rng.standard_normal(self.pooled_width, np.float32)
+        null = {"null_text": np.zeros_like(text), "null_pooled": np.zeros_like(pooled)}
+        return {"text": text, "pooled": pooled, **null}
 
 
 class _SyntheticSource(Source):
@@ -32,11 +54,23 @@ class _SyntheticSource(Source):
         return _as_it_is
 
 
+class _SyntheticText(_SyntheticSource):
+    gives = "text"
+
+
 def _as_it_is(record, rng):
     return record
 
 
-def make_synthetic(size: int, channels: int, num_classes: int) -> Source:
-    """Gaussian images [size, size, channels] float32 with labels that go round."""
-    names = tuple(str(label) for label in range(max(num_classes, 1)))
-    return _SyntheticSource(_Noise(size, channels, len(names)), size, channels, names)
+def make_synthetic(model: ConfigDict) -> Source:
+    """Gaussian images [S, S, C] float32 as a model wants them, of `config.model`.
+
+    Their labels go round; a model that takes text gets Gaussian text.
+    """
+    shape = (model.image_size, model.image_size, model.channels)
+    if model.kind == "dit":
+        names = tuple(str(label) for label in range(max(model.num_classes, 1)))
+        noise = _Noise(shape, _Labels(len(names)))
+        return _SyntheticSource(noise, model.image_size, model.channels, names)
+    text = _Text(model.text_tokens, model.text_width, model.pooled_width)
+    return _SyntheticText(_Noise(shape, text), model.image_size, model.channels, ())

@@ -9,30 +9,41 @@ import numpy as np
 from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
 from tp_jax.errors import UserError
 
+# Below, errors of predicted data aren't magnified further.
+LEAST_SIGMA = 0.05
+
 
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow:
-    """x_σ = (1 - σ)·x + σ·noise, and the model predicts noise - x at timestep 1000·σ.
+    """x_σ = (1 - σ)·x + σ·noise, and the velocity noise - x is learned at timestep 1000·σ.
 
     Attributes:
       shift: s in σ' = s·σ / (1 + (s - 1)·σ), for training times and samplers.
       time_mean, time_std: of the normal whose logistic is a training time; SD3's 0 and 1.
+      prediction: "velocity"; or "data", which the model predicts and the velocity follows from:
+        for patches of more numbers than the model is wide, which can't carry the noise through
+        (Li & He, arXiv 2511.13720).
     """
 
     shift: float = 3.0
     time_mean: float = 0.0
     time_std: float = 1.0
+    prediction: str = "velocity"
 
     def __post_init__(self):
         if self.shift <= 0 or self.time_std <= 0:
             raise UserError("config.diffusion.shift and .time_std must be above 0")
+        if self.prediction not in ("velocity", "data"):
+            raise UserError(
+                f"config.diffusion.prediction={self.prediction!r}: choose velocity or data"
+            )
 
     def shifted(self, sigma):
         """Moves times towards noise for shift > 1; 0 and 1 stay."""
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
     def out_channels(self, channels: int) -> int:
-        """The velocity alone."""
+        """The velocity, or the data, alone."""
         return channels
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
@@ -45,12 +56,20 @@ class RectifiedFlow:
         sigma = expand(times, x)
         return (1 - sigma) * x + sigma * noise
 
+    def velocity(self, output: jax.Array, x_t: jax.Array, sigma: jax.Array) -> jax.Array:
+        """The velocity [B, …] float32 that a model's output at x_σ says, σ broadcast to it."""
+        output = output.astype(jnp.float32)
+        if self.prediction == "velocity":
+            return output
+        return (x_t - output) / jnp.maximum(sigma, LEAST_SIGMA)
+
     def losses(
         self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
     ) -> dict[str, jax.Array]:
         """ "mse" of the velocity, which is the "loss"."""
         x, noise = x.astype(jnp.float32), noise.astype(jnp.float32)
-        velocity = predict(self.noised(x, noise, times), 1000 * times).astype(jnp.float32)
+        x_t = self.noised(x, noise, times)
+        velocity = self.velocity(predict(x_t, 1000 * times), x_t, expand(times, x))
         mse = mean_over_sample(jnp.square(velocity - (noise - x)))
         return {"loss": mse, "mse": mse}
 

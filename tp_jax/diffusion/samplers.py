@@ -130,7 +130,7 @@ def euler(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
 
     def step(row, x, noise, predict, key):
         sigma, following = row
-        return x + (following - sigma) * predict(x, _filled(1000 * sigma, x), key)
+        return x + (following - sigma) * _velocity(objective, predict, x, sigma, key)
 
     return _flow_steps(objective, config), step
 
@@ -140,16 +140,21 @@ def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
 
     def step(row, x, noise, predict, key):
         sigma, following = row
-        velocity = predict(x, _filled(1000 * sigma, x), key)
+        velocity = _velocity(objective, predict, x, sigma, key)
         ahead = x + (following - sigma) * velocity
 
         def correct():
-            second = predict(ahead, _filled(1000 * following, x), jax.random.fold_in(key, 1))
+            again = jax.random.fold_in(key, 1)
+            second = _velocity(objective, predict, ahead, following, again)
             return x + (following - sigma) * (velocity + second) / 2
 
         return jax.lax.cond(following > 0, correct, lambda: ahead)
 
     return _flow_steps(objective, config), step
+
+
+def _velocity(objective, predict, x, sigma, key):
+    return objective.velocity(predict(x, _filled(1000 * sigma, x), key), x, sigma)
 
 
 def _flow_steps(objective, config):

@@ -53,7 +53,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     codec = load_codec(config.autoencoder, mesh)
     space = codec.space if codec else None
     source = data.open_source(config, space)
-    iterator = data.make_iterator(source, config, space)
+    encoder = data.open_text(source, config)
+    iterator = data.make_iterator(source, config, space, encoder)
     encode = codec.encode if data.encodes_on_the_fly(source, space) else None
     model = build_model(built.model)
     evaluation = _Evaluation(model, built, config, mesh, codec, workdir)
@@ -107,7 +108,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         say(text)
 
     train_step_fn = jit_train_step(model, built.objective, optimizer, config, mesh, shardings)
-    pictures = _Pictures(model, built, config, mesh, codec, workdir, writer)
+    conditions = _picture_conditions(source, encoder, config)
+    pictures = _Pictures(model, built, config, mesh, codec, workdir, writer, conditions)
     flops = train_step_flops(built.model, config.train.batch_size, config.train.trainable)
     window = metrics.Window(flops, config.train.batch_size, seconds)
 
@@ -179,25 +181,34 @@ def _to_devices(batch: Any, mesh) -> Any:
     )
 
 
+def _picture_conditions(source, encoder, config) -> Any:
+    """Labels that go round, or the text of the first records."""
+    if not config.train.samples:
+        return {}
+    if source.gives == "label":
+        labels = choose_labels((), config.train.samples, config.model.num_classes)
+        return {"label": labels}
+    return data.example_conditions(source, encoder, config.train.samples)
+
+
 class _Pictures:
     """A grid of EMA samples every so often, always from the same noise."""
 
-    def __init__(self, model, built, config, mesh, codec, workdir, writer):
+    def __init__(self, model, built, config, mesh, codec, workdir, writer, conditions):
         shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         self._count = config.train.samples
         batch_size = -(-max(self._count, 1) // shards) * shards
         self._generator = Generator(
             model, built.objective, built.sampler, mesh, batch_size, codec=codec
         )
-        self._num_classes = getattr(config.model, "num_classes", 0)
-        self._seed, self._workdir, self._writer = config.seed, workdir, writer
+        self._conditions, self._seed, self._workdir = conditions, config.seed, workdir
+        self._writer = writer
 
     def draw(self, train_step: int, params: Any) -> None:
         """Samples, writes `samples/<train_step>.png` and an image to TensorBoard."""
         if not self._count:
             return
-        labels = choose_labels((), self._count, self._num_classes)
-        batches = self._generator.batches(params, {"label": labels}, self._seed)
+        batches = self._generator.batches(params, self._conditions, self._seed)
         grid = make_grid(to_uint8(np.concatenate(list(batches))))
         if jax.process_index() == 0:
             path = self._workdir / "samples" / f"{train_step:08d}.png"

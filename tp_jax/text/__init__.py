@@ -1,0 +1,33 @@
+"""Text encoders by the name that `config.text.encoder` gives them; a new one is one line here."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from tp_jax.errors import UserError
+from tp_jax.shapes.scenes import LONGEST, WORDS
+from tp_jax.text.encoder import TextEncoder, TextSpace
+from tp_jax.text.words import WordEncoder
+
+# Name -> what loads it from `config.text`.
+ENCODERS: dict[str, Callable[[ConfigDict], TextEncoder]] = {
+    "shapes": lambda config: WordEncoder(WORDS, LONGEST),
+}
+# Those that are light enough for the workers that read data.
+WITHOUT_WEIGHTS = ("shapes",)
+
+
+def load_encoder(config: ConfigDict) -> TextEncoder:
+    """The text encoder of `config.text`.
+
+    Raises:
+      UserError: it is unknown, or its weights aren't there.
+    """
+    if config.encoder not in ENCODERS:
+        raise UserError(
+            f"config.text.encoder={config.encoder!r}: choose one of {', '.join(ENCODERS)}"
+        )
+    return ENCODERS[config.encoder](config)
+
+
+__all__ = ["ENCODERS", "WITHOUT_WEIGHTS", "TextEncoder", "TextSpace", "load_encoder"]

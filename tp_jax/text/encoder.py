@@ -1,0 +1,44 @@
+"""What a text encoder is. B prompts, L text tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpace:
+    """What the model, the data and caches have to know of a text encoder.
+
+    Attributes:
+      identity: of the encoder, its weights and its settings.
+      tokens: number L of text tokens.
+      width: features of a text token.
+      pooled_width: features of the pooled text.
+    """
+
+    identity: str
+    tokens: int
+    width: int
+    pooled_width: int
+
+
+class TextEncoder(Protocol):
+    """Turns prompts into what a model attends to; a prompt's numbers ignore its batch-mates.
+
+    Attributes:
+      space: what it encodes into.
+    """
+
+    space: TextSpace
+
+    def check(self, prompt: str) -> None:
+        """Raises a UserError if the prompt is longer than the encoder takes."""
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """{"text": [B, L, width], "pooled": [B, pooled_width]} float32.
+
+        Raises:
+          UserError: as `check`.
+        """
