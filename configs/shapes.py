@@ -25,24 +25,27 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.update(
         image_size=64,
         channels=3,
-        patch=8,
-        depth=6,
-        width=128,
+        patch=16,
+        depth=4,
+        width=192,
         heads=4,
         text_tokens=space.tokens,
         text_width=space.width,
         pooled_width=space.pooled_width,
-        max_grid=8,
-        base_grid=8,
+        max_grid=4,
+        base_grid=4,
+        qk_norm=True,
     )
     config.model.thinking.layers = ()
     # A patch holds more numbers than a token.
-    config.diffusion.update(prediction="data", shift=2.0)
+    config.diffusion.update(prediction="data", shift=3.0)
 
     config.train.update(
-        steps=3_000, batch_size=64, ema_decay=0.998, log_every=50, sample_every=500, samples=64
+        steps=3_000, batch_size=32, ema_decay=0.99, log_every=50, sample_every=500, samples=64
     )
-    config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0)
+    config.optimizer.update(
+        learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99
+    )
     config.checkpoint.every_steps = 500
     config.sampling.update(sampler="heun", steps=20, guidance_scale=3.0)
     return config

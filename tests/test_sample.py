@@ -45,9 +45,9 @@ def test_stopped_it_goes_on_with_the_same_bytes(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "ROWS", 4)
     batches, firsts = Generator.batches, []
 
-    def stopping(self, params, conditions, seed, first=0):
+    def stopping(self, params, conditions, seed, first=0, rows=None):
         firsts.append(first)
-        for number, batch in enumerate(batches(self, params, conditions, seed, first)):
+        for number, batch in enumerate(batches(self, params, conditions, seed, first, rows)):
             if len(firsts) == 1 and number == 2:
                 raise KeyboardInterrupt
             yield batch

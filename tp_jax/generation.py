@@ -32,6 +32,8 @@ class Generator:
       latent_steps: None is the T of training.
       batch_size: images drawn at once.
       codec: decodes what is drawn, where the model diffuses latents.
+      size: height and width of what the model draws, in its own pixels or latents; None is the
+        square of training.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Generator:
     batch_size: int
     latent_steps: int | None = None
     codec: Codec | None = None
+    size: tuple[int, int] | None = None
 
     def __post_init__(self):
         check_batch_size(self.mesh, "batch_size", self.batch_size)
@@ -71,28 +74,36 @@ class Generator:
             )
             return guided(x, timestep, index)
 
-        shape = (config.image_size, config.image_size, config.channels)
+        shape = (*(self.size or (config.image_size,) * 2), config.channels)
         return draw(self.objective, sampler, predict, key, index, shape)
 
     def batches(
-        self, params: Any, conditions: Any, seed: int, first: int = 0
+        self,
+        params: Any,
+        conditions: Any,
+        seed: int,
+        first: int = 0,
+        rows: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yields images [≤ B, H, W, C] float32 in order, until every condition has its sample.
+        """Yields images [≤ B, H, W, C] float32 in order, until every sample is drawn.
 
         Args:
-          conditions: pytree of arrays with a leading axis of samples; the last batch is
-            filled up with its last condition, and what that draws is dropped.
+          conditions: pytree of arrays with a leading axis.
+          rows: [N] which row of the conditions each sample has; by default one sample a row. The
+            last batch is filled up with the last, and what that draws is dropped.
           first: index of the first sample to draw; those before it are there already.
         """
         run, cut = self.compiled(), batch_sharding(self.mesh)
         # Made where it is used: a key can't be put onto the devices of other processes.
         whole = replicated(self.mesh)
         key = jax.jit(lambda: stream_key(seed, "generation"), out_shardings=whole)()
-        count = len(jax.tree.leaves(conditions)[0])
+        if rows is None:
+            rows = np.arange(len(jax.tree.leaves(conditions)[0]))
+        count = len(rows)
         for start in range(first, count, self.batch_size):
             index = np.arange(start, start + self.batch_size)
-            rows = np.minimum(index, count - 1)
-            condition = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], conditions)
+            chosen = rows[np.minimum(index, count - 1)]
+            condition = jax.tree.map(lambda leaf, at=chosen: np.asarray(leaf)[at], conditions)
             inputs = jax.device_put((index.astype(np.int32), condition), cut)
             with jax.set_mesh(self.mesh):
                 images = run(params, key, *inputs)

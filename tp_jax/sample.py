@@ -1,15 +1,19 @@
-"""Sample: python -m tp_jax.sample --workdir=W --out=FILE.npz|DIR [--num=64 --labels=0,1,2 …]."""
+"""Sample: python -m tp_jax.sample --workdir=W --out=FILE.npz|DIR [--labels=0,1 | --prompts=…]."""
 
 from absl import flags
 from etils import epath
 
 from tp_jax import cli
-from tp_jax.drawing import Drawing, draw_samples
+from tp_jax.drawing import Drawing, draw_samples, read_prompts
 
 flags.DEFINE_string("workdir", None, "a folder that was trained in")
 flags.DEFINE_string("out", None, "FILE.npz, or a folder for PNGs and grid.png")
-flags.DEFINE_integer("num", 64, "how many samples")
+flags.DEFINE_integer("num", None, "how many samples; one for each prompt, or 64, by default")
 flags.DEFINE_list("labels", [], "classes to go round, as 0,1,2; all classes by default")
+flags.DEFINE_string("prompts", None, "text, or a file with a prompt on each line")
+flags.DEFINE_string("negative_prompt", "", "what guidance leads away from")
+flags.DEFINE_integer("height", None, "of the pictures in pixels; as trained by default")
+flags.DEFINE_integer("width", None, "of the pictures in pixels; as trained by default")
 flags.DEFINE_integer("seed", 0, "same seed, same bytes", 0, 2**32 - 1)
 flags.DEFINE_integer("batch_size", 64, "samples drawn at once; doesn't change them", 1)
 flags.DEFINE_string("sampler", None, "ddpm or ddim (Gaussian), euler or heun (flow)")
@@ -22,6 +26,7 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "that the model computes in")
 flags.DEFINE_string("autoencoder", None, "the folder that decodes latents; the config's by default")
+flags.DEFINE_string("text", None, "the folder of the text encoders; the config's by default")
 flags.DEFINE_integer("latent_steps", None, "T of the recursion; that of training by default")
 flags.DEFINE_integer("checkpoint", None, "train_step of the checkpoint; the newest by default")
 flags.DEFINE_boolean("ema", True, "averaged parameters; --noema (or --no-ema): as trained")
@@ -34,6 +39,7 @@ def main() -> None:
             workdir=epath.Path(cli.required("workdir")),
             out=epath.Path(cli.required("out")),
             labels=cli.integers("labels"),
+            prompts=read_prompts(values["prompts"]) if values["prompts"] else (),
             sampler_changes={
                 "sampler": values["sampler"],
                 "steps": values["sampler_steps"],
@@ -45,6 +51,10 @@ def main() -> None:
                 for name in (
                     "num",
                     "uniform",
+                    "negative_prompt",
+                    "height",
+                    "width",
+                    "text",
                     "seed",
                     "batch_size",
                     "latent_steps",

@@ -73,6 +73,11 @@ def run_sweep(sweep: Sweep) -> None:
         raise UserError("--guidance_scales and --latent_steps: give one or more of each")
     _check_out(sweep.out)
     loaded = load(sweep.workdir, sweep.checkpoint, dtype=sweep.dtype, autoencoder=sweep.autoencoder)
+    if loaded.config.model.kind != "dit":
+        raise UserError(
+            f"--workdir={sweep.workdir}: a {loaded.config.model.kind} model takes text, and sweeps "
+            f"draw classes; score prompts with --suite=geneval, dpg or shapes"
+        )
     base, base_name = without_thinking(loaded, sweep.base)
     say(f"base: {base_name}")
     generators = {}

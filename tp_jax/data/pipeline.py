@@ -184,7 +184,8 @@ def encode(
     """
     nothing = {f"null_{name}": array for name, array in encoder.encode([null]).items()}
     found = encoder.encode(prompts) | {
-        name: np.repeat(array, len(prompts), 0) for name, array in nothing.items()
+        name: np.broadcast_to(array, (len(prompts), *array.shape[1:]))
+        for name, array in nothing.items()
     }
     return {name: array[row] for name, array in found.items()}
 

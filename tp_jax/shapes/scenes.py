@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-# sRGB in [0, 1]; hues lie 25° or more apart, so that hue alone tells them.
+# sRGB in [0, 1], of GenEval's names; hues lie 25° or more apart, so that hue alone tells them.
 COLOURS = {
     "red": (0.85, 0.12, 0.12),
     "orange": (0.96, 0.54, 0.10),
     "yellow": (0.95, 0.92, 0.15),
     "green": (0.15, 0.68, 0.21),
-    "cyan": (0.15, 0.80, 0.86),
     "blue": (0.15, 0.32, 0.88),
     "purple": (0.52, 0.14, 0.80),
     "pink": (0.95, 0.38, 0.74),
@@ -36,13 +35,13 @@ LONGEST = 8  # words: "a red circle left of a blue square"
 UNSEEN_COLOURS = frozenset(
     {
         ("red", "triangle"), ("orange", "cross"), ("yellow", "circle"), ("green", "ring"),
-        ("cyan", "square"), ("blue", "triangle"), ("purple", "cross"), ("pink", "circle"),
+        ("blue", "square"), ("purple", "triangle"), ("pink", "circle"),
     }
 )  # fmt: skip
 UNSEEN_PAIRS = frozenset({("circle", "cross"), ("ring", "square")})
 UNSEEN_COUNTS = frozenset({(2, "ring"), (3, "square"), (4, "triangle")})
 
-SIZE = (0.125, 0.2)  # from an object's centre to its furthest side
+SIZE = (0.14, 0.24)  # from an object's centre to its furthest side
 GAP = 0.045  # between objects, and to the border
 APART = 0.08  # a said relation holds by so much more than both sizes: see `holds`
 
@@ -190,7 +189,7 @@ def _places(
     count: int, relation: str | None, rng: np.random.Generator
 ) -> list[tuple[float, float, float]]:
     """x, y and size of objects that don't touch, by rejection; `relation` of the first two."""
-    largest = SIZE[1] if count < 4 else 0.16
+    largest = {3: 0.2, 4: 0.17}.get(count, SIZE[1])
     while True:
         sizes = rng.uniform(SIZE[0], largest, count)
         x, y = (rng.uniform(sizes + GAP, 1 - sizes - GAP) for _ in range(2))
