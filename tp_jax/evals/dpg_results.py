@@ -1,8 +1,10 @@
-"""DPG-Bench's scores from files. What gives which:
+"""DPG-Bench's scores from files, and which gives which.
 
-    …_results.txt         of the official script: the official scores, its own sums
-    …_results_detail.txt  beside that, with the questions: the fixed scores too, from its answers
-    FILE.jsonl            of `dpg.answer_images`, with the questions: both
+| file | needs | gives |
+|---|---|---|
+| `X.txt`, of the official script | | the official scores, its own sums |
+| `X_detail.txt` beside it, its answers | the questions | the fixed scores too |
+| `FILE.jsonl` of `dpg.answer_images` | the questions | both |
 """
 
 import dataclasses
@@ -89,11 +91,22 @@ def _with_answers(path, means, official: Scores, questions: Sequence[Question]) 
         )
     rest = [one for one in questions if one.item not in first]
     fixed = dataclasses.replace(score(answers, rest, "fixed"), left_out=tuple(sorted(first)))
-    note = (
-        f"the fixed scores leave out {', '.join(fixed.left_out)}: the official script never asks "
-        f"its first question"
-    )
-    return Results(official, fixed, (*_notes(official), *([note] if first else [])))
+    notes = _notes(official)
+    if first:
+        notes += (
+            f"the fixed scores leave out {', '.join(fixed.left_out)}: the official script never "
+            f"asks its first question",
+        )
+    if not _close(again.level2, official.level2):
+        notes += (
+            "the official category scores aren't those of its answers: in several processes the "
+            "script mixes categories up",
+        )
+    return Results(official, fixed, notes)
+
+
+def _close(a: dict[str, float], b: dict[str, float]) -> bool:
+    return a.keys() == b.keys() and all(abs(a[name] - b[name]) < 1e-6 for name in a)
 
 
 def _notes(official: Scores) -> tuple[str, ...]:
@@ -117,7 +130,7 @@ def _check_items(where: str, found, questions: Sequence[Question], optional=froz
 
 def _read_official(path: epath.Path) -> tuple[dict[str, float], Scores]:
     """The score of each item, 0 to 1, and the summary's."""
-    lines = read_text(path).splitlines()
+    lines = read_text(path).removesuffix("\n").split("\n")
     start = next((i for i, line in enumerate(lines) if line.startswith("Model: ")), len(lines))
     means: dict[str, float] = {}
     for number, line in enumerate(lines[:start], 1):
@@ -164,7 +177,7 @@ def _read_detail(path: epath.Path, questions: Sequence[Question]) -> Answers:
     asked = {item: list(one.values()) for item, one in group(questions, "official").items()}
     answers: Answers = {}
     place: dict[tuple[str, int], int] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
         match = ANSWER.fullmatch(line)
         if not match:
             raise UserError(

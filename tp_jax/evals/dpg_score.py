@@ -1,10 +1,13 @@
 """DPG-Bench's score of answers: as the official script has it, and without its faults.
 
-The official script (TencentQQGYLab/ELLA, `dpg_bench/compute_dpg_bench.py`, in one process) has two:
+The official script (TencentQQGYLab/ELLA, `dpg_bench/compute_dpg_bench.py`) has two:
 
 - It drops the first row of the questions' file. Where a question of that item depends on the
   dropped one, the script fails on that item and leaves it out (issue 61).
 - Its categories count the answers of an item's last tile alone (issue 60).
+
+In several processes it also mixes categories up, in an order that changes from run to run; nothing
+can repeat that, and what is here is what one process finds.
 
 Both rules score categories by the answers themselves, a parent's "no" notwithstanding.
 """

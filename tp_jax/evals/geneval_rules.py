@@ -46,8 +46,9 @@ def select(found: Objects, tag: str) -> Objects:
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     chosen = {}
     for name, objects in found.items():
-        order = np.argsort([one.score for one in objects])[::-1]
-        kept = [objects[i] for i in order if objects[i].score > threshold][:MAX_OBJECTS]
+        scores = np.array([one.score for one in objects], np.float32)
+        order = np.argsort(scores)[::-1]
+        kept = [objects[i] for i in order[scores[order] > threshold][:MAX_OBJECTS]]
         if kept:
             chosen[name] = kept
     return chosen

@@ -17,7 +17,7 @@ def read_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
       UserError: the file isn't there, isn't text, or a line is no JSON object.
     """
     found = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
