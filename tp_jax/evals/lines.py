@@ -1,0 +1,87 @@
+"""Files of one JSON object a line: read with checks, and written so that a kill loses one line."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+from tp_jax.errors import UserError
+
+
+def read_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a file, each with "FILE, line N" for messages; empty lines are skipped.
+
+    Raises:
+      UserError: the file isn't there, isn't text, or a line is no JSON object.
+    """
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            content = json.loads(line)
+        except ValueError:
+            raise UserError(
+                f"{where}: no JSON, or cut short; each line must be one JSON object"
+            ) from None
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: must be a JSON object, not {type(content).__name__}")
+        found.append((where, content))
+    return found
+
+
+def read_text(path: epath.Path) -> str:
+    """A file of UTF-8 text.
+
+    Raises:
+      UserError: the file isn't there, or isn't that.
+    """
+    if path.is_dir() or not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: isn't text in UTF-8") from None
+
+
+def check_fields(where: str, content: dict[str, Any], fields: dict[str, type | tuple]) -> None:
+    """Raises UserError unless `content` has every field, each of its type (a bool is no int)."""
+    for name, kind in fields.items():
+        if name not in content:
+            raise UserError(f"{where}: has no {name!r}; it must have {', '.join(fields)}")
+        value, kinds = content[name], kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join(k.__name__ for k in kinds)
+            raise UserError(f"{where}: {name}={value!r} must be {wanted}")
+
+
+@contextlib.contextmanager
+def appender(path: epath.Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Yields a function that adds objects, in one write, to what `path` has already.
+
+    A last line that a kill cut short is dropped first.
+    """
+    drop_torn_line(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+
+        def add(contents: list[dict[str, Any]]) -> None:
+            file.write("".join(json.dumps(content) + "\n" for content in contents))
+            file.flush()
+
+        yield add
+
+
+def drop_torn_line(path: epath.Path) -> None:
+    """Cuts off what follows the last line break: a line that a kill left unfinished."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(whole)
+        temporary.replace(path)
