@@ -1,18 +1,28 @@
 """Scores: python -m tp_jax.evaluate --suite=adm --samples=FILE.npz|DIR --reference=FILE …
 
 With --sweep it scores a workdir instead: every guidance scale with every number of latent steps,
-and the base model beside them.
+and the base model beside them. Benchmarks of prompts:
+
+  --suite=shapes --workdir=W --out=DIR                draws and scores; --samples=DIR scores alone
+  --suite=geneval|dpg --make --workdir=W --prompts=P --out=DIR      images for the official scorers
+  --suite=geneval --results=FILE.jsonl [--prompts=P]                their results
+  --suite=dpg --results=FILE [--questions=dpg_bench.csv]
+  --suite=geneval --score --samples=DIR --detector=DIR --clip=DIR --results=FILE.jsonl
 """
 
+import jax
 from absl import flags
 from etils import epath
 
-from tp_jax import cli
+from tp_jax import benchmarks, cli
+from tp_jax.errors import UserError
 from tp_jax.evals import run_suite
 from tp_jax.evals.task import Task
 from tp_jax.sweeping import Sweep, run_sweep
 
-flags.DEFINE_string("suite", "adm", "adm: FID, sFID, Inception Score, precision, recall")
+flags.DEFINE_string(
+    "suite", "adm", "adm (FID, sFID, Inception Score, precision, recall), shapes, geneval or dpg"
+)
 flags.DEFINE_string("samples", None, "FILE.npz with arr_0 (uint8, NHWC), or a folder of PNGs")
 flags.DEFINE_string("reference", None, "published statistics, images, or a saved statistics file")
 flags.DEFINE_string("inception", None, "a folder written by tp_jax.convert --kind=inception")
@@ -21,6 +31,21 @@ flags.DEFINE_string("out", None, "FILE.json for the scores; a folder for --sweep
 flags.DEFINE_string("save_statistics", None, "FILE.npz, to be a --reference later")
 flags.DEFINE_integer("batch_size", 64, "images at once; doesn't change the scores", 1)
 flags.DEFINE_integer("num", None, "the first so many samples, all by default; 50000 for --sweep")
+
+flags.DEFINE_boolean("make", False, "draw a benchmark's images")
+flags.DEFINE_boolean("score", False, "geneval: judge images here, with Mask2Former and CLIP")
+flags.DEFINE_string("prompts", None, "your copy of GenEval's metadata or of DPG's prompts")
+flags.DEFINE_string("questions", None, "dpg: your copy of dpg_bench.csv")
+flags.DEFINE_string("results", None, "what the official scorer wrote; with --score, to be written")
+flags.DEFINE_string("detector", None, "--score: folder of Mask2Former's weights")
+flags.DEFINE_string("clip", None, "--score: folder of CLIP's weights")
+flags.DEFINE_integer("samples_per_prompt", None, "--make: as the benchmark has them by default")
+flags.DEFINE_string("negative_prompt", "", "--make: what guidance leads away from")
+flags.DEFINE_float("guidance_scale", None, "--make: the config's by default")
+flags.DEFINE_string("sampler", None, "--make: the config's by default")
+flags.DEFINE_integer("height", None, "--make: of the images in pixels; as trained by default")
+flags.DEFINE_integer("width", None, "--make: of the images in pixels; as trained by default")
+flags.DEFINE_string("text", None, "--make: folder of the text encoders; the config's by default")
 
 flags.DEFINE_boolean("sweep", False, "score a workdir over guidance scales and latent steps")
 flags.DEFINE_string("workdir", None, "--sweep: a folder that was trained in")
@@ -46,6 +71,9 @@ def main() -> None:
     if values["sweep"]:
         sweep(values)
         return
+    if values["suite"] in benchmarks.BENCHMARKS:
+        run_benchmark(values)
+        return
     run_suite(
         values["suite"],
         Task(
@@ -57,6 +85,58 @@ def main() -> None:
             },
             **{name: values[name] for name in ("protocol", "batch_size", "num")},
         ),
+    )
+
+
+def run_benchmark(values: dict) -> None:
+    def path(name: str) -> epath.Path | None:
+        return epath.Path(values[name]) if values[name] else None
+
+    suite = values["suite"]
+    if suite == "shapes" and not (values["workdir"] or values["make"]):
+        benchmarks.score_shapes(
+            epath.Path(cli.required("samples")), epath.Path(cli.required("out"))
+        )
+    elif values["make"] or suite == "shapes":
+        images = epath.Path(cli.required("out"))
+        images = images if values["make"] else images / "images"
+        make_images(values, images, path("prompts"))
+        if not values["make"] and jax.process_index() == 0:
+            benchmarks.score_shapes(images, images.parent)
+    elif suite == "dpg":
+        results = epath.Path(cli.required("results"))
+        benchmarks.score_dpg(results, path("questions"), path("out"))
+    else:
+        results, weights = epath.Path(cli.required("results")), {}
+        if values["score"]:
+            names = ("samples", "detector", "clip")
+            weights = {name: epath.Path(cli.required(name)) for name in names}
+        benchmarks.score_geneval(results, path("prompts"), path("out"), **weights)
+
+
+def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> None:
+    names = (
+        "suite", "num", "seed", "batch_size", "checkpoint", "negative_prompt", "height", "width",
+        "dtype", "matmul_precision", "autoencoder", "text",
+    )  # fmt: skip
+    steps = cli.integers("latent_steps") if flags.FLAGS["latent_steps"].present else (None,)
+    if len(steps) > 1:
+        raise UserError("--latent_steps: give one number; a --sweep takes several")
+    benchmarks.make(
+        benchmarks.Make(
+            workdir=epath.Path(cli.required("workdir")),
+            out=out,
+            prompts=prompts,
+            samples=values["samples_per_prompt"],
+            sampler_changes={
+                "sampler": values["sampler"],
+                "steps": values["sampler_steps"],
+                "guidance_scale": values["guidance_scale"],
+                "guidance_channels": values["guidance_channels"],
+            },
+            latent_steps=steps[0],
+            **{name: values[name] for name in names},
+        )
     )
 
 

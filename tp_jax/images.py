@@ -1,8 +1,10 @@
 """From model outputs to pictures."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -46,3 +48,44 @@ def save_png(path: epath.Path, image: np.ndarray) -> None:
     """Writes one uint8 [H, W, C] image; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     to_pil(image).save(path)
+
+
+def make_captioned(
+    images: np.ndarray, captions: Sequence[str], right: Sequence[bool], columns: int
+) -> np.ndarray:
+    """Lays uint8 images [B, H, W, 3] out in rows, each over its caption: green right, red wrong.
+
+    Returns:
+      [rows·…, columns·…, 3] uint8.
+    """
+    cell, size = 160, 12
+    zoom = max(1, (cell - 8) // images.shape[2])
+    height, width = images.shape[1] * zoom, images.shape[2] * zoom
+    cell, line = max(cell, width + 8), size + 3
+    font = ImageFont.load_default(size)
+    texts = [_wrapped(caption, font, cell - 8) for caption in captions]
+    row = height + 8 + line * max(map(len, texts))
+    canvas = Image.new("RGB", (columns * cell, -(-len(images) // columns) * row), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (image, lines, good) in enumerate(zip(images, texts, right, strict=True)):
+        left, top = (i % columns) * cell + 4, (i // columns) * row + 4
+        canvas.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST),
+                     (left, top))  # fmt: skip
+        colour = "#0a7a0a" if good else "#c01010"
+        draw.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline=colour,
+                       width=2)  # fmt: skip
+        for number, text in enumerate(lines):
+            draw.text((left, top + height + 2 + number * line), text, colour, font)
+    return np.asarray(canvas)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, as far as its words allow."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -166,17 +166,26 @@ def read_results(path: epath.Path, prompts: Sequence[Prompt] | None = None) -> G
     Raises:
       UserError: a line is damaged, double or of no known prompt, or images are missing.
     """
+    return score_lines(str(path), read_lines(path), prompts)
+
+
+def score_lines(
+    name: str,
+    found: Sequence[tuple[str, dict[str, Any]]],
+    prompts: Sequence[Prompt] | None = None,
+) -> GenEvalScores:
+    """As `read_results`, of lines read already, each with its place in the file `name`."""
     lines: dict[str, str] = {}
     right: dict[str, list[bool]] = defaultdict(list)  # of each image, by `key` of its prompt
-    for where, line in read_lines(path):
+    for where, line in found:
         metadata = _check_result(where, line)
         before = lines.setdefault(line["filename"], where)
         if before != where:
             raise UserError(f"{where}: image {line['filename']} is in {before} already")
         right[key(metadata)].append(line["correct"])
     if not right:
-        raise UserError(f"{path}: has no results")
-    check_whole(str(path), Counter({one: len(images) for one, images in right.items()}), prompts)
+        raise UserError(f"{name}: has no results")
+    check_whole(name, Counter({one: len(images) for one, images in right.items()}), prompts)
     by_tag = defaultdict(list)
     for one, images in right.items():
         by_tag[json.loads(one)["tag"]] += images

@@ -1,0 +1,345 @@
+"""Benchmarks of prompts: their images from a workdir, and their scores."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from tp_jax.drawing import (
+    Loaded,
+    drawn_size,
+    encode_prompts,
+    load,
+    make_generator,
+    matmul_precision,
+    sampler_fields,
+)
+from tp_jax.errors import UserError
+from tp_jax.evals import dpg, dpg_results, geneval, shapes
+from tp_jax.evals.lines import read_lines
+from tp_jax.evals.prompts import Prompt
+from tp_jax.images import make_captioned, save_png, to_uint8
+from tp_jax.output import progress_bar, say, write_json
+from tp_jax.parallel.processes import first_says
+
+DRAWING = "drawing.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """How a benchmark's prompts are read, and where its images lie.
+
+    Attributes:
+      read: path of the user's copy -> prompts; None where they are the package's own.
+      samples: images of each prompt, where not said.
+      joined: whether a prompt's four samples make one picture.
+    """
+
+    read: Callable[[epath.Path], list[Prompt]] | None
+    samples: int
+    joined: bool = False
+
+    def path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
+        """Of the picture that holds a sample."""
+        if self.joined:
+            return dpg.image_path(out, prompt)
+        return geneval.image_path(out, prompt, sample)
+
+
+BENCHMARKS = {
+    "geneval": Benchmark(geneval.read_prompts, samples=4),
+    "dpg": Benchmark(dpg.read_prompts, samples=4, joined=True),
+    "shapes": Benchmark(None, samples=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Make:
+    """Images to draw for a benchmark; the flags of `tp_jax.evaluate --make`.
+
+    Attributes:
+      suite: a key of `BENCHMARKS`.
+      prompts: the user's copy of the benchmark's prompts; None for Shapes.
+      samples: images of each prompt; None is as the benchmark has them.
+      num: the first so many prompts; None is all.
+      height, width: in pixels; None is as trained.
+      autoencoder, text: folders; None is the config's.
+    """
+
+    suite: str
+    workdir: epath.Path
+    out: epath.Path
+    prompts: epath.Path | None = None
+    samples: int | None = None
+    num: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    sampler_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    latent_steps: int | None = None
+    checkpoint: int | None = None
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
+    dtype: str | None = None
+    matmul_precision: str | None = None
+    autoencoder: str | None = None
+    text: str | None = None
+
+
+def read_prompts(suite: str, path: epath.Path | None, num: int | None = None) -> list[Prompt]:
+    """The prompts of a benchmark.
+
+    Raises:
+      UserError: they aren't there, or aren't that benchmark's.
+    """
+    read = BENCHMARKS[suite].read
+    if read is None:
+        found = shapes.prompts()
+    elif path is None:
+        raise UserError(f"--prompts is missing: name your copy of the prompts of {suite}")
+    else:
+        found = read(path)
+    if num is not None and not 1 <= num <= len(found):
+        raise UserError(f"--num={num}: {suite} has {len(found)} prompts here")
+    return found[:num]
+
+
+def make(task: Make) -> list[Prompt]:
+    """Draws a benchmark's images as its scorer reads them, or goes on where that was killed.
+
+    Returns:
+      The prompts.
+
+    Raises:
+      UserError: anything that was asked for can't be had, or the folder is of another drawing.
+    """
+    benchmark = BENCHMARKS[task.suite]
+    samples = benchmark.samples if task.samples is None else task.samples
+    if samples < 1 or (benchmark.joined and samples != benchmark.samples):
+        wanted = f"{benchmark.samples}" if benchmark.joined else "1 or more"
+        raise UserError(f"--samples_per_prompt={samples}: {task.suite} wants {wanted}")
+    prompts = read_prompts(task.suite, task.prompts, task.num)
+    loaded = load(
+        task.workdir,
+        task.checkpoint,
+        dtype=task.dtype,
+        autoencoder=task.autoencoder,
+        text=task.text,
+    )
+    size = drawn_size(loaded, task.height, task.width)
+    generator = make_generator(
+        loaded, task.sampler_changes, task.batch_size, task.latent_steps, size
+    )
+    texts = [prompt.text for prompt in prompts]
+    encoded = encode_prompts(loaded, texts, task.negative_prompt)
+    _open_folder(task, loaded, samples, texts, encoded.encoder)
+
+    count = len(prompts) * samples
+    first = first_says(_drawn(task.out, benchmark, prompts, samples))
+    rows = np.repeat(np.arange(len(prompts)), samples)
+    waiting: list[np.ndarray] = []
+    with progress_bar(count, task.suite) as bar, matmul_precision(task.matmul_precision):
+        bar.update(first)
+        at = first
+        for batch in generator.batches(loaded.params, encoded.conditions, task.seed, first, rows):
+            for image in to_uint8(batch):
+                waiting.append(image)
+                if len(waiting) == (samples if benchmark.joined else 1):
+                    _write(task.out, benchmark, prompts[rows[at]], at % samples, waiting)
+                    waiting = []
+                at += 1
+            bar.update(len(batch))
+    say(f"{count} images of {len(prompts)} prompts, checkpoint {loaded.train_step}: {task.out}")
+    return prompts
+
+
+def _open_folder(task: Make, loaded: Loaded, samples: int, texts, encoder: str) -> None:
+    """Writes what decides the images; images of another description don't go beside these."""
+    fields = ("suite", "seed", "latent_steps", "negative_prompt", "height", "width",
+              "matmul_precision")  # fmt: skip
+    description = {name: getattr(task, name) for name in fields} | {
+        "workdir": str(task.workdir.absolute()),
+        "checkpoint": loaded.train_step,
+        "samples": samples,
+        "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        "encoder": encoder,
+        "sampler": sampler_fields(loaded, task.sampler_changes),
+        "dtype": loaded.built.model.dtype,
+        "autoencoder": loaded.codec.space.identity if loaded.codec else None,
+    }
+    path = task.out / DRAWING
+    if task.out.exists() and not task.out.is_dir():
+        raise UserError(f"--out={task.out} is a file: name a folder")
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged: name another --out") from error
+        for name, wanted in description.items():
+            if old.get(name) != wanted:
+                raise UserError(
+                    f"{task.out} holds images of another drawing: {name} was {old.get(name)}, now "
+                    f"{wanted}; finish that one, or name another --out"
+                )
+    elif task.out.exists() and any(task.out.iterdir()):
+        raise UserError(f"--out={task.out} holds other files: name a new or empty folder")
+    if jax.process_index() == 0:
+        try:
+            task.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out={task.out} can't be made: {error}; name another") from error
+        write_json(path, description)
+
+
+def _drawn(out: epath.Path, benchmark: Benchmark, prompts: Sequence[Prompt], samples: int) -> int:
+    """How many samples are there, without a gap, from the first on."""
+    index = 0
+    for prompt in prompts:
+        for sample in range(samples):
+            if not benchmark.path(out, prompt, sample).exists():
+                return index - (sample if benchmark.joined else 0)
+            index += 1
+    return index
+
+
+def _write(out, benchmark: Benchmark, prompt: Prompt, sample: int, images) -> None:
+    if jax.process_index():
+        return
+    images = [image.repeat(3, -1) if image.shape[-1] == 1 else image for image in images]
+    picture = dpg.grid(np.stack(images)) if benchmark.joined else images[0]
+    path = benchmark.path(out, prompt, sample)
+    if not benchmark.joined:
+        geneval.write_metadata(out, prompt)
+    # Under another name until it is whole.
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb") as file:
+        Image.fromarray(picture).save(file, format="png")
+    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
+
+
+def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
+    """Scores drawn Shapes: `results.jsonl`, `scores.json` and `gallery.png` in a folder.
+
+    Raises:
+      UserError: images are missing, or aren't of these prompts.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = shapes.drawn_prompts(folder)
+    scores = shapes.score(folder, wanted, out / "results.jsonl")
+    content = {"suite": "shapes", "samples": str(folder), **dataclasses.asdict(scores)}
+    write_json(out / "scores.json", content)
+    save_png(out / "gallery.png", _gallery(out / "results.jsonl"))
+    print(as_table({name: content[name] for name in ("overall", "seen", "unseen")}))
+    say(f"scores, every image's verdict and a gallery: {out}")
+    return content
+
+
+# Images of each skill that a gallery shows.
+SHOWN = 8
+
+
+def _gallery(results: epath.Path) -> np.ndarray:
+    """Images of every skill with prompt and verdict."""
+    lines = [line for _, line in read_lines(results)]
+    chosen = []
+    for tag in geneval.PROMPTS:
+        of_tag = [line for line in lines if line["tag"] == tag]
+        places = np.linspace(0, len(of_tag) - 1, min(SHOWN, len(of_tag))).astype(int)
+        chosen += [of_tag[i] for i in places]
+    images = [np.asarray(Image.open(line["filename"]).convert("RGB")) for line in chosen]
+    return make_captioned(
+        np.stack(images),
+        [line["prompt"] for line in chosen],
+        [line["correct"] for line in chosen],
+        columns=SHOWN,
+    )
+
+
+def as_table(columns: dict[str, dict[str, Any]]) -> str:
+    """GenEval's scores in percent, a line a tag and a column for each set of images."""
+    names = list(columns)
+    lines = [f"{'':16}" + "".join(f"{name:>10}" for name in names)]
+    for tag in (*geneval.PROMPTS, "overall"):
+        values = [
+            fields["overall"] if tag == "overall" else fields["tags"].get(tag)
+            for fields in columns.values()
+        ]
+        texts = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+        lines.append(f"{tag:16}" + "".join(f"{text:>10}" for text in texts))
+    lines.append(f"{'images':16}" + "".join(f"{f['images']:>10}" for f in columns.values()))
+    return "\n".join(lines)
+
+
+def score_geneval(
+    results: epath.Path | None,
+    prompts: epath.Path | None,
+    out: epath.Path | None,
+    *,
+    samples: epath.Path | None = None,
+    detector: epath.Path | None = None,
+    clip: epath.Path | None = None,
+) -> dict[str, Any]:
+    """GenEval's scores of a file of results, or of a folder of images judged here.
+
+    Args:
+      results: of the official evaluator; or, with `samples`, where to write them.
+      prompts: the user's copy; None holds results to the published counts.
+      samples, detector, clip: folders of images, of Mask2Former's weights and of CLIP's.
+
+    Raises:
+      UserError: anything isn't there, or is of another version of the benchmark.
+    """
+    wanted = geneval.read_prompts(prompts) if prompts else None
+    if samples:
+        from tp_jax.evals.detection import load_colours, load_detector
+
+        scores = geneval.score_images(
+            samples, load_detector(detector), load_colours(clip), results, wanted
+        )
+    else:
+        scores = geneval.read_results(results, wanted)
+    content = {"suite": "geneval", "results": str(results), **dataclasses.asdict(scores)}
+    print(as_table({"geneval": content}))
+    if out:
+        write_json(out, content)
+    return content
+
+
+def score_dpg(
+    results: epath.Path, questions: epath.Path | None, out: epath.Path | None
+) -> dict[str, Any]:
+    """DPG-Bench's scores, official and fixed, of a file of results.
+
+    Raises:
+      UserError: anything isn't there, or is of another version of the benchmark.
+    """
+    found = dpg_results.read_results(results, dpg.read_questions(questions) if questions else None)
+    content = {"suite": "dpg", "results": str(results), **dataclasses.asdict(found)}
+    print(dpg_table(found))
+    if out:
+        write_json(out, content)
+    return content
+
+
+def dpg_table(found: dpg_results.Results) -> str:
+    """Both scores: overall, by broad category and by detailed one."""
+    official, fixed = found.official, found.fixed
+    lines = [f"{'':40}{'official':>10}{'fixed':>10}"]
+
+    def line(name, read):
+        values = [None if scores is None else read(scores) for scores in (official, fixed)]
+        texts = ["-" if value is None else f"{value:.2f}" for value in values]
+        lines.append(f"{name:40}" + "".join(f"{text:>10}" for text in texts))
+
+    line("overall", lambda scores: scores.score)
+    for field in ("level1", "level2"):
+        for name in getattr(official, field):
+            line(name, lambda scores, field=field, name=name: getattr(scores, field).get(name))
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
