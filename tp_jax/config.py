@@ -29,7 +29,7 @@ LEAST = {
     0: (
         "seed", "data.workers", "train.samples", "train.hang_seconds", "sampling.guidance_channels",
         "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.clip_norm",
-        "checkpoint.keep_every_steps", "autoencoder.tile",
+        "checkpoint.keep_every_steps", "autoencoder.tile", "prepare.num", "prepare.captions",
     ),
 }  # fmt: skip
 
@@ -82,6 +82,10 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.prepare.source = "tfds/imagenet2012"
     config.prepare.dir = ""
     config.prepare.split = "train"
+    # So many images, chosen by the seed; 0 takes all.
+    config.prepare.num = 0
+    # Of an image's captions the first so many, if it has so many; 0 keeps all.
+    config.prepare.captions = 0
     config.prepare.records_per_shard = 10_000
     config.prepare.batch_size = 64
     # Images that can't be read are named and left out, instead of ending the run.
@@ -92,6 +96,7 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Of the sources that read from disk; "" is the source's own default place.
     config.data.dir = ""
     config.data.split = "train"
+    # Mirrors half the time, which belies captions that say left and right.
     config.data.flip = False
     # The next example takes the place of one that can't be read, instead of ending the run.
     config.data.skip_corrupt = False

@@ -8,16 +8,16 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from tp_jax import config as config_lib
 from tp_jax.codec import Codec, load_codec
-from tp_jax.data.latents import HEADER, PLAN, LatentsHeader, LatentsPlan, plan_from_json
-from tp_jax.data.pipeline import open_named
+from tp_jax.data.captions import CaptionSource, EncodedText, check_captions, encode_captions
+from tp_jax.data.latents import PLAN, LatentsPlan, plan_from_json
+from tp_jax.data.pipeline import check_text, open_named
+from tp_jax.data.shards import read_shard, write_header, write_shard
 from tp_jax.data.source import Source
 from tp_jax.data.transforms import UNREADABLE, decode_pixels
 from tp_jax.errors import UserError
@@ -25,34 +25,19 @@ from tp_jax.output import progress_bar, say, write_json
 from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
 from tp_jax.parallel.processes import first_says
 from tp_jax.parallel.sharding import batch_sharding
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Facts of a finished shard, kept beside it as JSON; once they are there, it is whole.
-
-    Attributes:
-      count, bytes: images in it, and its size.
-      skipped: images that couldn't be read, with the reason.
-      sum, sum_of_squares: of the scaled latents over all their places, [c] float64.
-    """
-
-    count: int
-    bytes: int
-    skipped: tuple[str, ...]
-    sum: tuple[float, ...]
-    sum_of_squares: tuple[float, ...]
+from tp_jax.text import TextEncoder, load_encoder
 
 
 def prepare(config: ConfigDict, folder: epath.Path) -> None:
     """Writes `config.prepare.source` as latents into a folder, or goes on where that was killed.
 
-    Every process makes every n-th shard on its own devices. The bytes don't depend on the batch
-    size, the devices or the processes.
+    Captions are written beside the latents, as `config.text` encodes them. Every process makes
+    every n-th shard on its own devices. The bytes don't depend on the batch size, the devices or
+    the processes.
 
     Raises:
-      UserError: config, source, autoencoder or folder don't fit (nothing has been written then),
-        or an image can't be read (finished shards stay).
+      UserError: config, source, autoencoder, text encoder or folder don't fit, or a caption is
+        too long (nothing has been written then), or an image can't be read (finished shards stay).
     """
     built = config_lib.build(config)
     if not config.autoencoder.path:
@@ -64,12 +49,20 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
     codec = load_codec(config.autoencoder, mesh)
     fields = config.prepare
     source = open_named("config.prepare", fields.source, fields.dir, fields.split)
-    plan = make_plan(config, source, codec)
+    _check_gives(source, config)
+    encoder = load_encoder(config.text) if isinstance(source, CaptionSource) else None
+    plan = make_plan(config, source, codec, encoder)
+    chosen = choose(source, plan)
     if (built.model.image_size, built.model.channels) != (plan.latent_size, codec.space.channels):
         raise UserError(
             f"config.model.channels={built.model.channels}, but the autoencoder's latents have "
             f"{codec.space.channels}"
         )
+    null = None
+    if encoder:
+        # By every process, so that all refuse alike, before hours of encoding.
+        _check_known(source, plan, encoder, chosen)
+        (null,) = encode_captions(encoder, [("the empty prompt", [""])])
     start(folder, plan)
 
     mine = range(jax.process_index(), plan.shards, jax.process_count())
@@ -80,32 +73,56 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
         f"{folder}; {len(mine) - len(todo)} of {len(mine)} shards of this process are there"
     )
     with progress_bar(images, "preparing") as bar:
-        records = encoded(config, source, plan, codec, todo)
+        records = encoded(config, source, plan, codec, encoder, chosen, todo)
         for shard in todo:
             write_shard(folder, plan, shard, records, bar)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("all shards are written")
     if jax.process_index() == 0:
-        header = write_header(folder, plan)
+        header = write_header(folder, plan, null)
         skipped = f", {len(header.skipped)} skipped" if header.skipped else ""
         say(f"done: {sum(header.counts):,} images{skipped}; config.data.dir={folder}")
         for name in header.skipped:
             say(f"skipped: {name}")
 
 
-def make_plan(config: ConfigDict, source: Source, codec: Codec) -> LatentsPlan:
+def _check_gives(source: Source, config: ConfigDict) -> None:
+    """Refuses labels for a model that takes text, the reverse, and what isn't on disk."""
+    kind, name = config.model.kind, f"config.prepare.source={config.prepare.source!r}"
+    if source.gives == "caption" and not isinstance(source, CaptionSource):
+        raise UserError(f"{name} is drawn as it is asked for: train on it as it is")
+    found, wanted = ("label", "caption") if kind == "dit" else ("caption", "label")
+    if source.gives == wanted:
+        raise UserError(f"{name} has {wanted}s, but a {kind} model takes {found}s: choose another")
+    if source.gives == "label" and config.prepare.captions:
+        raise UserError(
+            f"config.prepare.captions={config.prepare.captions}, but {name} has labels: set 0"
+        )
+
+
+def make_plan(
+    config: ConfigDict, source: Source, codec: Codec, encoder: TextEncoder | None = None
+) -> LatentsPlan:
     """What decides every byte of the shards.
 
     Raises:
-      UserError: the source doesn't hold colour images.
+      UserError: the source doesn't hold colour images, or not as many as are to be chosen; or the
+        model doesn't take what the encoder gives.
     """
-    fields = config.prepare
+    fields, count = config.prepare, len(source.records)
+    if fields.num > count:
+        raise UserError(
+            f"config.prepare.num={fields.num}, but {fields.source} has {count} images: choose "
+            f"fewer, or 0 for all"
+        )
+    if encoder:
+        check_text(encoder.space, config.model, "config.text.encoder")
     if not source.pixels or source.channels != 3:
         raise UserError(f"config.prepare.source={fields.source!r} doesn't hold colour images")
     return LatentsPlan(
         source=fields.source,
         split=fields.split,
-        records=len(source.records),
+        records=fields.num or count,
         class_names=source.class_names,
         pixel_size=config.model.image_size * codec.space.factor,
         autoencoder=codec.space,
@@ -113,7 +130,32 @@ def make_plan(config: ConfigDict, source: Source, codec: Codec) -> LatentsPlan:
         tile=config.autoencoder.tile,
         records_per_shard=fields.records_per_shard,
         skip_corrupt=fields.skip_corrupt,
+        num=fields.num,
+        seed=config.seed if fields.num else 0,
+        text=encoder.space if encoder else None,
+        captions=fields.captions,
     )
+
+
+def choose(source: Source, plan: LatentsPlan) -> np.ndarray:
+    """Indices of the images that are prepared, ascending."""
+    count = len(source.records)
+    if not plan.num:
+        return np.arange(count)
+    # The old generator, because its numbers are the same in every version of NumPy.
+    rng = np.random.RandomState(np.random.MT19937(plan.seed))
+    return np.sort(rng.permutation(count)[: plan.num])
+
+
+def _kept(plan: LatentsPlan, captions: Sequence[str]) -> Sequence[str]:
+    return captions[: plan.captions] if plan.captions else captions
+
+
+def _check_known(source, plan, encoder, chosen) -> None:
+    """Every caption that can be had without reading images."""
+    for index in chosen:
+        captions = _kept(plan, source.known_captions(index))
+        check_captions(encoder, captions, source.record_name(index))
 
 
 def start(folder: epath.Path, plan: LatentsPlan) -> None:
@@ -158,18 +200,24 @@ def _start(folder: epath.Path, plan: LatentsPlan) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} can't be made: {error}; name another") from error
-    write_json(path, dataclasses.asdict(plan))
+    write_json(path, plan.to_json())
 
 
 def encoded(
-    config: ConfigDict, source: Source, plan: LatentsPlan, codec: Codec, shards: Sequence[int]
+    config: ConfigDict,
+    source: Source,
+    plan: LatentsPlan,
+    codec: Codec,
+    encoder: TextEncoder | None,
+    chosen: np.ndarray,
+    shards: Sequence[int],
 ) -> Iterator[bytes | str]:
     """The records of these shards in order; in place of an image that can't be read, why.
 
     Raises:
-      UserError: an image can't be read and none may be skipped.
+      UserError: an image can't be read and none may be skipped, or a caption can't be encoded.
     """
-    indices = [index for shard in shards for index in plan.shard_range(shard)]
+    indices = [int(index) for shard in shards for index in chosen[plan.shard_range(shard)]]
     devices = len(codec.mesh.devices.flat)
     batch_size = -(-config.prepare.batch_size // devices) * devices
     read = _ReadPixels(source, plan.pixel_size)
@@ -184,7 +232,8 @@ def encoded(
         images = np.zeros((batch_size, plan.pixel_size, plan.pixel_size, 3), np.uint8)
         for row, element in enumerate(batch):
             images[row] = element["image"]
-        following = batch, _flips(codec, images)
+        moments = _flips(codec, images)
+        following = batch, _conditions(plan, encoder, batch), moments
         if waiting:
             yield from _records(plan, *waiting)
         waiting = following
@@ -194,20 +243,25 @@ def encoded(
 
 @dataclasses.dataclass(frozen=True)
 class _ReadPixels(grain.transforms.Map):
-    """Index -> {"image": uint8 [S, S, 3], "label", "error"}; what can't be read is black."""
+    """Index -> {"image": uint8 [S, S, 3], "name", "error", and "label" or "captions"}.
+
+    What can't be read is black, and has neither.
+    """
 
     source: Source
     size: int
 
     def map(self, index: int) -> dict[str, Any]:
+        name = self.source.record_name(index)
         try:
             record = self.source.records[index]
             image = decode_pixels(record["image"], self.size, 3)
-            return {"image": image, "label": int(record["label"]), "error": ""}
+            text = self.source.gives == "caption"
+            rest = {"captions": record["captions"]} if text else {"label": int(record["label"])}
+            return {"image": image, "name": name, "error": "", **rest}
         except UNREADABLE as error:
-            reason = f"{self.source.record_name(index)} can't be read: {error!r}"
             black = np.zeros((self.size, self.size, 3), np.uint8)
-            return {"image": black, "label": -1, "error": reason}
+            return {"image": black, "name": name, "error": f"{name} can't be read: {error!r}"}
 
 
 def _in_batches(elements: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -229,91 +283,23 @@ def _flips(codec: Codec, images: np.ndarray) -> list[tuple[jax.Array, jax.Array]
     return [codec.moments(jax.device_put(side, sharding)) for side in both]
 
 
-def _records(plan, batch, moments) -> Iterator[bytes | str]:
+def _conditions(plan, encoder, batch) -> list[int | EncodedText | None]:
+    """Label or encoded captions of each element; None where it can't be read."""
+    if encoder is None:
+        return [element.get("label") for element in batch]
+    readable = [element for element in batch if not element["error"]]
+    captions = [(element["name"], _kept(plan, element["captions"])) for element in readable]
+    found = iter(encode_captions(encoder, captions))
+    return [None if element["error"] else next(found) for element in batch]
+
+
+def _records(plan, batch, conditions, moments) -> Iterator[bytes | str]:
     # [mirrored, mean and std, B, h, w, c] -> [B, mirrored, mean and std, h, w, c]
     moments = np.moveaxis(np.array(jax.device_get(moments), np.float16), 2, 0)
-    for element, row in zip(batch, moments, strict=False):
+    for element, condition, row in zip(batch, conditions, moments, strict=False):
         if element["error"] and not plan.skip_corrupt:
             raise UserError(
                 f"{element['error']}; mend it and start again, which goes on, or prepare a new "
                 f"folder with --config.prepare.skip_corrupt=true"
             )
-        yield element["error"] or plan.encode(element["label"], row)
-
-
-def write_shard(
-    folder: epath.Path,
-    plan: LatentsPlan,
-    shard: int,
-    records: Iterator[bytes | str],
-    bar: tqdm,
-) -> None:
-    """Writes one shard of the next records, and then its facts."""
-    space, skipped, count = plan.autoencoder, [], 0
-    total, squares = np.zeros(space.channels), np.zeros(space.channels)
-    target = folder / plan.shard_name(shard)
-    # What a kill leaves under this name is written over when the shard is made again.
-    temporary = target.with_name(target.name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for _ in plan.shard_range(shard):
-        record = next(records)
-        bar.update()
-        if isinstance(record, str):
-            skipped.append(record)
-            continue
-        writer.write(record)
-        count += 1
-        mean, std = plan.decode(record)[1].astype(np.float64).transpose(1, 0, 2, 3, 4)
-        scaled = (mean - space.shift) * space.scale
-        total += scaled.sum((0, 1, 2))
-        squares += (scaled**2 + (std * space.scale) ** 2).sum((0, 1, 2))
-    writer.close()
-    size = temporary.stat().length
-    temporary.replace(target)
-    facts = Shard(count, size, tuple(skipped), tuple(total), tuple(squares))
-    write_json(_facts_path(folder, plan, shard), dataclasses.asdict(facts))
-
-
-def _facts_path(folder, plan, shard):
-    return folder / f"{plan.shard_name(shard)}.json"
-
-
-def read_shard(folder: epath.Path, plan: LatentsPlan, shard: int) -> Shard | None:
-    """Facts of a shard, or None where it has to be made (again)."""
-    file, facts = folder / plan.shard_name(shard), _facts_path(folder, plan, shard)
-    if not file.exists() or not facts.exists():
-        return None
-    try:
-        found = Shard(**json.loads(facts.read_text()))
-    except (json.JSONDecodeError, TypeError):
-        return None
-    return found if file.stat().length == found.bytes else None
-
-
-def write_header(folder: epath.Path, plan: LatentsPlan) -> LatentsHeader:
-    """Writes the header.
-
-    Raises:
-      UserError: a shard isn't there, or no image could be read.
-    """
-    shards = [read_shard(folder, plan, shard) for shard in range(plan.shards)]
-    if None in shards:
-        raise UserError(
-            f"{plan.shard_name(shards.index(None))} isn't in {folder}: give all hosts the same "
-            f"folder, and run the same command again"
-        )
-    if not any(shard.count for shard in shards):
-        raise UserError(f"none of the {plan.records} images could be read: {shards[0].skipped[0]}")
-    places = 2 * plan.latent_size**2 * max(sum(shard.count for shard in shards), 1)
-    mean = np.sum([shard.sum for shard in shards], 0) / places
-    square = np.sum([shard.sum_of_squares for shard in shards], 0) / places
-    header = LatentsHeader(
-        plan,
-        counts=tuple(shard.count for shard in shards),
-        sizes=tuple(shard.bytes for shard in shards),
-        skipped=tuple(reason for shard in shards for reason in shard.skipped),
-        mean=tuple(mean.tolist()),
-        std=tuple(np.sqrt(np.maximum(square - mean**2, 0)).tolist()),
-    )
-    write_json(folder / HEADER, dataclasses.asdict(header))
-    return header
+        yield element["error"] or plan.encode(condition, row)

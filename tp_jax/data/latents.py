@@ -1,22 +1,31 @@
 """Prepared latents: moments of an autoencoder's posterior in ArrayRecord shards, with a header.
 
 A record is its label (int32) and then the moments (float16) of the image and of its mirror image,
-[2 (mirrored), 2 (mean, std), h, w, c], little-endian; h×w latents of c channels.
+[2 (mirrored), 2 (mean, std), h, w, c], little-endian; h×w latents of c channels. Where there are
+captions it is the moments, the number n of captions (int32), and n times the text [L, width] and
+the pooled text [pooled_width] (float16). Those of the empty prompt are once in the folder.
 """
 
 import dataclasses
+import hashlib
+import io
 import json
+import zipfile
 from typing import Any
 
 import grain
 import numpy as np
 from etils import epath
 
+from tp_jax.data.captions import EncodedText
 from tp_jax.data.source import Decode, LatentSpace, Source
 from tp_jax.errors import UserError
+from tp_jax.text import TextSpace
 
-HEADER, PLAN = "header.json", "plan.json"
+HEADER, PLAN, NULL_TEXT = "header.json", "plan.json", "null_text.npz"
 FORMAT = 1
+# Fields of the plan that older folders lack.
+LATER = ("num", "seed", "text", "captions")
 CROP = "adm-centre"
 
 
@@ -33,6 +42,9 @@ class LatentsPlan:
       dtype, tile: how the autoencoder computed.
       records_per_shard: images of a shard, but for the last.
       skip_corrupt: whether images that can't be read were left out.
+      num, seed: how many images were chosen by which seed; 0 took all, whatever the seed.
+      text: the space of the captions; None where there are labels.
+      captions: how many of an image's captions were kept; 0 kept all.
     """
 
     source: str
@@ -47,6 +59,10 @@ class LatentsPlan:
     skip_corrupt: bool
     crop: str = CROP
     format: int = FORMAT
+    num: int = 0
+    seed: int = 0
+    text: TextSpace | None = None
+    captions: int = 0
 
     @property
     def latent_size(self) -> int:
@@ -69,25 +85,47 @@ class LatentsPlan:
         return f"latents-{shard:05d}-of-{self.shards:05d}.arrayrecord"
 
     def shard_range(self, shard: int) -> range:
-        """Indices of the source's images that go into a shard."""
+        """Places, among the chosen images, of those that go into a shard."""
         start = shard * self.records_per_shard
         return range(start, min(start + self.records_per_shard, self.records))
 
-    def encode(self, label: int, moments: np.ndarray) -> bytes:
-        """One record, of moments with `moments_shape`."""
-        return np.array(label, "<i4").tobytes() + moments.astype("<f2").tobytes()
+    def encode(self, condition: int | EncodedText, moments: np.ndarray) -> bytes:
+        """One record, of a label or captions, and moments with `moments_shape`."""
+        first = moments.astype("<f2").tobytes()
+        if self.text is None:
+            return np.array(condition, "<i4").tobytes() + first
+        rows = condition.text.reshape(len(condition.text), -1), condition.pooled
+        text = np.concatenate(rows, 1).astype("<f2")
+        return first + np.array(len(text), "<i4").tobytes() + text.tobytes()
 
-    def decode(self, record: bytes) -> tuple[int, np.ndarray]:
-        """Label and float16 moments of a record.
+    def decode(self, record: bytes) -> tuple[int | EncodedText, np.ndarray]:
+        """Label or captions, and float16 moments of a record, copying nothing.
 
         Raises:
           ValueError: it has another size.
         """
-        wanted = 4 + 2 * int(np.prod(self.moments_shape))
+        count = int(np.prod(self.moments_shape))
+        row = self.text.tokens * self.text.width + self.text.pooled_width if self.text else 0
+        # Where the number is, the label or that of captions, and where the moments begin.
+        at, start = (2 * count, 0) if self.text else (0, 4)
+        if len(record) < 4 + 2 * count:
+            raise ValueError(f"{len(record)} bytes instead of {4 + 2 * count} or more")
+        number = int(np.frombuffer(record, "<i4", 1, at)[0])
+        wanted = 4 + 2 * (count + number * row)
         if len(record) != wanted:
             raise ValueError(f"{len(record)} bytes instead of {wanted}")
-        moments = np.frombuffer(record, "<f2", offset=4).reshape(self.moments_shape)
-        return int(np.frombuffer(record, "<i4", count=1)[0]), moments
+        moments = np.frombuffer(record, "<f2", count, start).reshape(self.moments_shape)
+        if self.text is None:
+            return number, moments
+        rows = np.frombuffer(record, "<f2", offset=at + 4).reshape(number, row)
+        text, pooled = np.split(rows, [row - self.text.pooled_width], 1)
+        text = text.reshape(number, self.text.tokens, self.text.width)
+        return EncodedText(text, pooled), moments
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields, without those added later where they have their defaults."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in LATER or v != getattr(LatentsPlan, k)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +136,7 @@ class LatentsHeader:
       counts, sizes: images and bytes of each shard.
       skipped: images that couldn't be read, with the reason.
       mean, std: of the scaled latents, for each channel.
+      null_text: SHA-256 of the file with the empty prompt's text; "" where there are labels.
     """
 
     plan: LatentsPlan
@@ -106,13 +145,20 @@ class LatentsHeader:
     skipped: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    null_text: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `LatentsPlan.to_json`."""
+        fields = dataclasses.asdict(self) | {"plan": self.plan.to_json()}
+        return {name: value for name, value in fields.items() if value != ""}
 
 
 def plan_from_json(fields: dict[str, Any]) -> LatentsPlan:
     """The plan that was written as JSON."""
     space = LatentSpace(**fields["autoencoder"])
     names = tuple(fields["class_names"])
-    return LatentsPlan(**fields | {"autoencoder": space, "class_names": names})
+    text = TextSpace(**fields["text"]) if fields.get("text") else None
+    return LatentsPlan(**fields | {"autoencoder": space, "class_names": names, "text": text})
 
 
 def read_header(folder: epath.Path) -> LatentsHeader:
@@ -137,7 +183,9 @@ def read_header(folder: epath.Path) -> LatentsHeader:
         plan = plan_from_json(fields.pop("plan"))
         if plan.crop != CROP:
             raise UserError(f"{path} is of images cropped as {plan.crop!r}, not {CROP!r}")
-        header = LatentsHeader(plan, **{name: tuple(value) for name, value in fields.items()})
+        null_text = fields.pop("null_text", "")
+        lists = {name: tuple(value) for name, value in fields.items()}
+        header = LatentsHeader(plan, **lists, null_text=null_text)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): prepare into a new folder") from error
     for shard, size in enumerate(header.sizes):
@@ -151,26 +199,62 @@ def read_header(folder: epath.Path) -> LatentsHeader:
     return header
 
 
+def pack_null_text(encoded: EncodedText) -> bytes:
+    """The file of the empty prompt's text."""
+    buffer = io.BytesIO()
+    np.savez(buffer, text=encoded.text, pooled=encoded.pooled)
+    return buffer.getvalue()
+
+
+def _read_null_text(folder: epath.Path, header: LatentsHeader) -> dict[str, np.ndarray]:
+    """{"null_text": [L, width], "null_pooled": [pooled_width]} float32, checked by its hash."""
+    path = folder / NULL_TEXT
+    content = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != header.null_text:
+        what = "is damaged" if content else "is missing"
+        raise UserError(
+            f"{path} {what}: run the same tp_jax.prepare again, which makes that file alone"
+        )
+    try:
+        with np.load(io.BytesIO(content)) as file:
+            found = EncodedText(file["text"], file["pooled"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}): prepare into a new folder") from error
+    return {
+        "null_text": found.text[0].astype(np.float32),
+        "null_pooled": found.pooled[0].astype(np.float32),
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeLatents:
     """Record -> {"x": scaled draw of the posterior [h, w, c] float32, "condition": …}.
 
+    The condition is {"label": int32}; or of one of the captions, drawn, {"text": [L, width],
+    "pooled": [pooled_width], "null_text", "null_pooled"} float32.
+
     Attributes:
       flip: take the mirror image's moments with probability one half.
+      null: the last two; empty where there are labels.
     """
 
     plan: LatentsPlan
     flip: bool
+    null: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __call__(self, record: bytes, rng: np.random.Generator) -> dict:
         """Draws from the posterior, shifts and scales."""
-        label, moments = self.plan.decode(record)
+        found, moments = self.plan.decode(record)
         mirrored = int(self.flip and rng.random() < 0.5)
         mean, std = moments[mirrored].astype(np.float32)
         z = mean + std * rng.standard_normal(mean.shape, np.float32)
         space = self.plan.autoencoder
         x = (z - np.float32(space.shift)) * np.float32(space.scale)
-        return {"x": x, "condition": {"label": np.int32(label)}}
+        if not isinstance(found, EncodedText):
+            return {"x": x, "condition": {"label": np.int32(found)}}
+        row = rng.integers(len(found.text))
+        text, pooled = (part[row].astype(np.float32) for part in (found.text, found.pooled))
+        return {"x": x, "condition": {"text": text, "pooled": pooled, **self.null}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +288,27 @@ class LatentSource(Source):
                     f"{_short(found)}, that of config.autoencoder.path {_short(wanted)}; prepare "
                     f"anew, or name the autoencoder that made them"
                 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedLatentSource(LatentSource):
+    """Latents with encoded captions.
+
+    Attributes:
+      null: of the empty prompt, as in the examples.
+    """
+
+    null: dict[str, np.ndarray]
+    gives = "text"
+
+    @property
+    def text_space(self) -> TextSpace:
+        """Of what encoded the captions."""
+        return self.header.plan.text
+
+    def decoder(self, size: int, flip: bool) -> Decode:
+        """As for labels, with one of the captions, drawn."""
+        return DecodeLatents(self.header.plan, flip, self.null)
 
 
 def _short(value: Any) -> str:
@@ -246,5 +351,7 @@ def open_latents(dir: str, split: str = "", section: str = "config.data") -> Lat
             f"the shards in {dir} hold {count} images, its {HEADER} says {sum(header.counts)}: "
             f"prepare into a new folder"
         )
-    side, channels = plan.latent_size, plan.autoencoder.channels
-    return LatentSource(records, side, channels, plan.class_names, header, dir)
+    fields = records, plan.latent_size, plan.autoencoder.channels, plan.class_names, header, dir
+    if plan.text is None:
+        return LatentSource(*fields)
+    return CaptionedLatentSource(*fields, _read_null_text(epath.Path(dir), header))

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from tp_jax.data.captions import open_captions, open_coco
 from tp_jax.data.digits import open_digits
 from tp_jax.data.folder import open_folder
 from tp_jax.data.latents import LatentSource, open_latents
@@ -22,6 +23,8 @@ from tp_jax.text import WITHOUT_WEIGHTS, TextEncoder, TextSpace, load_encoder
 # `config.data.source` -> function of (dir, split, section of the config). `tfds/NAME` is any TFDS
 # image data set, and `synthetic` is as the model wants it.
 SOURCES: dict[str, Callable[[str, str, str], Source]] = {
+    "captions": open_captions,
+    "coco": open_coco,
     "digits": open_digits,
     "folder": open_folder,
     "latents": open_latents,
@@ -72,6 +75,8 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
             f"{data.source} has labels, but a {model.kind} model takes text: choose a source with "
             f"captions"
         )
+    elif source.text_space:
+        check_text(source.text_space, model, f"the text in {data.dir}")
     return source
 
 
@@ -195,9 +200,10 @@ def example_conditions(
 ) -> dict[str, np.ndarray]:
     """Conditions [num, …] of the source's first records, again and again where it has fewer."""
     rows, decode = [], source.decoder(1, False)
+    read = ReadExample(source.records, decode, source.record_name, source.remedy, skip_corrupt=True)
     for index in range(num):
-        record = source.records[index % len(source.records)]
-        condition = decode(record, np.random.default_rng(index))["condition"]
+        example = read.random_map(index % len(source.records), np.random.default_rng(index))
+        condition = example["condition"]
         rows.append(encode(encoder, [condition["caption"]], 0) if encoder else condition)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tp_jax.data.transforms import DecodeImage
+from tp_jax.text import TextSpace
 
 # (record, generator of its random draws) -> {"x", "condition"}
 Decode = Callable[[Any, np.random.Generator], dict[str, Any]]
@@ -48,6 +49,8 @@ class Source:
     pixels: ClassVar[bool] = True
     # What examples' condition is: a "label"; a "caption", yet to be encoded; or "text", encoded.
     gives: ClassVar[str] = "label"
+    # Of what encoded the text, where the source gives that and it is known.
+    text_space: ClassVar[TextSpace | None] = None
     # For a record that can't be read.
     remedy: ClassVar[str] = "mend it"
 

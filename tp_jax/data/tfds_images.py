@@ -1,11 +1,35 @@
-"""Any TFDS data set with `image` and `label`, prepared as ArrayRecord; TensorFlow isn't needed."""
+"""Any TFDS data set of images with `label` or `captions`, as ArrayRecord, without TensorFlow."""
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from tp_jax.data.captions import CaptionSource
 from tp_jax.data.source import Source
 from tp_jax.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True)
+class _Captioned(Sequence):
+    """Records of TFDS -> {"image", "captions": (str, …)}."""
+
+    records: Sequence[Any]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        record = self.records[index]
+        captions = tuple(bytes(text).decode().strip() for text in record["captions"]["text"])
+        if not captions or not all(captions):
+            raise ValueError(f"its captions are {captions}, one or more of them empty")
+        return {"image": record["image"], "captions": captions}
+
+
 def open_tfds(name: str, dir: str, split: str, section: str) -> Source:
-    """Opens a data set that is on disk already.
+    """Opens a data set that is on disk already: by its features one of labels, or of captions.
+
+    Captions are as those of `coco_captions`: a sequence of dictionaries with "text".
 
     Args:
       name: as `imagenet2012` or `imagenet2012:5.1.0`.
@@ -13,15 +37,18 @@ def open_tfds(name: str, dir: str, split: str, section: str) -> Source:
       section: of the config, for errors.
 
     Raises:
-      UserError: it isn't there, isn't ArrayRecord, or has no image and label.
+      UserError: it isn't there, isn't ArrayRecord, or has no images with labels or captions.
     """
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=dir or None, file_format="array_record")
         features = builder.info.features
-        if not {"image", "label"} <= set(features):
-            raise UserError(f"{section}.source=tfds/{name} has no features image and label")
+        if "image" not in features or not {"label", "captions"} & set(features):
+            raise UserError(
+                f"{section}.source=tfds/{name} has no features image and label, or image and "
+                f"captions"
+            )
         records = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )
@@ -33,4 +60,6 @@ def open_tfds(name: str, dir: str, split: str, section: str) -> Source:
             f"array_record with download_and_prepare and set {section}.dir to TFDS's data_dir"
         ) from error
     channels = features["image"].shape[-1]
-    return Source(records, None, channels, tuple(features["label"].names))
+    if "label" in features:
+        return Source(records, None, channels, tuple(features["label"].names))
+    return CaptionSource(_Captioned(records), None, channels, ())

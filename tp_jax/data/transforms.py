@@ -67,8 +67,11 @@ class DecodeImage:
         pixels = decode_pixels(record["image"], self.size, self.channels).astype(np.float32)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        label = np.int32(record["label"])
-        return {"x": pixels / 127.5 - 1, "condition": {"label": label}}
+        return {"x": pixels / 127.5 - 1, "condition": self.condition(record, rng)}
+
+    def condition(self, record: dict, rng: np.random.Generator) -> dict:
+        """The record's label."""
+        return {"label": np.int32(record["label"])}
 
 
 @dataclasses.dataclass(frozen=True)

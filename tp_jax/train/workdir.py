@@ -1,5 +1,6 @@
-"""What a workdir holds beside checkpoints: the config and the versions it was trained with."""
+"""What a workdir holds beside checkpoints: the config, the versions and the text it knows."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -13,8 +14,9 @@ import tp_jax
 from tp_jax import config as config_lib
 from tp_jax.errors import UserError
 from tp_jax.output import write_json
+from tp_jax.text import TextSpace
 
-CONFIG, VERSIONS = "config.json", "versions.json"
+CONFIG, VERSIONS, TEXT = "config.json", "versions.json", "text.json"
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "clu", "numpy",
     "ml_collections", "tensorflow-datasets",
@@ -66,6 +68,25 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
     return changes
 
 
+def check_text_space(workdir: epath.Path, text: TextSpace | None) -> None:
+    """Raises a UserError if a workdir was trained with the embeddings of another text encoder.
+
+    Args:
+      text: of what encodes the prompts; None, where no text is known, fits.
+    """
+    trained = read_text_space(workdir)
+    if trained is None or text is None or trained == text:
+        return
+    for field in dataclasses.fields(TextSpace):
+        old, new = (str(getattr(space, field.name)) for space in (trained, text))
+        if old != new:
+            raise UserError(
+                f"--workdir={workdir} was trained with the embeddings of another encoder: "
+                f"{field.name} {old[:20]}, now {new[:20]}; go on with that encoder and its "
+                f"settings, or name a new workdir"
+            )
+
+
 def _is_fixed(name: str) -> bool:
     def under(prefixes):
         return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
@@ -73,8 +94,8 @@ def _is_fixed(name: str) -> bool:
     return under(FIXED) and not under(FREE)
 
 
-def write_workdir(workdir: epath.Path, config: ConfigDict) -> None:
-    """Writes the config and the versions, once for all processes."""
+def write_workdir(workdir: epath.Path, config: ConfigDict, text: TextSpace | None = None) -> None:
+    """Writes the config, the versions and, where it is known, the text space, once for all."""
     if jax.process_index():
         return
     try:
@@ -90,6 +111,28 @@ def write_workdir(workdir: epath.Path, config: ConfigDict) -> None:
         "devices": jax.device_count(),
     }
     write_json(workdir / VERSIONS, versions)
+    if text:
+        write_json(workdir / TEXT, dataclasses.asdict(text))
+
+
+def read_text_space(workdir: epath.Path) -> TextSpace | None:
+    """What encoded the text that a workdir was trained with.
+
+    Returns:
+      None where the model takes no text, or trained on none but synthetic text.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / TEXT
+    if not path.exists():
+        return None
+    try:
+        return TextSpace(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it if you are sure of the text encoder"
+        ) from error
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
