@@ -12,8 +12,11 @@ fine-tuning wants the base: --config.init.base=WORKDIR of the base.
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
+from tp_jax.errors import UserError
 from tp_jax.shapes.scenes import LONGEST, WORDS
 from tp_jax.text.words import WordEncoder
+from tp_jax.thinking import ThinkingConfig
+from tp_jax.thinking.cost import equal_rank
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -47,5 +50,32 @@ def get_config(argument: str = "") -> ConfigDict:
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99
     )
     config.checkpoint.every_steps = 500
-    config.sampling.update(sampler="heun", steps=20, guidance_scale=3.0)
+    config.sampling.update(sampler="euler", steps=40, guidance_scale=2.0)
+    return change(config, argument)
+
+
+def change(config: ConfigDict, argument: str) -> ConfigDict:
+    """The config as the arguments change it."""
+    words = argument.split(",") if argument else []
+    for word in words:
+        if word not in ("think", "lora", "large"):
+            raise UserError(f"--config: unknown argument {word!r}: choose of think, lora, large")
+    if "large" in words:
+        config.model.update(depth=12, width=384, heads=6, patch=8, max_grid=8, base_grid=8)
+        config.model.dtype = "bfloat16"
+        config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)
+        config.optimizer.update(learning_rate=5e-4, warmup_steps=1_000)
+        config.checkpoint.every_steps = 5_000
+    if {"think", "lora"} & set(words):
+        depth, width = config.model.depth, config.model.width
+        # As blocks 4, 8 and 12 of Stable Diffusion 3's 24: one in six, two in six, three in six.
+        layers = sorted({depth // 6, depth // 3, depth // 2})
+        thinking = dict(layers=tuple(layers), experts=2, latent_steps=2, rank=32, gate_width=32)
+        if "lora" in words:
+            rank = equal_rank(width, ThinkingConfig(**thinking))
+            thinking |= dict(experts=1, latent_steps=1, gate="first", rank=rank)
+        config.model.thinking.update(**thinking)
+        config.init.base = "runs/shapes"
+        config.train.update(trainable="thinking", steps=config.train.steps // 3)
+        config.optimizer.learning_rate = config.optimizer.learning_rate / 2
     return config

@@ -53,9 +53,7 @@ def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
             order = np.concatenate([rng.permutation(len(group)) for _ in range(count)])[:count]
             chosen += [group[i] for i in order]
     return [
-        Prompt(
-            index, f"{index:05d}", one.caption, one.metadata | {"seen": one.seen, "index": index}
-        )
+        Prompt(i, f"{i:05d}", one.caption, one.metadata | {"seen": one.seen, "index": i})
         for i, one in enumerate(chosen)
     ]
 

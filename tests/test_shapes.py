@@ -1,0 +1,227 @@
+"""Shapes: what scenes hold, how they are drawn, and that the checker reads them exactly."""
+
+import collections
+import dataclasses
+import itertools
+import os
+
+import numpy as np
+import pytest
+from etils import epath
+from scipy import ndimage
+
+from tp_jax.errors import UserError
+from tp_jax.evals import shapes as suite
+from tp_jax.evals.geneval_rules import judge, select
+from tp_jax.shapes import scenes
+from tp_jax.shapes.checker import find_objects, same_contents
+from tp_jax.shapes.render import AREAS, CENTROIDS, coverage, render
+from tp_jax.shapes.scenes import COLOURS, SHAPES, SKILLS, Request, all_requests, make_scene
+from tp_jax.text.words import WordEncoder
+
+# The issue's 10,000 take ten minutes: TP_JAX_PICTURES=10000.
+PICTURES = int(os.environ.get("TP_JAX_PICTURES", "150"))
+TOLERANCE = 1.5 / 64
+
+
+def degraded(picture, rng):
+    """As a diffusion model leaves it: softer and grainier."""
+    soft = ndimage.gaussian_filter(picture, (*(rng.uniform(0, 1) * len(picture) / 64,) * 2, 0))
+    return soft + rng.normal(0, rng.uniform(0, 0.04), picture.shape)
+
+
+def as_uint8(picture):
+    return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("how", ["drawn", "degraded"])
+def test_the_checker_reads_every_picture(how):
+    wrong = []
+    for index in range(PICTURES):
+        scene = scenes.training_scene(index, seed=1)
+        picture = render(scene, 64)
+        if how == "degraded":
+            picture = degraded(picture, np.random.default_rng(index))
+        if not same_contents(find_objects(as_uint8(picture)), scene.objects, TOLERANCE):
+            wrong.append(index)
+    assert len(wrong) <= PICTURES // 1000, wrong
+
+
+def verdict(picture, metadata):
+    image = as_uint8(picture)
+    objects = select(suite.detect(image), metadata["tag"])
+    return judge(objects, metadata, lambda group, name: suite.colours(image, group, name))[0]
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_right_pictures_pass_and_those_wrong_in_one_attribute_fail(skill):
+    rng = np.random.default_rng(SKILLS.index(skill))
+    requests = all_requests(skill)
+    for index in rng.choice(len(requests), 5):
+        request = requests[index]
+        scene = make_scene(request, rng, only_seen=False)
+        assert verdict(render(scene, 64), request.metadata), request.caption
+        for name, wrong in wrong_in_one(request, scene):
+            assert not verdict(render(wrong, 64), request.metadata), (request.caption, name)
+
+
+def wrong_in_one(request, scene):
+    """(what is wrong, scene) for everything that a request says."""
+    first, *rest = scene.objects
+
+    def changed(**fields):
+        return dataclasses.replace(scene, objects=(dataclasses.replace(first, **fields), *rest))
+
+    others = [shape for shape in SHAPES if shape not in {one.shape for one in scene.objects}]
+    yield "shape", changed(shape=others[0])
+    yield "missing", dataclasses.replace(scene, objects=tuple(rest))
+    if request.objects[0][1]:
+        yield "colour", changed(colour=next(c for c in COLOURS if c != first.colour))
+    if request.skill == "counting" and len(scene.objects) == 2:
+        # Three have room where two do only with a smaller one.
+        far = max(
+            itertools.product((0.12, 0.5, 0.88), repeat=2),
+            key=lambda at: min(max(abs(at[0] - o.x), abs(at[1] - o.y)) for o in scene.objects),
+        )
+        extra = dataclasses.replace(first, x=far[0], y=far[1], size=0.11)
+        yield "one more", dataclasses.replace(scene, objects=(*scene.objects, extra))
+    if request.relation:
+        places = [(one.x, one.y, one.size) for one in scene.objects]
+        swapped = tuple(
+            dataclasses.replace(one, x=x, y=y, size=size)
+            for one, (x, y, size) in zip(scene.objects, places[::-1], strict=True)
+        )
+        yield "relation", dataclasses.replace(scene, objects=swapped)
+
+
+def test_training_never_shows_what_is_held_out_and_shows_everything_else():
+    shown = collections.Counter()
+    for index in range(4_000):
+        scene = scenes.training_scene(index)
+        objects = scene.objects
+        kinds = [one.shape for one in objects]
+        for one in objects:
+            assert (one.colour, one.shape) not in scenes.UNSEEN_COLOURS
+            shown["colour", one.colour, one.shape] += 1
+        for pair in itertools.combinations(sorted(set(kinds)), 2):
+            assert pair not in scenes.UNSEEN_PAIRS
+            shown["pair", *pair] += 1
+        count = (len(kinds), kinds[0])
+        assert len(set(kinds)) > 1 or count not in scenes.UNSEEN_COUNTS
+        shown["count", *count] += len(set(kinds)) == 1
+        shown["skill", scene.skill] += 1
+    for colour, shape in itertools.product(COLOURS, SHAPES):
+        assert bool(shown["colour", colour, shape]) == (
+            (colour, shape) not in scenes.UNSEEN_COLOURS
+        )
+    assert sum(1 for key in shown if key[0] == "pair") == 10 - len(scenes.UNSEEN_PAIRS)
+    counts = [key for key in shown if key[0] == "count" and key[1] > 1 and shown[key]]
+    assert len(counts) == 15 - len(scenes.UNSEEN_COUNTS)
+    # Skills in equal parts: five standard deviations of a share of 4,000.
+    assert all(abs(shown["skill", skill] / 4_000 - 1 / 6) < 0.03 for skill in SKILLS)
+
+
+def test_said_relations_hold_and_objects_do_not_touch():
+    for index in range(500):
+        objects = scenes.training_scene(index).objects
+        for a, b in itertools.combinations(objects, 2):
+            apart = max(abs(a.x - b.x), abs(a.y - b.y))
+            assert apart >= a.size + b.size + scenes.GAP - 1e-9
+        for one in objects:
+            assert one.size + scenes.GAP <= min(one.x, one.y, 1 - one.x, 1 - one.y) + 1e-9
+    pair = (("circle", None), ("square", None))
+    rng = np.random.default_rng(0)
+    for relation, (axis, sign) in {
+        "left of": ("x", -1), "right of": ("x", 1), "above": ("y", -1), "below": ("y", 1),
+    }.items():  # fmt: skip
+        a, b = make_scene(Request("position", pair, relation), rng, only_seen=True).objects
+        assert sign * (getattr(a, axis) - getattr(b, axis)) > a.size + b.size
+
+
+def test_captions_are_english_of_the_encoders_words():
+    captions = {one.caption for skill in SKILLS for one in all_requests(skill)}
+    assert {
+        "a circle", "an orange ring", "three crosses", "a circle and a square",
+        "a triangle above a ring", "a red square and an orange circle",
+    } <= captions  # fmt: skip
+    encoder = WordEncoder(scenes.WORDS, scenes.LONGEST)
+    found = encoder.encode(sorted(captions))
+    assert len(np.unique(found["text"].reshape(len(captions), -1), axis=0)) == len(captions)
+    for index in range(300):
+        encoder.check(scenes.training_scene(index).caption)
+
+
+def test_a_request_is_a_line_of_geneval():
+    pair = (("circle", "red"), ("square", "blue"))
+    assert Request("position", pair, "left of").metadata == {
+        "tag": "position",
+        "include": [
+            {"class": "square", "count": 1, "color": "blue"},
+            {"class": "circle", "count": 1, "color": "red", "position": ["left of", 0]},
+        ],
+        "prompt": "a red circle left of a blue square",
+    }
+    assert Request("counting", (("ring", None),) * 3).metadata == {
+        "tag": "counting",
+        "include": [{"class": "ring", "count": 3}],
+        "exclude": [{"class": "ring", "count": 4}],
+        "prompt": "three rings",
+    }
+
+
+def test_coverage_has_the_shapes_area_and_centroid():
+    for shape in SHAPES:
+        alpha = coverage(shape, 0.47, 0.52, 0.2, 256)
+        centres = (np.arange(256) + 0.5) / 256
+        assert alpha.sum() / 256**2 == pytest.approx(AREAS[shape] * 0.2**2, rel=0.01)
+        x = alpha.sum(0) @ centres / alpha.sum()
+        y = alpha.sum(1) @ centres / alpha.sum()
+        assert x == pytest.approx(0.47, abs=1e-3)
+        assert y == pytest.approx(0.52 + CENTROIDS[shape] * 0.2, abs=1e-3)
+
+
+def test_antialiasing_is_what_many_finer_pixels_would_cover():
+    for shape in SHAPES:
+        coarse = coverage(shape, 0.5, 0.5, 0.21, 32)
+        fine = coverage(shape, 0.5, 0.5, 0.21, 32 * 16) > 0.5
+        covered = fine.reshape(32, 16, 32, 16).mean((1, 3))
+        assert np.abs(coarse - covered).mean() < 0.01 and np.abs(coarse - covered).max() < 0.5
+
+
+def test_pictures_are_seeded_and_of_any_size():
+    scene = scenes.training_scene(5)
+    assert scene == scenes.training_scene(5) != scenes.training_scene(6)
+    assert scenes.training_scene(5, seed=1) != scene
+    large = render(scene, 128).reshape(64, 2, 64, 2, 3).mean((1, 3))
+    assert np.abs(large - render(scene, 64)).mean() < 2e-3
+
+
+def test_prompts_are_half_of_unseen_combinations():
+    prompts = suite.prompts(per_skill=20)
+    assert [prompt.index for prompt in prompts] == list(range(120))
+    count = collections.Counter((p.metadata["tag"], p.metadata["seen"]) for p in prompts)
+    assert count["single_object", True] == 20
+    for skill in SKILLS[1:]:
+        assert count[skill, True] == count[skill, False] == 10
+    assert prompts == suite.prompts(per_skill=20) != suite.prompts(per_skill=20, seed=1)
+
+
+def test_the_word_encoder_by_hand():
+    encoder = WordEncoder(("a", "red", "ring"), tokens=4)
+    found = encoder.encode(["a Red, red", ""])
+    words, places = found["text"][..., :3], found["text"][..., 3:]
+    np.testing.assert_array_equal(words[0], [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(places[0], np.eye(4))
+    np.testing.assert_array_equal(words[1], 0)
+    np.testing.assert_array_equal(found["pooled"], [[1, 2, 0], [0, 0, 0]])
+    assert encoder.space.width == 7 and encoder.space.pooled_width == 3
+    with pytest.raises(UserError, match="has 5 words, the encoder takes 4: shorten it"):
+        encoder.check("a a a a a")
+    with pytest.raises(UserError, match="'square' is no word of this encoder"):
+        encoder.encode(["a square"])
+    assert encoder.space != WordEncoder(("a", "ring", "red"), 4).space
+
+
+def test_unreadable_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="has no folders 00000"):
+        suite.drawn_prompts(epath.Path(tmp_path))
