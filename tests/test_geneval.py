@@ -335,7 +335,7 @@ def test_images_are_judged_and_written_as_the_evaluator_does(drawn, prompts, tmp
     assert geneval.read_results(out, prompts) == scores
 
 
-@pytest.mark.parametrize("torn", [0, 25])
+@pytest.mark.parametrize("torn", [0, 1, 25])
 def test_a_killed_scoring_goes_on(torn, drawn, prompts, tmp_path):
     out = epath.Path(tmp_path / "r.jsonl")
     with pytest.raises(KeyboardInterrupt):
@@ -344,7 +344,7 @@ def test_a_killed_scoring_goes_on(torn, drawn, prompts, tmp_path):
     out.write_bytes(out.read_bytes()[: -torn or None])
     rest = Detector()
     assert geneval.score_images(drawn, rest, red, out, prompts) == whole
-    assert rest.calls == ([20] if torn else []) + [21, 30, 31]
+    assert rest.calls == ([20] if torn > 1 else []) + [21, 30, 31]
     assert out.read_text() == (tmp_path / "w").read_text()
     assert geneval.score_images(drawn, Detector(most=0), red, out, prompts) == whole
 
@@ -365,6 +365,10 @@ def test_bad_folders_of_images(drawn, prompts, tmp_path):
     write_lines(tmp_path / "r.jsonl", [result(PROMPTS[0], 0, True)])
     with fails("out/00000/samples/0000.png is no image of this folder"):
         run()
+    out.write_text("my notes")
+    with fails("r.jsonl: isn't a file of JSON lines; name another file"):
+        run()
+    assert out.read_text() == "my notes"
     out.unlink()
     geneval.image_path(drawn, prompts[1], 1).unlink()
     with fails("'a photo of two cats' has 1 images, another prompt 2"):
