@@ -13,7 +13,7 @@ from PIL import Image
 
 from tp_jax.errors import UserError
 from tp_jax.evals.dpg_score import TILES, Answers, Question, Scores, score
-from tp_jax.evals.lines import appender, check_fields, drop_torn_line, read_lines, read_text
+from tp_jax.evals.lines import appender, check_fields, mend, read_lines, read_text
 from tp_jax.evals.prompts import Prompt
 from tp_jax.output import progress_bar
 
@@ -147,7 +147,7 @@ def answer_images(
             f"{folder}: {len(missing)} of {len(items)} images are missing; the first is "
             f"{missing[0]}.png"
         )
-    drop_torn_line(out)
+    mend(out)
     answers = read_answers(out) if out.exists() and out.stat().length else {}
     for item, _, proposition in answers:
         if (item, proposition) not in texts:
@@ -167,7 +167,7 @@ def answer_images(
                 answer = vqa(pictures[tile], asked[proposition])
                 answers[item, tile, proposition] = answer
                 values = (item, tile, proposition, answer)
-                add([dict(zip(ANSWER_FIELDS, values, strict=True))])
+                add(dict(zip(ANSWER_FIELDS, values, strict=True)))
             bar.update()
     return {rule: score(answers, questions, rule) for rule in ("official", "fixed")}
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from tp_jax.errors import UserError
 from tp_jax.evals.geneval_rules import COLOURS, RELATIONS, Detection, Objects, judge, select
-from tp_jax.evals.lines import appender, check_fields, drop_torn_line, read_lines, read_text
+from tp_jax.evals.lines import appender, check_fields, mend, read_lines, read_text
 from tp_jax.evals.prompts import Prompt
 from tp_jax.output import progress_bar
 
@@ -240,7 +240,7 @@ def score_images(
         bar.update(len(done))
         for path, metadata in images:
             if str(path) not in done:
-                add([_judge_image(path, metadata, detector, colours)])
+                add(_judge_image(path, metadata, detector, colours))
                 bar.update()
     return read_results(out, prompts)
 
@@ -275,7 +275,7 @@ def find_images(folder: epath.Path) -> list[tuple[epath.Path, dict[str, Any]]]:
 
 def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -> set[str]:
     """Files that `out` has whole lines of."""
-    drop_torn_line(out)
+    mend(out)
     known, done = {str(path): metadata for path, metadata in images.items()}, set()
     for where, line in read_lines(out) if out.exists() else []:
         metadata = _check_result(where, line)

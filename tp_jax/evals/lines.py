@@ -59,29 +59,38 @@ def check_fields(where: str, content: dict[str, Any], fields: dict[str, type | t
 
 
 @contextlib.contextmanager
-def appender(path: epath.Path) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Yields a function that adds objects, in one write, to what `path` has already.
+def appender(path: epath.Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields a function that adds an object to what `path` has already, at once.
 
-    A last line that a kill cut short is dropped first.
+    `mend` comes before it where an earlier run may have been killed.
     """
-    drop_torn_line(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
 
-        def add(contents: list[dict[str, Any]]) -> None:
-            file.write("".join(json.dumps(content) + "\n" for content in contents))
+        def add(content: dict[str, Any]) -> None:
+            file.write(json.dumps(content) + "\n")
             file.flush()
 
         yield add
 
 
-def drop_torn_line(path: epath.Path) -> None:
-    """Cuts off what follows the last line break: a line that a kill left unfinished."""
-    if not path.exists():
+def mend(path: epath.Path) -> None:
+    """Drops a last line that a kill cut short, or ends it where only the line break is lost.
+
+    Raises:
+      UserError: the last line is no start of an object, so that this is some other file.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    last = content[content.rfind(b"\n") + 1 :]
+    if not last:
         return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(whole)
-        temporary.replace(path)
+    if not last.startswith(b"{"):
+        raise UserError(f"{path}: isn't a file of JSON lines; name another file")
+    try:
+        json.loads(last)
+        content += b"\n"
+    except ValueError:
+        content = content[: -len(last)]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,391 @@
+"""GenEval: prompts, rules and scores, by hand and as the public evaluator has them."""
+
+import json
+import pathlib
+
+import detection_formula
+import numpy as np
+import pytest
+from benchmarks import fails, grey, write_lines
+from etils import epath
+
+from tp_jax.evals import geneval
+from tp_jax.evals.geneval_rules import Detection, judge, relations, select
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+# Prompts.
+
+CAT = {"class": "cat", "count": 1}
+PROMPTS = [
+    {"tag": "single_object", "include": [CAT], "prompt": "a photo of a cat"},
+    {"tag": "counting", "include": [{"class": "cat", "count": 2}],
+     "exclude": [{"class": "cat", "count": 3}], "prompt": "a photo of two cats"},
+    {"tag": "colors", "include": [{**CAT, "color": "red"}], "prompt": "a photo of a red cat"},
+    {"tag": "position", "prompt": "a photo of a dog left of a cat",
+     "include": [CAT, {"class": "dog", "count": 1, "position": ["left of", 0]}]},
+]  # fmt: skip
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return geneval.read_prompts(write_lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
+
+
+def test_geneval_prompts_keep_their_metadata_and_number_their_folders(prompts):
+    assert [prompt.metadata for prompt in prompts] == PROMPTS
+    assert [prompt.name for prompt in prompts] == ["00000", "00001", "00002", "00003"]
+    assert [prompt.index for prompt in prompts] == [0, 1, 2, 3]
+    assert prompts[3].text == "a photo of a dog left of a cat"
+
+
+def test_geneval_layout_is_the_evaluator_s(prompts, tmp_path):
+    out = epath.Path(tmp_path / "out")
+    path = geneval.image_path(out, prompts[2], 3)
+    assert path.relative_to(out).as_posix() == "00002/samples/0003.png"
+    geneval.write_metadata(out, prompts[2])
+    assert json.loads((out / "00002" / "metadata.jsonl").read_text()) == PROMPTS[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tag": "colours"}, "tag 'colours' must be one of single_object"),
+        ({"tag": 3}, "tag=3 must be str"),
+        ({"include": "cat"}, "include='cat' must be list"),
+        ({"include": ["cat"]}, "include[0] must be an object"),
+        ({"include": [{"class": "cat"}]}, "include[0]: has no 'count'"),
+        ({"include": [{"class": "cat", "count": True}]}, "count=True must be int"),
+        ({"include": [{"class": "cat", "count": 0}]}, "count=0 must be 1 or more"),
+        ({"include": [{**CAT, "color": "grey"}]}, "color 'grey' must be one of red"),
+        ({"include": [CAT, {**CAT, "position": ["left", 0]}]}, "include[1]: position=['left', 0]"),
+        ({"include": [CAT, {**CAT, "position": ["left of", 1]}]}, "['left of', 1] must be"),
+        ({"exclude": [{"count": 1}]}, "exclude[0]: has no 'class'"),
+        ({"exclude": {}}, "exclude must be a list"),
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": None}, "prompt=None must be str"),
+        (PROMPTS[0], "repeats line 1"),
+    ],
+)
+def test_bad_geneval_prompts_are_named_by_line(change, words, tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [PROMPTS[0], PROMPTS[2] | change])
+    with fails(words) as caught:
+        geneval.read_prompts(path)
+    assert str(caught.value).startswith(f"{path}, line 2: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"tag": "colors", ', "line 1: no JSON, or cut short"),
+        (b"[1]\n", "line 1: must be a JSON object, not list"),
+        (b"\n\n", "has no prompts"),
+        (b"\xff\xfe", "isn't text in UTF-8"),
+        (None, "there is no such file"),
+    ],
+)
+def test_a_file_that_is_no_list_of_prompts(content, words, tmp_path):
+    path = tmp_path / "p.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with fails(words):
+        geneval.read_prompts(epath.Path(path))
+
+
+# Rules.
+
+
+def things(*boxes, score=0.95):
+    return [Detection(np.array(box, np.float32), score) for box in boxes]
+
+
+def test_objects_are_taken_surest_first_above_their_threshold_and_16_at_most():
+    found = {
+        "cat": [Detection(np.zeros(4), s) for s in (0.3, 0.31, float(np.float32(0.9)), 0.91)],
+        "dog": [Detection(np.zeros(4), 0.1)],
+        "cup": [Detection(np.zeros(4), 0.5 + i / 64) for i in range(20)],
+    }
+    chosen = select(found, "colors")
+    assert [one.score for one in chosen["cat"]] == [0.91, pytest.approx(0.9), 0.31]
+    assert "dog" not in chosen
+    assert [one.score for one in chosen["cup"]] == [0.5 + i / 64 for i in range(19, 3, -1)]
+    assert [one.score for one in select(found, "counting")["cat"]] == [0.91]
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [
+        ((0, 0), set()),
+        ((-20, 0), set()),  # a tenth of both widths, 100 each, is 20
+        ((-40, 0), set()),  # half of the distance lies within the margin
+        ((-41, 0), {"left of"}),
+        ((41, 0), {"right of"}),
+        ((0, -41), {"above"}),
+        ((0, 41), {"below"}),
+        ((-500, 500), {"left of", "below"}),
+        ((500, 240), {"right of"}),  # down by less than half of the distance
+    ],
+)
+def test_position_boundaries(shift, expected):
+    here = np.array([300, 300, 400, 400], np.float32)
+    assert relations(here + np.array(shift * 2, np.float32), here) == expected
+
+
+def test_counts():
+    two = PROMPTS[1]
+    box = (0, 0, 9, 9)
+    assert judge({"cat": things(box, box)}, two) == (True, "")
+    assert judge({"cat": things(box)}, two) == (False, "cat: 1, must be 2 or more")
+    assert judge({"cat": things(box, box, box)}, two) == (False, "cat: 3, must be under 3")
+    assert judge({}, two)[0] is False
+    assert judge({"cat": things(box, box, box), "dog": things(box)}, PROMPTS[0])[0]
+
+
+def test_colour_is_asked_of_the_surest_objects_alone():
+    prompt = {"include": [{"class": "cat", "count": 2, "color": "red"}]}
+    objects = {"cat": things(*[(i, 0, i + 9, 9) for i in range(4)])}
+
+    def colours(names):
+        def name_colours(group, name):
+            assert (len(group), name) == (2, "cat")
+            return [names[int(one.box[0])] for one in group]
+
+        return name_colours
+
+    assert judge(objects, prompt, colours(["red", "red", "blue", "blue"])) == (True, "")
+    right, why = judge(objects, prompt, colours(["red", "blue", "red", "red"]))
+    assert (right, why) == (False, "cat: red, blue, must be 2 red")
+
+
+def test_position_needs_every_pair_and_a_target_that_is_met():
+    left, middle, right = (0, 0, 50, 50), (200, 0, 250, 50), (400, 0, 450, 50)
+    prompt = PROMPTS[3]
+    assert judge({"cat": things(right), "dog": things(left)}, prompt) == (True, "")
+    # Only the surest dog counts.
+    assert judge({"cat": things(middle), "dog": things(left, right)}, prompt)[0]
+    assert judge({"cat": things(middle), "dog": things(right, left)}, prompt) == (
+        False,
+        "dog: right of the other, must be left of it",
+    )
+    right_of_two = {"include": [{"class": "cat", "count": 2}, prompt["include"][1]]}
+    assert judge({"cat": things(middle, right), "dog": things(left)}, right_of_two)[0]
+    assert not judge({"cat": things(right, left), "dog": things(middle)}, right_of_two)[0]
+    assert judge({"dog": things(left)}, prompt)[1].splitlines() == [
+        "cat: 0, must be 1 or more",
+        "dog: must be left of what isn't there as asked",
+    ]
+
+
+def test_verdicts_are_the_official_evaluator_s():
+    golden = json.loads((GOLDEN / "geneval.json").read_text())["verdicts"]
+    assert len(golden) == detection_formula.CASES
+    for seed, expected in enumerate(golden):
+        boxes, metadata = detection_formula.case(seed)
+        found = {name: [Detection(b[:4], b[4]) for b in rows] for name, rows in boxes.items()}
+        objects = select(found, metadata["tag"])
+        right, why = judge(
+            objects, metadata, lambda group, _: [detection_formula.colour(o.box) for o in group]
+        )
+        counts = [len(objects.get(name, [])) for name in detection_formula.CLASSES]
+        assert [right, counts] == expected, (seed, metadata, why)
+        assert right == (why == "")
+
+
+def test_relations_are_the_official_evaluator_s():
+    golden = json.loads((GOLDEN / "geneval.json").read_text())["relations"]
+    count = detection_formula.PAIRS
+    boxes = detection_formula.boxes(np.random.RandomState(0), 2 * count).reshape(count, 2, 5)
+    assert [sorted(relations(a[:4], b[:4])) for a, b in boxes] == golden
+
+
+# Results.
+
+
+TAGS = [prompt["tag"] for prompt in PROMPTS]
+
+
+def result(of, sample, correct, **change):
+    return {
+        "filename": f"out/{TAGS.index(of['tag']):05d}/samples/{sample:04d}.png",
+        "tag": of["tag"],
+        "prompt": of["prompt"],
+        "correct": correct,
+        "reason": "" if correct else "none",
+        "metadata": json.dumps(of),
+        "details": "{}",
+        **change,
+    }
+
+
+RIGHT = {0: [1, 1], 1: [0, 0], 2: [1, 0], 3: [0, 1]}
+RESULTS = [result(PROMPTS[i], s, bool(x)) for i, xs in RIGHT.items() for s, x in enumerate(xs)]
+
+
+def test_geneval_scores_by_hand(prompts, tmp_path):
+    scores = geneval.read_results(write_lines(tmp_path / "r.jsonl", RESULTS), prompts)
+    assert scores.tags == {"single_object": 1, "counting": 0, "colors": 0.5, "position": 0.5}
+    assert scores.overall == 0.5
+    assert scores.prompts_solved == 0.75
+    assert (scores.prompts, scores.images) == (4, 8)
+
+
+def test_each_tag_counts_the_same_however_many_prompts_it_has(tmp_path):
+    cases = {tag: [i < 7 for i in range(count)] for tag, count in geneval.PROMPTS.items()}
+    lines = []
+    for tag, rights in cases.items():
+        for i, right in enumerate(rights):
+            metadata = {"tag": tag, "include": [CAT], "prompt": f"{tag} {i}"}
+            lines.append(result(PROMPTS[0], 0, right, tag=tag, prompt=f"{tag} {i}",
+                                metadata=json.dumps(metadata), filename=f"{tag}{i}"))  # fmt: skip
+    path = write_lines(tmp_path / "r.jsonl", lines)
+    scores = geneval.read_results(path)
+    expected = {tag: 7 / count for tag, count in geneval.PROMPTS.items()}
+    assert scores.tags == pytest.approx(expected)
+    assert scores.overall == pytest.approx(sum(expected.values()) / 6)
+    assert scores.prompts == 553
+    with fails("another version's (two_object 98 of 99)"):
+        geneval.read_results(write_lines(path, lines[:80] + lines[81:]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (RESULTS[:-1], "'a photo of a dog left of a cat' has 1 images, another prompt 2"),
+        (RESULTS[2:], "1 of 4 prompts are missing; the first is 00000, 'a photo of a cat'"),
+        (RESULTS + RESULTS[2:3], "line 9: image out/00001/samples/0000.png is in"),
+        (RESULTS + [result(PROMPTS[0], 2, 1)], "line 9: correct=1 must be bool"),
+        (RESULTS + [{"filename": "x"}], "line 9: has no 'tag'"),
+        (RESULTS + [result(PROMPTS[0], 2, True, tag="color")], "line 9: tag 'color' isn't its"),
+        (RESULTS + [result(PROMPTS[0], 2, True, metadata="{")], "line 9: metadata is no JSON"),
+        (RESULTS + [result(PROMPTS[0], 2, True, metadata="[]")], "metadata must be an object"),
+        (
+            [result(PROMPTS[0] | {"prompt": "x"}, 0, True)],
+            "'x' with its metadata is none of the prompts given",
+        ),
+        ([], "has no results"),
+    ],
+)  # fmt: skip
+def test_bad_geneval_results(lines, words, prompts, tmp_path):
+    with fails(words):
+        geneval.read_results(write_lines(tmp_path / "r.jsonl", lines), prompts)
+
+
+def test_results_cut_short_or_of_another_version(prompts, tmp_path):
+    path = write_lines(tmp_path / "r.jsonl", RESULTS)
+    with fails("prompts are missing, or another version's (single_object 1 of 80, two_object 0 of"):
+        geneval.read_results(path)
+    path.write_text(path.read_text()[:-30])
+    with fails("line 8: no JSON, or cut short"):
+        geneval.read_results(path, prompts)
+
+
+# A folder of images.
+
+
+@pytest.fixture
+def drawn(prompts, tmp_path):
+    """Images as grey as their number, two a prompt."""
+    folder = epath.Path(tmp_path / "out")
+    for prompt in prompts:
+        geneval.write_metadata(folder, prompt)
+        for sample in range(2):
+            path = geneval.image_path(folder, prompt, sample)
+            path.parent.mkdir(exist_ok=True)
+            grey(10 * prompt.index + sample).save(path)
+        (folder / prompt.name / "grid.png").write_bytes(b"not looked at")
+        (folder / prompt.name / "samples" / "notes.txt").write_text("nor this")
+    (folder / "log").mkdir()
+    return folder
+
+
+class Detector:
+    """One cat in every image, and a second in the last of each prompt; counts its calls."""
+
+    def __init__(self, most=99):
+        self.calls, self.most = [], most
+
+    def __call__(self, image):
+        if len(self.calls) == self.most:
+            raise KeyboardInterrupt
+        self.calls.append(int(image[0, 0, 0]))
+        return {"cat": things(*[(0, 0, 5, 5)] * (1 + self.calls[-1] % 10))}
+
+
+def red(image, group, name):
+    return ["red"] * len(group)
+
+
+def test_images_are_judged_and_written_as_the_evaluator_does(drawn, prompts, tmp_path):
+    out = epath.Path(tmp_path / "r.jsonl")
+    detector = Detector()
+    scores = geneval.score_images(drawn, detector, red, out, prompts)
+    assert detector.calls == [0, 1, 10, 11, 20, 21, 30, 31]
+    assert scores.tags == {"single_object": 1, "counting": 0.5, "colors": 1, "position": 0}
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines[3] == {
+        "filename": str(drawn / "00001" / "samples" / "0001.png"),
+        "tag": "counting",
+        "prompt": "a photo of two cats",
+        "correct": True,
+        "reason": "",
+        "metadata": json.dumps(PROMPTS[1]),
+        "details": json.dumps({"cat": [[0.0, 0.0, 5.0, 5.0, 0.95]] * 2}),
+    }
+    assert lines[2]["reason"] == "cat: 1, must be 2 or more"
+    assert geneval.read_results(out, prompts) == scores
+
+
+@pytest.mark.parametrize("torn", [0, 1, 25])
+def test_a_killed_scoring_goes_on(torn, drawn, prompts, tmp_path):
+    out = epath.Path(tmp_path / "r.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        geneval.score_images(drawn, Detector(most=5), red, out, prompts)
+    whole = geneval.score_images(drawn, Detector(), red, epath.Path(tmp_path / "w"), prompts)
+    out.write_bytes(out.read_bytes()[: -torn or None])
+    rest = Detector()
+    assert geneval.score_images(drawn, rest, red, out, prompts) == whole
+    assert rest.calls == ([20] if torn > 1 else []) + [21, 30, 31]
+    assert out.read_text() == (tmp_path / "w").read_text()
+    assert geneval.score_images(drawn, Detector(most=0), red, out, prompts) == whole
+
+
+def test_bad_folders_of_images(drawn, prompts, tmp_path):
+    out = epath.Path(tmp_path / "r.jsonl")
+    idle = Detector(most=0)
+
+    def run(folder=drawn, prompts=prompts):
+        geneval.score_images(folder, idle, red, out, prompts)
+
+    with fails("another version's (single_object 1 of 80"):
+        run(prompts=None)
+    with fails("has no folders 00000, 00001"):
+        run(drawn / "00000")
+    with fails("has no folders 00000, 00001"):
+        run(drawn / "nowhere")
+    write_lines(tmp_path / "r.jsonl", [result(PROMPTS[0], 0, True)])
+    with fails("out/00000/samples/0000.png is no image of this folder"):
+        run()
+    out.write_text("my notes")
+    with fails("r.jsonl: isn't a file of JSON lines; name another file"):
+        run()
+    assert out.read_text() == "my notes"
+    out.unlink()
+    geneval.image_path(drawn, prompts[1], 1).unlink()
+    with fails("'a photo of two cats' has 1 images, another prompt 2"):
+        run()
+    geneval.image_path(drawn, prompts[1], 0).unlink()
+    with fails("samples: has no images 0000.png"):
+        run()
+    (drawn / "00001" / "metadata.jsonl").write_text("{}\n{}")
+    with fails("metadata.jsonl: isn't one JSON object"):
+        run()
+    (drawn / "00001" / "metadata.jsonl").unlink()
+    with fails("metadata.jsonl: there is no such file"):
+        run()
+    assert not out.exists() and idle.calls == []
+
+
+def test_an_image_that_cannot_be_read_is_named(drawn, prompts, tmp_path):
+    geneval.image_path(drawn, prompts[2], 0).write_bytes(b"png")
+    with fails("00002/samples/0000.png: can't be read as an image"):
+        geneval.score_images(drawn, Detector(), red, epath.Path(tmp_path / "r"), prompts)
