@@ -28,15 +28,15 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.update(
         image_size=64,
         channels=3,
-        patch=16,
+        patch=8,
         depth=4,
-        width=192,
+        width=128,
         heads=4,
         text_tokens=space.tokens,
         text_width=space.width,
         pooled_width=space.pooled_width,
-        max_grid=4,
-        base_grid=4,
+        max_grid=8,
+        base_grid=8,
         qk_norm=True,
     )
     config.model.thinking.layers = ()
@@ -44,7 +44,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.diffusion.update(prediction="data", shift=3.0)
 
     config.train.update(
-        steps=3_000, batch_size=32, ema_decay=0.99, log_every=50, sample_every=500, samples=64
+        steps=5_000, batch_size=16, ema_decay=0.99, log_every=100, sample_every=1_000, samples=64
     )
     config.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99
@@ -61,7 +61,7 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
         if word not in ("think", "lora", "large"):
             raise UserError(f"--config: unknown argument {word!r}: choose of think, lora, large")
     if "large" in words:
-        config.model.update(depth=12, width=384, heads=6, patch=8, max_grid=8, base_grid=8)
+        config.model.update(depth=12, width=384, heads=6, patch=4, max_grid=16, base_grid=16)
         config.model.dtype = "bfloat16"
         config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)
         config.optimizer.update(learning_rate=5e-4, warmup_steps=1_000)
@@ -76,6 +76,6 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
             thinking |= dict(experts=1, latent_steps=1, gate="first", rank=rank)
         config.model.thinking.update(**thinking)
         config.init.base = "runs/shapes"
-        config.train.update(trainable="thinking", steps=config.train.steps // 3)
+        config.train.update(trainable="thinking", steps=3 * config.train.steps // 10)
         config.optimizer.learning_rate = config.optimizer.learning_rate / 2
     return config

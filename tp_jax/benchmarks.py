@@ -241,6 +241,63 @@ def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
     return content
 
 
+def collect(root: epath.Path, out: epath.Path) -> dict[str, Any]:
+    """Mean and spread over seeds of the scores in ROOT/VARIANT/SEED/scores.json.
+
+    Writes FILE.json and, beside it, the same as a table FILE.md.
+
+    Raises:
+      UserError: there are none, or a variant hasn't the same seeds as another.
+    """
+    files = sorted(root.glob("*/*/scores.json"))
+    if not files:
+        raise UserError(f"--collect={root}: has no VARIANT/SEED/scores.json; see launch/shapes.sh")
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        content = json.loads(file.read_text())
+        scores = {
+            f"{part} {tag}": value
+            for part in ("overall", "seen", "unseen")
+            for tag, value in (content[part]["tags"] | {"mean": content[part]["overall"]}).items()
+        }
+        found.setdefault(file.parent.parent.name, {})[file.parent.name] = scores
+    seeds = {name: sorted(runs) for name, runs in found.items()}
+    if len({tuple(one) for one in seeds.values()}) > 1:
+        raise UserError(f"--collect={root}: variants have other seeds: {seeds}")
+    content = {"suite": "shapes", "seeds": next(iter(seeds.values())), "variants": {}}
+    for name, runs in found.items():
+        rows = {key: [run[key] for run in runs.values()] for key in next(iter(runs.values()))}
+        content["variants"][name] = {
+            "mean": {key: float(np.mean(row)) for key, row in rows.items()},
+            "std": {key: float(np.std(row, ddof=1)) for key, row in rows.items() if len(row) > 1},
+            "runs": runs,
+        }
+    write_json(out, content)
+    table = collected_table(content)
+    out.with_suffix(".md").write_text(table + "\n")
+    print(table)
+    return content
+
+
+def collected_table(content: dict[str, Any]) -> str:
+    """Markdown: a row a skill, a column a variant, in percent with the spread over seeds."""
+    variants = content["variants"]
+    seeds = len(content["seeds"])
+    lines = [
+        f"Percent of images right, mean ± standard deviation over {seeds} seeds.",
+        "",
+        "| | " + " | ".join(variants) + " |",
+        "|---|" + "---|" * len(variants),
+    ]
+    for key in next(iter(variants.values()))["mean"]:
+        cells = []
+        for scores in variants.values():
+            spread = f" ± {100 * scores['std'][key]:.1f}" if key in scores["std"] else ""
+            cells.append(f"{100 * scores['mean'][key]:.1f}{spread}")
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 # Images of each skill that a gallery shows.
 SHOWN = 8
 

@@ -4,6 +4,7 @@ With --sweep it scores a workdir instead: every guidance scale with every number
 and the base model beside them. Benchmarks of prompts:
 
   --suite=shapes --workdir=W --out=DIR                draws and scores; --samples=DIR scores alone
+  --suite=shapes --collect=ROOT --out=FILE.json       mean and spread of launch/shapes.sh
   --suite=geneval|dpg --make --workdir=W --prompts=P --out=DIR      images for the official scorers
   --suite=geneval --results=FILE.jsonl [--prompts=P]                their results
   --suite=dpg --results=FILE [--questions=dpg_bench.csv]
@@ -33,6 +34,7 @@ flags.DEFINE_integer("batch_size", 64, "images at once; doesn't change the score
 flags.DEFINE_integer("num", None, "the first so many samples, all by default; 50000 for --sweep")
 
 flags.DEFINE_boolean("make", False, "draw a benchmark's images")
+flags.DEFINE_string("collect", None, "shapes: a folder of VARIANT/SEED/scores.json")
 flags.DEFINE_boolean("score", False, "geneval: judge images here, with Mask2Former and CLIP")
 flags.DEFINE_string("prompts", None, "your copy of GenEval's metadata or of DPG's prompts")
 flags.DEFINE_string("questions", None, "dpg: your copy of dpg_bench.csv")
@@ -93,7 +95,9 @@ def run_benchmark(values: dict) -> None:
         return epath.Path(values[name]) if values[name] else None
 
     suite = values["suite"]
-    if suite == "shapes" and not (values["workdir"] or values["make"]):
+    if suite == "shapes" and values["collect"]:
+        benchmarks.collect(epath.Path(values["collect"]), epath.Path(cli.required("out")))
+    elif suite == "shapes" and not (values["workdir"] or values["make"]):
         benchmarks.score_shapes(
             epath.Path(cli.required("samples")), epath.Path(cli.required("out"))
         )

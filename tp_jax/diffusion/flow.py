@@ -9,7 +9,7 @@ import numpy as np
 from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
 from tp_jax.errors import UserError
 
-# Below, errors of predicted data aren't magnified further.
+# Below, training doesn't magnify errors of predicted data further, as that paper has it.
 LEAST_SIGMA = 0.05
 
 
@@ -61,7 +61,7 @@ class RectifiedFlow:
         output = output.astype(jnp.float32)
         if self.prediction == "velocity":
             return output
-        return (x_t - output) / jnp.maximum(sigma, LEAST_SIGMA)
+        return (x_t - output) / sigma
 
     def losses(
         self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
@@ -69,7 +69,8 @@ class RectifiedFlow:
         """ "mse" of the velocity, which is the "loss"."""
         x, noise = x.astype(jnp.float32), noise.astype(jnp.float32)
         x_t = self.noised(x, noise, times)
-        velocity = self.velocity(predict(x_t, 1000 * times), x_t, expand(times, x))
+        least = jnp.maximum(expand(times, x), LEAST_SIGMA)
+        velocity = self.velocity(predict(x_t, 1000 * times), x_t, least)
         mse = mean_over_sample(jnp.square(velocity - (noise - x)))
         return {"loss": mse, "mse": mse}
 

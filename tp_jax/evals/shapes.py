@@ -50,8 +50,9 @@ def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
         counts = [per_skill // len(groups)] * len(groups)
         counts[0] += per_skill - sum(counts)
         for group, count in zip(groups, counts, strict=True):
-            order = np.concatenate([rng.permutation(len(group)) for _ in range(count)])[:count]
-            chosen += [group[i] for i in order]
+            rounds = -(-count // len(group))
+            order = [i for _ in range(rounds) for i in rng.permutation(len(group))]
+            chosen += [group[i] for i in order[:count]]
     return [
         Prompt(i, f"{i:05d}", one.caption, one.metadata | {"seen": one.seen, "index": i})
         for i, one in enumerate(chosen)
