@@ -110,8 +110,8 @@ def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDi
     base_grid = _base_grid(weights.peek(names.table), max_grid)
     depth = weights.count(rf"{names.block}(\d+)\.")
     weights.shape(f"{names.block}0.{names.adaln}.bias", 1)  # Where there is no block, named here.
-    norm = f"{names.block}0.{names.norms}q.weight"
-    head = weights.shape(norm, 1)[0] if norm in weights else HEAD
+    qk_norm = weights.count(rf"{names.block}(\d+)\.{names.norms}") > 0
+    head = weights.shape(f"{names.block}0.{names.norms}q.weight", 1)[0] if qk_norm else HEAD
     if heads is None and width % head:
         raise UserError(
             f"the weights are {width} wide, as no published SD3 is, whose heads have {head} "
@@ -127,7 +127,7 @@ def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDi
         heads=heads or width // head,
         text_width=text_width,
         pooled_width=pooled_width,
-        qk_norm=norm in weights,
+        qk_norm=qk_norm,
         dual_attention_layers=weights.count(rf"{names.block}(\d+)\.{names.dual_proj}"),
         max_grid=max_grid,
         base_grid=base_grid,
