@@ -9,13 +9,18 @@ files.
 import argparse
 import json
 import pathlib
+import tempfile
 
 import numpy as np
 import torch
-from diffusers import SD3Transformer2DModel
+import transformers
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from make import SD35_CONFIG, normal
 from seeded import seeded_weights
+from tiny_text import PROMPTS, T5_WIDTH, write_repository
+
+T5_TOKENS = 12
 
 
 def original_shapes(config):
@@ -78,13 +83,48 @@ def make_original(seed):
     }
 
 
+def make_text():
+    """Arrays of sd3_text.npz: what diffusers' pipeline makes of prompts."""
+    arrays = {"prompts": np.array(json.dumps(PROMPTS))}
+    with tempfile.TemporaryDirectory() as place:
+        folder = pathlib.Path(place)
+        write_repository(folder, seeded_weights)
+        clip, t5 = transformers.CLIPTextModelWithProjection, transformers.T5EncoderModel
+        load = transformers.AutoTokenizer.from_pretrained
+        pipeline = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(**SD35_CONFIG | {"joint_attention_dim": T5_WIDTH}),
+            scheduler=None,
+            vae=None,
+            text_encoder=clip.from_pretrained(folder / "text_encoder").eval(),
+            tokenizer=load(folder / "tokenizer"),
+            text_encoder_2=clip.from_pretrained(folder / "text_encoder_2").eval(),
+            tokenizer_2=load(folder / "tokenizer_2"),
+            text_encoder_3=t5.from_pretrained(folder / "text_encoder_3").eval(),
+            tokenizer_3=load(folder / "tokenizer_3"),
+        )
+    prompts = list(PROMPTS)
+    for name in ("", "_without_t5"):
+        if name:
+            pipeline.text_encoder_3 = None
+        text, _, pooled, _ = pipeline.encode_prompt(
+            prompts,
+            prompts,
+            prompts,
+            device="cpu",
+            do_classifier_free_guidance=False,
+            max_sequence_length=T5_TOKENS,
+        )
+        arrays |= {f"text{name}": text.detach().numpy(), f"pooled{name}": pooled.detach().numpy()}
+    return arrays
+
+
 def main():
     parser = argparse.ArgumentParser(description="Writes the golden files again.")
     parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    for name, arrays in {"sd3_original": make_original(70)}.items():
+    for name, arrays in {"sd3_original": make_original(70), "sd3_text": make_text()}.items():
         path = args.out / f"{name}.npz"
         np.savez_compressed(path, **arrays)
         print(f"{path.name}: {path.stat().st_size} bytes, {len(arrays)} arrays")
