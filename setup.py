@@ -11,7 +11,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece", "safetensors"],
-    "convert": ["torch>=2.5", "safetensors>=0.4"],
+    "convert": ["torch>=2.5"],
     "notebooks": ["ipykernel>=6", "papermill>=2.6"],
     "test": [
         "pytest>=8",

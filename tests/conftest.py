@@ -117,7 +117,7 @@ def converted(tmp_path_factory):
     @functools.cache
     def folder(name):
         place = tmp_path_factory.mktemp(name)
-        heads = ["--heads=4"] if name == "dit" else []
+        heads = ["--heads=4"] if name in ("dit", "sd3") else []
         said = convert(place, torch_state(name), KINDS.get(name, "sd-vae"), *heads)
         (place / "said").write_text(said)
         return place / "out"

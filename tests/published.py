@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from tp_jax.models.layers import position_embedding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-KINDS = {"dit": "dit", "dit_s2": "dit", "inception": "inception"}  # the others are sd-vae
+# The others are sd-vae.
+KINDS = {"dit": "dit", "dit_s2": "dit", "inception": "inception", "sd3": "sd3", "sd35": "sd3"}
 
 
 @functools.cache
@@ -23,7 +24,7 @@ def golden(name):
 
 def torch_state(name):
     arrays = golden(name)
-    if name == "dit":
+    if name in ("dit", "sd3", "sd35"):
         return {key[2:]: value for key, value in arrays.items() if key.startswith("w/")}
     shapes = json.loads(str(arrays["shapes"]))
     state = seeded_weights(shapes, int(arrays["seed"]), float(arrays["gain"]))

@@ -15,8 +15,8 @@ from tp_jax.errors import UserError
 from tp_jax.models.autoencoder import AutoencoderConfig
 from tp_jax.pretrained import folder as folder_lib
 from tp_jax.pretrained import load_autoencoder, load_inception
+from tp_jax.pretrained.files import load_state_dict
 from tp_jax.pretrained.folder import save_folder
-from tp_jax.pretrained.state_dict import load_state_dict
 
 # Folders.
 
@@ -110,10 +110,16 @@ def test_out_may_be_empty_and_nothing_else(refused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--source=x.pt", "--out={new}"], "--kind is missing: what the weights are of: dit, sd-"),
+        (
+            ["--source=x.pt", "--out={new}"],
+            "--kind is missing: what the weights are of: dit, sd3",
+        ),
         (["--kind=dit", "--out={new}"], "--source is missing: file of torch weights"),
         (["--kind=dit", "--source=x.pt"], "--out is missing: a new or empty folder"),
-        (["--kind=vae", "--source=x.pt", "--out={new}"], "--kind=vae: choose one of dit, sd-vae"),
+        (
+            ["--kind=vae", "--source=x.pt", "--out={new}"],
+            "--kind=vae: choose one of dit, sd3",
+        ),
         (["--kind=dit", "--source=x.pt", "--out={new}"], "--source=x.pt: there is no such file"),
         (["--kind=dit", "--source={text}", "--out={new}"], "give a .safetensors, .pt, .pth"),
         (["--kind=dit", "--source={bad}", "--out={new}"], "damaged or no .safetensors file"),
@@ -131,13 +137,12 @@ def test_bad_flags(arguments, match, refused, tmp_path):
     refused("convert", *(argument.format(**names) for argument in arguments), match=match)
 
 
-@pytest.mark.parametrize("module", ["torch", "safetensors"])
-def test_without_its_extra(module, refused, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    source = tmp_path / f"weights.{'pt' if module == 'torch' else module}"
+def test_without_its_extra(refused, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    source = tmp_path / "weights.pt"
     source.write_text("")
     arguments = ["--kind=dit", f"--source={source}", f"--out={tmp_path / 'place' / 'new'}"]
-    refused("convert", *arguments, match=rf"needs {module}: pip install -e '.\[convert\]'")
+    refused("convert", *arguments, match=r"needs torch: pip install -e '.\[convert\]'")
 
 
 def test_half_precision(tmp_path):

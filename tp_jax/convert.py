@@ -1,4 +1,4 @@
-"""Convert: python -m tp_jax.convert --kind=dit|sd-vae|inception --source=FILE --out=DIR."""
+"""Convert: python -m tp_jax.convert --kind=dit|sd3|sd-vae|inception --source=FILE --out=DIR."""
 
 from absl import flags
 from etils import epath
@@ -6,10 +6,14 @@ from etils import epath
 from tp_jax import cli
 from tp_jax.pretrained.convert import Conversion, convert
 
-flags.DEFINE_string("kind", None, "what the weights are of: dit, sd-vae or inception")
-flags.DEFINE_string("source", None, "file of torch weights: .pt, .pth, .ckpt or .safetensors")
+flags.DEFINE_string("kind", None, "what the weights are of: dit, sd3, sd-vae or inception")
+flags.DEFINE_string(
+    "source",
+    None,
+    "file of torch weights, .pt, .pth, .ckpt or .safetensors, or folder of shards",
+)
 flags.DEFINE_string("out", None, "a new or empty folder")
-flags.DEFINE_integer("heads", None, "attention heads, of a DiT that isn't S, B, L or XL")
+flags.DEFINE_integer("heads", None, "attention heads, of a DiT or SD3 of no published size")
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ from tp_jax.errors import UserError
 from tp_jax.output import say
 from tp_jax.pretrained.autoencoder import convert_autoencoder
 from tp_jax.pretrained.dit import infer_dit, read_dit
+from tp_jax.pretrained.files import load_state_dict
 from tp_jax.pretrained.folder import check_free, save_folder
 from tp_jax.pretrained.inception import convert_inception
-from tp_jax.pretrained.state_dict import load_state_dict
+from tp_jax.pretrained.sd3 import infer_sd3, read_sd3
 
 State = Mapping[str, np.ndarray]
 
@@ -30,7 +31,7 @@ class Conversion:
 
 
 def convert(conversion: Conversion) -> None:
-    """Reads a file of torch weights, writes a folder, and says what it holds.
+    """Reads torch weights, writes a folder, and says what it holds.
 
     Raises:
       UserError: the weights aren't of that kind, naming the first that doesn't fit, or there is
@@ -39,10 +40,11 @@ def convert(conversion: Conversion) -> None:
     kind, out = conversion.kind, conversion.out
     if kind not in KINDS:
         raise UserError(f"--kind={kind}: choose one of {', '.join(KINDS)}")
-    if conversion.heads is not None and kind != "dit":
+    if conversion.heads is not None and kind not in HEADED:
         raise UserError(f"--heads={conversion.heads}: {kind} has none to choose; leave it out")
     check_free(out)
-    converted = KINDS[kind](load_state_dict(conversion.source), conversion)
+    state = load_state_dict(conversion.source, PARTS.get(kind, ""))
+    converted = KINDS[kind](state, conversion)
     try:
         description = save_folder(
             out, converted.params, kind, converted.config, conversion.source.name
@@ -80,6 +82,22 @@ def _convert_dit(state: State, conversion: Conversion) -> Converted:
     )
 
 
+def _convert_sd3(state: State, conversion: Conversion) -> Converted:
+    model = infer_sd3(state, conversion.heads)
+    # Images may have any size that the position table holds, so theirs is left out.
+    names = (
+        "channels", "out_channels", "patch", "depth", "width", "heads", "text_width",
+        "pooled_width", "qk_norm", "dual_attention_layers", "max_grid", "base_grid",
+    )  # fmt: skip
+    config = {name: getattr(model, name) for name in names}
+    return Converted(
+        params=read_sd3(state, model),
+        config=config,
+        size=", ".join(f"{name} {value}" for name, value in config.items()),
+        use=f"--config.init.base={conversion.out}",
+    )
+
+
 def _convert_autoencoder(state: State, conversion: Conversion) -> Converted:
     model, params = convert_autoencoder(state)
     return Converted(
@@ -105,6 +123,11 @@ def _convert_inception(state: State, conversion: Conversion) -> Converted:
 # `--kind` -> what converts it.
 KINDS: dict[str, Callable[[State, Conversion], Converted]] = {
     "dit": _convert_dit,
+    "sd3": _convert_sd3,
     "sd-vae": _convert_autoencoder,
     "inception": _convert_inception,
 }
+# Those whose attention heads can be said.
+HEADED = ("dit", "sd3")
+# `--kind` -> the subfolder of diffusers' repositories that it is in.
+PARTS = {"sd3": "transformer", "sd-vae": "vae"}

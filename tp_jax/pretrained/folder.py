@@ -59,11 +59,15 @@ def save_folder(
 
 
 def save_weights(folder: epath.Path, params: Any) -> None:
-    """Writes a tree of arrays alone; Orbax renames it into place when it is whole."""
+    """Writes a tree of NumPy arrays alone; Orbax renames it into place when it is whole."""
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(absolute(folder), params)
+    # By default Orbax copies all arrays first, so that they may change while it writes.
+    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(absolute(folder), args=ocp.args.PyTreeSave(params))
 
 
 def check_free(folder: epath.Path) -> None:

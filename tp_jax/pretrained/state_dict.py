@@ -1,104 +1,20 @@
-"""Torch state dicts: files of them, and their weights in our layout, each handed out once.
+"""The weights of torch state dicts in our layout, each handed out once.
 
 D width, p patch size, C channels. Torch holds linear kernels as [out, in], we as [in, out].
 """
 
-import argparse
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
-from etils import epath
 
 from tp_jax.errors import UserError
 
 # Published files hold their position tables in half precision: values up to 1, so 2^-11 apart.
 TABLE_TOLERANCE = 1e-3
-# Where training scripts keep the weights in their checkpoints; averaged ones first.
-NESTED = ("ema", "state_dict", "model")
-SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-}
-
-
-def load_state_dict(path: epath.Path) -> dict[str, np.ndarray]:
-    """The weights of a .safetensors, .pt, .pth, .ckpt or .bin file, each in its own dtype.
-
-    Of a training script's checkpoint, {"ema": …}, {"state_dict": …} or {"model": …}, that part
-    is taken; bfloat16 comes as ml_dtypes.bfloat16, but from torch's own files as float32.
-
-    Raises:
-      UserError: there is no such file, it can't be read, or what reads it isn't installed.
-    """
-    if not path.exists() or path.is_dir():
-        raise UserError(f"--source={path}: there is no such file")
-    read = {".safetensors": _load_safetensors}.get(path.suffix)
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        read = _load_torch
-    if read is None:
-        raise UserError(f"--source={path}: give a .safetensors, .pt, .pth, .ckpt or .bin file")
-    try:
-        return read(path)
-    except ImportError as error:
-        raise UserError(
-            f"--source={path} needs {error.name}: pip install -e '.[convert]'"
-        ) from error
-
-
-def _load_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
-    import safetensors
-
-    try:
-        # safetensors.numpy knows no bfloat16.
-        tensors = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise UserError(f"--source={path} is damaged or no .safetensors file: {error}") from error
-    state = {}
-    for key, tensor in tensors:
-        if tensor["dtype"] not in SAFETENSORS_DTYPES:
-            raise UserError(f"--source={path}: {key} is {tensor['dtype']}, which isn't a weight's")
-        dtype = SAFETENSORS_DTYPES[tensor["dtype"]]
-        state[key] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-    return state
-
-
-def _load_torch(path: epath.Path) -> dict[str, np.ndarray]:
-    import torch
-
-    try:
-        # DiT's own training script keeps its command line beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # Whatever torch's unpickler stumbles over.
-        raise UserError(
-            f"--source={path} is damaged, or holds more than weights, which isn't safe to read: "
-            f"get it anew, or look for a .safetensors file of the same weights"
-        ) from error
-    nested = [name for name in NESTED if isinstance(state, Mapping) and _is_nested(state, name)]
-    state = state[nested[0]] if nested else state
-    tensors = isinstance(state, Mapping) and all(map(torch.is_tensor, state.values()))
-    if not tensors:
-        raise UserError(f"--source={path} holds no state dict: give a file of weights")
-    return {key: _to_numpy(tensor) for key, tensor in state.items()}
-
-
-def _is_nested(state: Mapping[str, Any], name: str) -> bool:
-    return isinstance(state.get(name), Mapping)
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    # NumPy has no bfloat16 of its own, so torch wouldn't hand one out.
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 class StateDict:
@@ -123,6 +39,10 @@ class StateDict:
         if len(shape) != rank:
             raise UserError(f"{self._prefix}{key} has shape {list(shape)}, not {rank} axes")
         return shape
+
+    def peek(self, key: str) -> np.ndarray:
+        """A weight as torch holds it, which stays to be taken."""
+        return self._find(key)
 
     def count(self, pattern: str) -> int:
         """How many numbered layers there are: one more than the largest (\\d+) that matches."""
@@ -215,7 +135,21 @@ def stack_qkv(*layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def stacked(block: Callable[[int], Any], layers: range) -> Any:
     """The trees of these layers, with a leading axis of layers."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(block, layers))
+    first, *others = layers
+    blocks = jax.tree.map(lambda leaf: _with_room(leaf, len(layers)), block(first))
+    # Layer by layer, so that no more than one is there twice.
+    for place, layer in enumerate(others, start=1):
+        leaves = jax.tree.leaves(blocks), jax.tree.leaves(block(layer))
+        for out, leaf in zip(*leaves, strict=True):
+            out[place] = leaf
+    return blocks
+
+
+def _with_room(leaf: np.ndarray, layers: int) -> np.ndarray:
+    """[layers, …] with this leaf as the first layer."""
+    out = np.empty((layers, *leaf.shape), leaf.dtype)
+    out[0] = leaf
+    return out
 
 
 def square_side(count: int, what: str) -> int:

@@ -248,7 +248,7 @@ def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> 
 
 
 # Of a model, what decides its numbers but not the shapes of its weights.
-SHAPELESS = ("heads", "image_size", "patch")
+SHAPELESS = ("heads", "image_size", "patch", "max_grid", "base_grid")
 
 
 def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) -> Any:
