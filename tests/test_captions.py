@@ -1,14 +1,484 @@
 """Images with captions: read, prepared as latents with their text, trained on."""
 
 import dataclasses
+import json
+import pathlib
+import runpy
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from captioned import EACH, IMAGES, captions_of, make_coco, make_fake_coco_captions
+from etils import epath
+from imagenet import make_autoencoder, photo
+from test_resume import Curves, assert_identical, stored
 
+from tp_jax import config as config_lib
+from tp_jax import data, preparation
+from tp_jax.codec import load_codec
+from tp_jax.data.latents import HEADER, NULL_TEXT, open_latents
+from tp_jax.data.pipeline import open_named
+from tp_jax.errors import UserError
+from tp_jax.models import build_model
+from tp_jax.output import write_json
+from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.preparation import prepare
+from tp_jax.shapes.scenes import LONGEST, WORDS
+from tp_jax.text.words import WordEncoder
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.cost import equal_rank, layer_parameters
 from tp_jax.thinking.layer import init_thinking_layer
+from tp_jax.train import metrics
+from tp_jax.train.loop import train
+from tp_jax.train.state import abstract_params
+from tp_jax.train.workdir import read_text_space
+
+ENCODER = WordEncoder(WORDS, LONGEST)
+SD3 = pathlib.Path(__file__).parents[1] / "configs" / "sd3_coco.py"
+get_sd3 = runpy.run_path(str(SD3))["get_config"]
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets") / "coco"
+    make_coco(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    return make_autoencoder(tmp_path_factory.mktemp("weights") / "vae")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_codec(autoencoder):
+    """Compiled once for all tests here; `test_latents` is about codecs."""
+    fields = config_lib.default().autoencoder
+    fields.path = str(autoencoder)
+    codec = load_codec(fields, create_mesh(ONE_DEVICE, jax.devices()[:1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "load_codec", lambda config, mesh: codec)
+        yield codec
+
+
+def captions_config(coco, autoencoder, folder):
+    config = config_lib.default("mmdit", "flow")
+    space = ENCODER.space
+    config.model.update(
+        image_size=8, channels=4, patch=4, depth=2, width=16, heads=2, max_grid=8, base_grid=4,
+        text_tokens=space.tokens, text_width=space.width, pooled_width=space.pooled_width,
+    )  # fmt: skip
+    config.model.thinking.update(layers=(0,), rank=2, gate_width=4)
+    config.text.encoder = "shapes"
+    config.autoencoder.path = str(autoencoder)
+    config.prepare.update(
+        source="coco", dir=str(coco), split="train2017", records_per_shard=5, batch_size=4
+    )
+    config.data.update(source="latents", dir=str(folder))
+    config.train.update(steps=4, batch_size=4, log_every=2, samples=0, ema_decay=0.9)
+    config.checkpoint.every_steps = 2
+    return config
+
+
+@pytest.fixture
+def config(coco, autoencoder, tmp_path):
+    return captions_config(coco, autoencoder, tmp_path / "latents")
+
+
+@pytest.fixture(scope="module")
+def prepared(coco, autoencoder, tmp_path_factory, one_codec):
+    """A folder of latents and text, read only."""
+    folder = epath.Path(tmp_path_factory.mktemp("prepared")) / "latents"
+    prepare(captions_config(coco, autoencoder, folder), folder)
+    return folder
+
+
+@pytest.fixture
+def copied(prepared, config):
+    """The folder of the config, with latents to spoil."""
+    shutil.copytree(prepared, config.data.dir)
+    return epath.Path(config.data.dir)
+
+
+def written(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write_lines(path, entries):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def write_jsonl(folder, name, make):
+    """Photos in a folder, and a JSONL of what `make` says of each."""
+    folder.mkdir(parents=True)
+    for i in range(IMAGES):
+        (folder / f"{i}.jpg").write_bytes(photo(i))
+    write_lines(folder / name, [make(i) for i in range(IMAGES)])
+
+
+def check_records(source, count=IMAGES):
+    assert source.gives == "caption" and len(source.records) == count
+    assert source.image_size is None and source.channels == 3 and source.class_names == ()
+    for i in range(count):
+        record = source.records[i]
+        assert bytes(record["image"]) == photo(i)
+        assert record["captions"] == tuple(captions_of(i))
+
+
+def test_coco_is_read_in_the_order_of_its_ids(coco):
+    source = open_named("config.data", "coco", str(coco), "train2017")
+    check_records(source)
+    assert source.record_name(3).endswith("train2017/000000000003.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("captions.jsonl", lambda i: {"file": f"{i}.jpg", "captions": captions_of(i)}),
+        ("train.jsonl", lambda i: {"file": f"./{i}.jpg", "captions": captions_of(i)}),
+        ("metadata.jsonl", lambda i: {"file_name": f"{i}.jpg", "text": captions_of(i)}),
+        ("train/metadata.jsonl", lambda i: {"file_name": f"{i}.jpg", "text": captions_of(i)}),
+    ],
+)
+def test_a_folder_with_a_jsonl_is_read_in_the_order_of_its_lines(tmp_path, name, make):
+    place = tmp_path / "set" / name
+    write_jsonl(place.parent, place.name, make)
+    if place.name == "train.jsonl":
+        # Another split's images lie beside this one's.
+        write_lines(place.with_name("captions.jsonl"), [{"file": "x.jpg", "caption": "a ring"}])
+        place.with_name("x.jpg").write_bytes(photo(0))
+    check_records(open_named("config.data", "captions", str(tmp_path / "set"), "train"))
+
+
+def test_lines_of_one_image_are_its_captions(tmp_path):
+    write_jsonl(tmp_path / "set", "captions.jsonl", lambda i: {"file": f"{i}.jpg", "caption": "x"})
+    lines = [{"file": f"{i}.jpg", "caption": c} for i in range(IMAGES) for c in captions_of(i)]
+    write_lines(tmp_path / "set" / "captions.jsonl", lines[::-1] + [])
+    source = open_named("config.data", "captions", str(tmp_path / "set"), "")
+    assert source.records[IMAGES - 1]["captions"] == tuple(captions_of(0)[::-1])
+
+
+def test_tfds_sets_with_captions_give_captions(tmp_path):
+    make_fake_coco_captions(tmp_path)
+    check_records(open_named("config.data", "tfds/coco_captions", str(tmp_path), "train"))
+
+
+def test_one_of_the_captions_is_drawn_beside_the_same_pixels(coco):
+    source = open_named("config.data", "coco", str(coco), "train2017")
+    decode = source.decoder(32, False)
+    drawn = [decode(source.records[2], np.random.default_rng(seed)) for seed in range(60)]
+    said = [example["condition"]["caption"] for example in drawn]
+    assert all(said.count(caption) > 8 for caption in captions_of(2))
+    assert drawn[0]["x"].shape == (32, 32, 3) and drawn[0]["x"].dtype == np.float32
+    assert all((example["x"] == drawn[0]["x"]).all() for example in drawn)
+    np.testing.assert_array_equal(
+        source.decoder(32, True)(source.records[2], np.random.default_rng(0))["x"],
+        data.source.DecodeImage(32, 3, True)(
+            {"image": photo(2), "label": 0}, np.random.default_rng(0)
+        )["x"],
+    )
+
+
+def spoil_coco(change, folder):
+    path = folder / "annotations" / "captions_train2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+COCO = [
+    (lambda f: shutil.rmtree(f / "annotations"), "captions_train2017.json isn't there: in MSCOCO"),
+    (
+        lambda f: shutil.rmtree(f / "train2017"),
+        "train2017 isn't there: in MSCOCO's layout config.d",
+    ),
+    (lambda f: shutil.rmtree(f), "config.data.dir=.*coco' isn't there: name a folder"),
+    (
+        lambda f: (f / "annotations" / "captions_train2017.json").write_text('{"images": ['),
+        "captions_train2017.json is damaged JSON: .*mend it",
+    ),
+    (
+        lambda f: (f / "annotations" / "captions_train2017.json").write_bytes(b"\xff\xfe{}"),
+        "captions_train2017.json can't be read: .*UTF-8",
+    ),
+    (lambda f: spoil_coco(lambda c: c.pop("images"), f), "isn't laid out as MSCOCO's captions"),
+    (
+        lambda f: spoil_coco(lambda c: c["images"].clear(), f),
+        "31|34 captions are of no image in it",
+    ),
+    (
+        lambda f: spoil_coco(lambda c: c["annotations"][0].update(caption=" "), f),
+        "annotation 110: the caption ' ' is empty",
+    ),
+    (
+        lambda f: spoil_coco(lambda c: c.update(annotations=c["annotations"][7:]), f),
+        "3 images in .* have no caption in .*json, the first 000000000009.jpg: write captions",
+    ),
+    (
+        lambda f: (f / "train2017" / "extra.jpg").write_bytes(photo(0)),
+        "1 images in .* have no caption in .*json, the first extra.jpg",
+    ),
+    (
+        lambda f: (f / "train2017" / "000000000004.jpg").unlink(),
+        "names 1 images that aren't in .*train2017, the first 000000000004.jpg: add the images",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "match"), COCO)
+def test_what_is_wrong_with_coco_is_named(coco, tmp_path, spoil, match):
+    shutil.copytree(coco, tmp_path / "coco")
+    spoil(tmp_path / "coco")
+    with pytest.raises(UserError, match=match):
+        open_named("config.data", "coco", str(tmp_path / "coco"), "train2017")
+
+
+LINES = [
+    ('{"file": "0.jpg", "caption"', "captions.jsonl, line 2 is damaged JSON"),
+    ('["0.jpg", "a ring"]', "line 2 names no image: write"),
+    ('{"caption": "a ring"}', "line 2 names no image: write"),
+    ('{"file": "0.jpg"}', "line 2: 0.jpg has no caption: add one"),
+    ('{"file": "0.jpg", "captions": []}', "line 2: 0.jpg has no caption: add one"),
+    ('{"file": "0.jpg", "caption": "  "}', "line 2: the caption '  ' is empty"),
+    ('{"file": "0.jpg", "captions": ["a ring", 3]}', "line 2: the caption '3' is empty or no text"),
+    ('{"file": "9.jpg", "caption": "a ring"}', "names 1 images that aren't in .*the first 9.jpg"),
+    ("", "1 images in .* have no caption in .*captions.jsonl, the first 0.jpg"),
+]
+
+
+@pytest.mark.parametrize(("line", "match"), LINES)
+def test_what_is_wrong_with_a_line_is_named(tmp_path, line, match):
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(photo(i))
+    (tmp_path / "captions.jsonl").write_text(f'{{"file": "1.jpg", "caption": "a ring"}}\n{line}\n')
+    with pytest.raises(UserError, match=match):
+        open_named("config.data", "captions", str(tmp_path), "train")
+
+
+def test_a_folder_without_captions_is_named(tmp_path):
+    with pytest.raises(UserError, match="has none of train.jsonl, captions.jsonl, metadata.jsonl"):
+        open_named("config.data", "captions", str(tmp_path), "train")
+    (tmp_path / "captions.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="captions.jsonl holds no captions"):
+        open_named("config.data", "captions", str(tmp_path), "train")
+
+
+def test_prepared_text_is_the_encoders(prepared):
+    source = open_latents(str(prepared))
+    assert source.gives == "text" and source.text_space == ENCODER.space
+    assert len(source.records) == IMAGES and len(list(prepared.glob("*.arrayrecord"))) == 3
+    empty = ENCODER.encode([""])
+    for i in range(IMAGES):
+        encoded, moments = source.header.plan.decode(source.records[i])
+        wanted = ENCODER.encode(captions_of(i))
+        np.testing.assert_array_equal(encoded.text, wanted["text"])
+        np.testing.assert_array_equal(encoded.pooled, wanted["pooled"])
+        assert encoded.text.dtype == np.float16 and moments.shape == (2, 2, 8, 8, 4)
+    decode, seen = source.decoder(8, False), set()
+    for seed in range(40):
+        condition = decode(source.records[1], np.random.default_rng(seed))["condition"]
+        wanted = ENCODER.encode(captions_of(1))
+        (row,) = np.flatnonzero((wanted["pooled"] == condition["pooled"]).all(1))
+        np.testing.assert_array_equal(condition["text"], wanted["text"][row])
+        np.testing.assert_array_equal(condition["null_text"], empty["text"][0])
+        np.testing.assert_array_equal(condition["null_pooled"], empty["pooled"][0])
+        assert all(array.dtype == np.float32 for array in condition.values())
+        seen.add(int(row))
+    assert seen == set(range(EACH))
+
+
+def test_latents_with_text_are_those_with_labels(prepared, coco, config, tmp_path):
+    (tmp_path / "classes").mkdir()
+    shutil.copytree(coco / "train2017", tmp_path / "classes" / "one")
+    labels = config_lib.default("dit", "flow")
+    labels.model.update(image_size=8, channels=4, num_classes=1)
+    labels.autoencoder.path = config.autoencoder.path
+    labels.prepare.update(source="folder", dir=str(tmp_path / "classes"), records_per_shard=5)
+    prepare(labels, epath.Path(tmp_path / "labels"))
+    with_text, with_labels = open_latents(str(prepared)), open_latents(str(tmp_path / "labels"))
+    for a, b in zip(with_text.records, with_labels.records, strict=True):
+        found, wanted = with_text.header.plan.decode(a), with_labels.header.plan.decode(b)
+        np.testing.assert_array_equal(found[1], wanted[1])
+    assert with_text.header.mean == with_labels.header.mean
+    # As it was written before there were captions.
+    fields = json.loads((tmp_path / "labels" / HEADER).read_text())
+    assert not {"text", "num", "seed", "captions"} & set(fields["plan"])
+    assert "null_text" not in fields
+
+
+def test_bytes_ignore_the_batch_and_a_kill(prepared, config, monkeypatch):
+    folder, write_shard = epath.Path(config.data.dir), preparation.write_shard
+    config.prepare.batch_size = 3
+
+    def stopping(folder, plan, shard, records, bar):
+        if shard == 1:
+            next(records)
+            raise KeyboardInterrupt
+        write_shard(folder, plan, shard, records, bar)
+
+    monkeypatch.setattr(preparation, "write_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, folder)
+    with pytest.raises(UserError, match="isn't finished: run the same tp_jax.prepare again"):
+        data.open_source(config)
+    made = []
+    monkeypatch.setattr(
+        preparation, "write_shard", lambda *args: (made.append(args[2]), write_shard(*args))
+    )
+    config.prepare.batch_size = 7
+    prepare(config, folder)
+    assert made == [1, 2]
+    assert written(folder) == written(prepared)
+
+
+def test_images_are_chosen_by_the_seed_and_captions_are_the_first(config, tmp_path):
+    config.prepare.update(num=5, captions=2)
+
+    def chosen(seed):
+        folder = epath.Path(tmp_path / str(seed))
+        config.seed = seed
+        prepare(config, folder)
+        source = open_latents(str(folder))
+        assert source.header.plan.records == len(source.records) == 5
+        found = [source.header.plan.decode(record)[0].pooled for record in source.records]
+        every = [ENCODER.encode(captions_of(i)[:2])["pooled"] for i in range(IMAGES)]
+        return [
+            next(i for i in range(IMAGES) if np.array_equal(every[i], pooled)) for pooled in found
+        ]
+
+    first = chosen(0)
+    # These are to stay the same for good.
+    assert first == [1, 4, 6, 8, 11] and chosen(1) == [1, 2, 4, 8, 9]
+    config.prepare.num = IMAGES + 1
+    with pytest.raises(UserError, match="config.prepare.num=13, but coco has 12 images: choose"):
+        prepare(config, epath.Path(config.data.dir))
+    config.prepare.num, config.seed = 5, 7
+    with pytest.raises(UserError, match="begun with other settings: seed was 1, now 7"):
+        prepare(config, epath.Path(tmp_path / "1"))
+
+
+def test_another_encoder_does_not_go_on_in_the_folder(copied, config, monkeypatch):
+    other = WordEncoder((*WORDS[1:], WORDS[0]), LONGEST)
+    monkeypatch.setattr(preparation, "load_encoder", lambda fields: other)
+    with pytest.raises(UserError, match="begun with other settings: text was TextSpace"):
+        prepare(config, copied)
+
+
+def test_a_long_caption_is_refused_with_its_record_before_anything_is_written(
+    coco, config, tmp_path
+):
+    shutil.copytree(coco, tmp_path / "coco")
+    long = "a red circle left of a blue square and a ring"
+    spoil_coco(lambda c: c["annotations"][3].update(caption=long), tmp_path / "coco")
+    config.prepare.dir = str(tmp_path / "coco")
+    folder = epath.Path(config.data.dir)
+    with pytest.raises(UserError, match="000000000010.jpg: the prompt .* has 11 words.*takes 8"):
+        prepare(config, folder)
+    assert not folder.exists()
+    # Not one of those that are kept.
+    config.prepare.captions = 2
+    prepare(config, folder)
+
+
+def test_a_number_that_float16_cannot_hold_is_refused(config, monkeypatch):
+    for value in (1e5, np.nan):
+
+        class Loud(WordEncoder):
+            def encode(self, prompts, value=value):
+                found = super().encode(prompts)
+                found["text"][[prompt.startswith("three blue") for prompt in prompts]] = value
+                return found
+
+        monkeypatch.setattr(preparation, "load_encoder", lambda f, e=Loud: e(WORDS, LONGEST))
+        with pytest.raises(
+            UserError, match="000000000008.jpg: the text encoder gives (100000|nan)"
+        ):
+            prepare(config, epath.Path(config.data.dir))
+
+
+def test_a_broken_captioned_image_is_named_or_left_out_with_its_text(coco, config, tmp_path):
+    shutil.copytree(coco, tmp_path / "coco")
+    broken = tmp_path / "coco" / "train2017" / "000000000002.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    config.prepare.dir, folder = str(tmp_path / "coco"), epath.Path(config.data.dir)
+    with pytest.raises(UserError, match="000000000002.jpg can't be read.*skip_corrupt=true"):
+        prepare(config, folder)
+    config.prepare.skip_corrupt = True
+    prepare(config, tmp_path / epath.Path("again"))
+    source = open_latents(str(tmp_path / "again"))
+    pooled = [source.header.plan.decode(record)[0].pooled for record in source.records]
+    for i, found in zip([0, 1, *range(3, IMAGES)], pooled, strict=True):
+        np.testing.assert_array_equal(found, ENCODER.encode(captions_of(i))["pooled"])
+
+
+def test_the_empty_prompts_text_is_checked_and_made_again(copied, prepared, config):
+    path = copied / NULL_TEXT
+    for spoil, match in (
+        (lambda: path.write_bytes(path.read_bytes()[:-1] + b"x"), "null_text.npz is damaged"),
+        (path.unlink, "null_text.npz is missing: run the same tp_jax.prepare again"),
+    ):
+        spoil()
+        with pytest.raises(UserError, match=match):
+            data.open_source(config)
+        prepare(config, copied)
+        assert written(copied) == written(prepared)
+
+
+def test_what_does_not_fit_together_is_refused(prepared, config):
+    def refused(match, call, **fields):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+        with pytest.raises(UserError, match=match):
+            call(changed)
+
+    def prepare_anew(config):
+        prepare(config, epath.Path(config.data.dir))
+
+    dit = config_lib.default("dit", "flow")
+    dit.prepare.update(**config.prepare.to_dict())
+    dit.autoencoder.path = config.autoencoder.path
+    with pytest.raises(UserError, match="'coco' has captions, but a dit model takes labels"):
+        prepare_anew(dit)
+    refused("'digits' has labels, but a mmdit", prepare_anew, prepare__source="digits")
+    refused("'shapes' is drawn as it is asked for", prepare_anew, prepare__source="shapes")
+    refused("text_width=9, but that of config.text", prepare_anew, model__text_width=9)
+    refused("prepare.captions=-1: must be 0", prepare_anew, prepare__captions=-1)
+    dit.prepare.update(source="digits", captions=1)
+    with pytest.raises(UserError, match="captions=1, but .*'digits' has labels: set 0"):
+        prepare_anew(dit)
+    assert not epath.Path(config.data.dir).exists()
+    config.data.dir = str(prepared)
+    refused("model.text_tokens=9, but that of the text in", data.open_source, model__text_tokens=9)
+
+
+def test_a_model_trains_on_prepared_captions_and_goes_on(prepared, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "open_writer", lambda workdir: Curves())
+    config.data.dir, workdir = str(prepared), epath.Path(tmp_path / "run")
+    # The decoder is for pictures alone.
+    config.autoencoder.path = ""
+    train(config, workdir)
+    assert read_text_space(workdir) == ENCODER.space
+    wanted, _ = stored(workdir, 4)
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    train(config, workdir)
+    assert_identical(stored(workdir, 4)[0], wanted)
+
+    other = dataclasses.replace(ENCODER.space, identity="e" * 64)
+    write_json(workdir / "text.json", dataclasses.asdict(other))
+    with pytest.raises(UserError, match="embeddings of another encoder: identity eeeee.*new workd"):
+        train(config, workdir)
+    (workdir / "text.json").write_text("{")
+    with pytest.raises(UserError, match="text.json is damaged"):
+        train(config, workdir)
+
+
+def test_pictures_are_drawn_of_the_first_captions(prepared, config):
+    config.data.dir = str(prepared)
+    source = data.open_source(config)
+    found = data.example_conditions(source, None, IMAGES + 2)
+    assert found["text"].shape == (IMAGES + 2, LONGEST, ENCODER.space.width)
+    assert found["pooled"][-2].sum() == found["null_pooled"][0].sum() + found["pooled"][-2].sum()
 
 
 def count(config, width):
@@ -33,3 +503,26 @@ def test_plain_lora_of_equal_rank_has_as_many_parameters(fields):
     # To the nearest: one rank is 6·width parameters.
     assert abs(count(lora, width) - count(config, width)) <= 6 * width / 2
     assert count(dataclasses.replace(lora, rank=1), width) == (2 + 6) * width
+
+
+def trained_parameters(argument):
+    config = get_sd3(argument)
+    params = abstract_params(build_model(config_lib.build(config).model))["thinking"]
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def test_the_variants_of_sd3_are_what_they_say():
+    ours, lora = trained_parameters(""), trained_parameters("lora")
+    assert abs(lora / ours - 1) < 2e-3 and ours == pytest.approx(8.86e6, rel=0.01)
+    thinking = get_sd3("lora,one-layer,no-mod").model.thinking
+    assert (thinking.experts, thinking.latent_steps, thinking.gate) == (1, 1, "first")
+    assert thinking.layers == (12,) and not thinking.modulate
+    assert trained_parameters("one-layer") * 3 == ours
+    five = get_sd3("m5t5,512")
+    assert (five.model.thinking.experts, five.model.thinking.latent_steps) == (5, 5)
+    assert five.model.image_size == 64 and five.data.dir != get_sd3().data.dir
+    assert abs(trained_parameters("m5t5,lora") / trained_parameters("m5t5") - 1) < 2e-3
+    config_lib.build(get_sd3("debug,lora,512"))
+    assert get_sd3("debug").data.source == "synthetic"
+    with pytest.raises(UserError, match="unknown argument 'lara': choose of one-layer, m5t5"):
+        get_sd3("lora,lara")

@@ -1,0 +1,62 @@
+"""Small sets of photos with captions of the words of Shapes, laid out as people have them."""
+
+import io
+import json
+
+from imagenet import photo
+
+IMAGES, EACH = 12, 3  # captions of an image, but the last has one
+COLOURS = ("red", "green", "blue", "pink", "cyan", "orange")
+
+
+def captions_of(i: int) -> list[str]:
+    found = [f"a {COLOURS[i % 6]} circle", f"{('two', 'three')[i // 6]} {COLOURS[i % 6]} rings"]
+    found.append(f"a ring left of a {COLOURS[i % 6]} square")
+    return found if i < IMAGES - 1 else found[:1]
+
+
+def make_coco(folder, split: str = "train2017") -> None:
+    """Writes MSCOCO's layout, with images and captions in another order than that of ids."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / split).mkdir()
+    images, notes = [], []
+    for i in reversed(range(IMAGES)):
+        name = f"{i:012d}.jpg"
+        (folder / split / name).write_bytes(photo(i))
+        images.append({"id": 100 + i, "file_name": name, "width": 64, "height": 64})
+        for j, caption in reversed(list(enumerate(captions_of(i)))):
+            notes.append({"image_id": 100 + i, "id": 10 * i + j, "caption": f"{caption}\n"})
+    content = {"info": {}, "licenses": [], "images": images, "annotations": notes}
+    (folder / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+
+
+def make_fake_coco_captions(folder) -> None:
+    """Writes `coco_captions` as TFDS would, without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.1.0")
+
+            def _info(self):
+                text = {"id": tfds.features.Scalar("int64"), "text": tfds.features.Text()}
+                features = {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "image/filename": tfds.features.Text(),
+                    "captions": tfds.features.Sequence(text),
+                }
+                features = tfds.features.FeaturesDict(features)
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                for i in range(IMAGES):
+                    said = [{"id": j, "text": text} for j, text in enumerate(captions_of(i))]
+                    name = f"{i:012d}.jpg"
+                    example = {"image": io.BytesIO(photo(i)), "image/filename": name}
+                    yield i, example | {"captions": said}
+
+    CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
