@@ -72,7 +72,9 @@ def test_long_prompts(repository, capsys):
     with pytest.raises(UserError, match="'cube cube.*…' has 78 tokens, CLIP-L takes 77: shorten"):
         encoder.check(LONG)
     # Of T5's own tokens, one ends the prompt.
-    with pytest.raises(UserError, match=f"has 13 tokens, T5 takes {T5_TOKENS}: .*truncate=True"):
+    with pytest.raises(
+        UserError, match=f"has 13 tokens, T5 takes {T5_TOKENS}: .*text.truncate=true"
+    ):
         encoder.encode(["a cat", " ".join(["cube"] * T5_TOKENS)])
     cutting = load_sd3_encoder(repository, t5_tokens=80, truncate=True)
     cutting.check(LONG)

@@ -70,6 +70,7 @@ class Make:
       num: the first so many prompts; None is all.
       height, width: in pixels; None is as trained.
       autoencoder, text: folders; None is the config's.
+      truncate: cut prompts that are longer than the encoder takes.
     """
 
     suite: str
@@ -90,6 +91,7 @@ class Make:
     matmul_precision: str | None = None
     autoencoder: str | None = None
     text: str | None = None
+    truncate: bool = False
 
 
 def read_prompts(suite: str, path: epath.Path | None, num: int | None = None) -> list[Prompt]:
@@ -131,6 +133,7 @@ def make(task: Make) -> list[Prompt]:
         dtype=task.dtype,
         autoencoder=task.autoencoder,
         text=task.text,
+        truncate=task.truncate,
     )
     size = drawn_size(loaded, task.height, task.width)
     generator = make_generator(

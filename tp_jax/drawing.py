@@ -29,7 +29,7 @@ from tp_jax.parallel.sharding import tree_shardings
 from tp_jax.text import TextEncoder, load_encoder
 from tp_jax.train import checkpoint as checkpoint_lib
 from tp_jax.train.state import Params, abstract_params, with_shardings
-from tp_jax.train.workdir import read_config
+from tp_jax.train.workdir import check_text_space, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Loaded:
     train_step: int
     codec: Codec | None
     config: ConfigDict
+    workdir: epath.Path
 
 
 def load(
@@ -54,6 +55,7 @@ def load(
     dtype: str | None = None,
     autoencoder: str | None = None,
     text: str | None = None,
+    truncate: bool = False,
 ) -> Loaded:
     """Loads a workdir, local or gs://, onto all devices here, data-parallel.
 
@@ -63,6 +65,7 @@ def load(
       dtype: that the model computes in; the config's by default.
       autoencoder: folder of the autoencoder that decodes; the config's by default.
       text: folder of the text encoders; the config's by default.
+      truncate: cut prompts that are longer than the encoder takes, and say so.
 
     Raises:
       UserError: there is no such workdir, checkpoint or autoencoder.
@@ -71,6 +74,7 @@ def load(
     config.model.dtype = dtype or config.model.dtype
     config.autoencoder.path = autoencoder or config.autoencoder.path
     config.text.path = text or config.text.path
+    config.text.truncate = truncate or config.text.truncate
     built = config_lib.build(config)
     model, mesh = build_model(built.model), create_mesh(DATA_PARALLEL)
     shapes = abstract_params(model)
@@ -90,7 +94,7 @@ def load(
         train_step = checkpoint_lib.find_step(manager, train_step)
         params = checkpoint_lib.restore_params(manager, train_step, target, ema=ema)
     num_classes = getattr(config.model, "num_classes", 0)
-    return Loaded(model, params, built, mesh, num_classes, train_step, codec, config)
+    return Loaded(model, params, built, mesh, num_classes, train_step, codec, config, workdir)
 
 
 def without_thinking(loaded: Loaded, base: str | None = None) -> tuple[Loaded, str]:
@@ -144,6 +148,7 @@ def load_text(loaded: Loaded) -> TextEncoder:
     if model.kind == "dit":
         raise UserError(f"a {model.kind} model draws classes, not prompts: give --labels")
     encoder = load_encoder(loaded.config.text)
+    check_text_space(loaded.workdir, encoder.space)
     check_text(encoder.space, model, f"config.text.encoder={loaded.config.text.encoder!r}")
     return encoder
 
@@ -242,6 +247,7 @@ class Drawing:
       dtype: that the model computes in; None is the config's.
       autoencoder: folder of the autoencoder that decodes; None is the config's.
       text: folder of the text encoders; None is the config's.
+      truncate: cut prompts that are longer than the encoder takes.
     """
 
     workdir: epath.Path
@@ -263,6 +269,7 @@ class Drawing:
     dtype: str | None = None
     autoencoder: str | None = None
     text: str | None = None
+    truncate: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,6 +342,7 @@ def draw_samples(drawing: Drawing) -> None:
         dtype=drawing.dtype,
         autoencoder=drawing.autoencoder,
         text=drawing.text,
+        truncate=drawing.truncate,
     )
     size = drawn_size(loaded, drawing.height, drawing.width)
     generator = make_generator(

@@ -7,11 +7,24 @@ from ml_collections import ConfigDict
 from tp_jax.errors import UserError
 from tp_jax.shapes.scenes import LONGEST, WORDS
 from tp_jax.text.encoder import TextEncoder, TextSpace
+from tp_jax.text.sd3 import load_sd3_encoder
 from tp_jax.text.words import WordEncoder
+
+
+def _load_sd3(config: ConfigDict) -> TextEncoder:
+    if not config.path:
+        raise UserError(
+            "config.text.path is empty: name a folder laid out as diffusers' repository of SD3, "
+            "with its text encoders and tokenizers"
+        )
+    fields = ("t5", "clip_tokens", "t5_tokens", "truncate", "dtype")
+    return load_sd3_encoder(config.path, **{name: config[name] for name in fields})
+
 
 # Name -> what loads it from `config.text`.
 ENCODERS: dict[str, Callable[[ConfigDict], TextEncoder]] = {
     "shapes": lambda config: WordEncoder(WORDS, LONGEST),
+    "sd3": _load_sd3,
 }
 # Those that are light enough for the workers that read data.
 WITHOUT_WEIGHTS = ("shapes",)

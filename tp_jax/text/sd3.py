@@ -70,9 +70,7 @@ def load_sd3_encoder(
     load = functools.partial(_load_tower, transformers, folder, dtype=dtype)
     clips = [load("CLIPTextModelWithProjection", *part, clip_tokens) for part in CLIPS]
     towers = clips + ([load("T5EncoderModel", *T5, t5_tokens)] if t5 else [])
-    settings = dict(
-        t5=t5, clip_tokens=clip_tokens, t5_tokens=t5_tokens, truncate=truncate, dtype=dtype
-    )
+    settings = dict(t5=t5, clip_tokens=clip_tokens, t5_tokens=t5_tokens)
     width = int(towers[-1].model.config.d_model) if t5 else _width(folder)
     space = TextSpace(
         identity=_identity(folder, [name for part in parts for name in part[:2]], settings),
@@ -172,7 +170,8 @@ class SD3TextEncoder:
             for tower, length in self._too_long(prompt):
                 raise UserError(
                     f"the prompt {_short(prompt)} has {length} tokens, {tower.name} takes "
-                    f"{tower.tokens}: shorten it, or cut such prompts with truncate=True"
+                    f"{tower.tokens}: shorten it, or cut such prompts with --truncate or "
+                    f"config.text.truncate=true"
                 )
 
     def _too_long(self, prompt: str) -> list[tuple[Tower, int]]:
@@ -273,7 +272,10 @@ def _width(folder: epath.Path) -> int:
 
 
 def _identity(folder: epath.Path, parts: Sequence[str], settings: dict[str, Any]) -> str:
-    """SHA-256 over the settings, and the bytes of the weights, configs and tokenizers."""
+    """SHA-256 of what decides the embeddings, but for their rounding.
+
+    That is the settings, and the bytes of the weights, configs and tokenizers.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in parts:
         files = [path for path in (folder / part).iterdir() if path.suffix in (".txt", ".json")]
