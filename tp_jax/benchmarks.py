@@ -19,6 +19,7 @@ from tp_jax.drawing import (
     make_generator,
     matmul_precision,
     sampler_fields,
+    without_thinking,
 )
 from tp_jax.errors import UserError
 from tp_jax.evals import dpg, dpg_results, geneval, shapes
@@ -71,6 +72,7 @@ class Make:
       height, width: in pixels; None is as trained.
       autoencoder, text: folders; None is the config's.
       truncate: cut prompts that are longer than the encoder takes.
+      thinking: False draws with the base alone.
     """
 
     suite: str
@@ -92,6 +94,7 @@ class Make:
     autoencoder: str | None = None
     text: str | None = None
     truncate: bool = False
+    thinking: bool = True
 
 
 def read_prompts(suite: str, path: epath.Path | None, num: int | None = None) -> list[Prompt]:
@@ -135,6 +138,9 @@ def make(task: Make) -> list[Prompt]:
         text=task.text,
         truncate=task.truncate,
     )
+    if not task.thinking:
+        loaded, base = without_thinking(loaded)
+        say(f"base: {base}")
     size = drawn_size(loaded, task.height, task.width)
     generator = make_generator(
         loaded, task.sampler_changes, task.batch_size, task.latent_steps, size
@@ -165,7 +171,7 @@ def make(task: Make) -> list[Prompt]:
 def _open_folder(task: Make, loaded: Loaded, samples: int, texts, encoder: str) -> None:
     """Writes what decides the images; images of another description don't go beside these."""
     fields = ("suite", "seed", "latent_steps", "negative_prompt", "height", "width",
-              "matmul_precision")  # fmt: skip
+              "matmul_precision", "thinking")  # fmt: skip
     description = {name: getattr(task, name) for name in fields} | {
         "workdir": str(task.workdir.absolute()),
         "checkpoint": loaded.train_step,

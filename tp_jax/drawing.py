@@ -248,6 +248,7 @@ class Drawing:
       autoencoder: folder of the autoencoder that decodes; None is the config's.
       text: folder of the text encoders; None is the config's.
       truncate: cut prompts that are longer than the encoder takes.
+      thinking: False draws with the base alone, see `without_thinking`.
     """
 
     workdir: epath.Path
@@ -270,6 +271,7 @@ class Drawing:
     autoencoder: str | None = None
     text: str | None = None
     truncate: bool = False
+    thinking: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +346,9 @@ def draw_samples(drawing: Drawing) -> None:
         text=drawing.text,
         truncate=drawing.truncate,
     )
+    if not drawing.thinking:
+        loaded, base = without_thinking(loaded)
+        say(f"base: {base}")
     size = drawn_size(loaded, drawing.height, drawing.width)
     generator = make_generator(
         loaded, drawing.sampler_changes, drawing.batch_size, drawing.latent_steps, size

@@ -47,6 +47,7 @@ flags.DEFINE_float("guidance_scale", None, "--make: the config's by default")
 flags.DEFINE_string("sampler", None, "--make: the config's by default")
 flags.DEFINE_integer("height", None, "--make: of the images in pixels; as trained by default")
 flags.DEFINE_integer("width", None, "--make: of the images in pixels; as trained by default")
+flags.DEFINE_boolean("thinking", True, "--make: --nothinking draws with the base model alone")
 flags.DEFINE_boolean("truncate", False, "--make: cut prompts longer than the encoder takes")
 flags.DEFINE_string("text", None, "--make: folder of the text encoders; the config's by default")
 
@@ -123,6 +124,7 @@ def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> No
     names = (
         "suite", "num", "seed", "batch_size", "checkpoint", "negative_prompt", "height", "width",
         "dtype", "matmul_precision", "autoencoder", "text", "truncate",
+        "thinking",
     )  # fmt: skip
     steps = cli.integers("latent_steps") if flags.FLAGS["latent_steps"].present else (None,)
     if len(steps) > 1:

@@ -28,6 +28,7 @@ flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "that the model comput
 flags.DEFINE_string("autoencoder", None, "the folder that decodes latents; the config's by default")
 flags.DEFINE_string("text", None, "the folder of the text encoders; the config's by default")
 flags.DEFINE_boolean("truncate", False, "cut prompts longer than the encoder takes")
+flags.DEFINE_boolean("thinking", True, "--nothinking draws with the base model alone")
 flags.DEFINE_integer("latent_steps", None, "T of the recursion; that of training by default")
 flags.DEFINE_integer("checkpoint", None, "train_step of the checkpoint; the newest by default")
 flags.DEFINE_boolean("ema", True, "averaged parameters; --noema (or --no-ema): as trained")
@@ -57,6 +58,7 @@ def main() -> None:
                     "width",
                     "text",
                     "truncate",
+                    "thinking",
                     "seed",
                     "batch_size",
                     "latent_steps",
