@@ -17,7 +17,7 @@ from etils import epath
 
 from tp_jax import benchmarks, cli
 from tp_jax.errors import UserError
-from tp_jax.evals import run_suite
+from tp_jax.evals import SUITES, run_suite
 from tp_jax.evals.task import Task
 from tp_jax.sweeping import Sweep, run_sweep
 
@@ -75,6 +75,9 @@ def main() -> None:
     if values["sweep"]:
         sweep(values)
         return
+    known = (*SUITES, *benchmarks.BENCHMARKS)
+    if values["suite"] not in known:
+        raise UserError(f"suite {values['suite']!r} is unknown: choose one of {', '.join(known)}")
     if values["suite"] in benchmarks.BENCHMARKS:
         run_benchmark(values)
         return
