@@ -369,3 +369,17 @@ def test_an_unknown_argument_is_named():
 def test_skills_are_geneval_tags():
     tags = collections.Counter(p.metadata["tag"] for p in shapes.prompts())
     assert set(tags) == set(geneval.PROMPTS) and len(set(tags.values())) == 1
+
+
+def test_the_notebook_draws_prompts(drawn_from, tmp_path):
+    import papermill
+
+    notebook = papermill.execute_notebook(
+        ROOT / "notebooks" / "sample.ipynb",
+        tmp_path / "run.ipynb",
+        dict(workdir=str(drawn_from), prompts=["a cross", "two rings"], num=4, latent_steps=[]),
+        cwd=ROOT / "notebooks",
+        progress_bar=False,
+    )
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert sum("image/png" in out.get("data", {}) for out in outputs) == 1
