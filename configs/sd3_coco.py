@@ -40,7 +40,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.text.update(encoder="sd3", path="checkpoints/sd3-medium-text", t5_tokens=77)
     config.data.source = "latents"
     config.data.dir = "data/sd3-coco-1024"  # ours
-    config.data.workers = 8  # ours
+    config.data.workers = 0  # ours: nothing is decoded, and encoded text is large to pass on
 
     config.model.update(image_size=128, channels=16, patch=2, **SIZES["SD3-medium"])
     config.model.dtype = "bfloat16"  # ours

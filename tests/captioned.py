@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 from imagenet import photo
 
 IMAGES, EACH = 12, 3  # captions of an image, but the last has one
@@ -40,7 +41,7 @@ def make_fake_coco_captions(folder) -> None:
             VERSION = tfds.core.Version("1.1.0")
 
             def _info(self):
-                text = {"id": tfds.features.Scalar("int64"), "text": tfds.features.Text()}
+                text = {"id": tfds.features.Scalar(np.int64), "text": tfds.features.Text()}
                 features = {
                     "image": tfds.features.Image(encoding_format="jpeg"),
                     "image/filename": tfds.features.Text(),

@@ -31,6 +31,8 @@ SOURCES: dict[str, Callable[[str, str, str], Source]] = {
     "shapes": open_shapes,
 }
 TFDS_PREFIX, SYNTHETIC = "tfds/", "synthetic"
+# Batches that are read ahead; Grain's own 500 of encoded text don't fit any memory.
+AHEAD = 8
 
 
 def open_named(section: str, name: str, dir: str, split: str) -> Source:
@@ -243,6 +245,7 @@ def make_iterator(
                 shard_count=jax.process_count(),
                 drop_remainder=True,
             ),
+            read_options=grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD),
             multiprocessing_options=grain.MultiprocessingOptions(workers) if workers else None,
         )
     )
