@@ -16,8 +16,8 @@ from tp_jax.codec import load_codec
 from tp_jax.data.latents import HEADER, open_latents
 from tp_jax.data.pipeline import open_named
 from tp_jax.data.transforms import decode_pixels
-from tp_jax.drawing import load
 from tp_jax.errors import UserError
+from tp_jax.loading import load
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 from tp_jax.preparation import prepare
 from tp_jax.train.loop import train

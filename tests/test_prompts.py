@@ -16,10 +16,11 @@ from tp_jax import benchmarks, data
 from tp_jax import config as config_lib
 from tp_jax.diffusion import RectifiedFlow, SamplerConfig
 from tp_jax.diffusion import sample as draw
-from tp_jax.drawing import Drawing, draw_samples, encode_prompts, load, make_generator, read_prompts
+from tp_jax.drawing import Drawing, draw_samples, read_prompts
 from tp_jax.errors import UserError
 from tp_jax.evals import dpg, geneval, shapes
 from tp_jax.generation import Generator
+from tp_jax.loading import encode_prompts, load, make_generator
 from tp_jax.models import build_model
 from tp_jax.shapes.render import render
 from tp_jax.shapes.scenes import training_scene
@@ -185,7 +186,7 @@ def test_text_and_labels_do_not_mix():
 
 def a_make(suite, workdir, out, prompts=None, **fields):
     fields = {"batch_size": 4, "sampler_changes": {"steps": 1}} | fields
-    return benchmarks.Make(suite, workdir, epath.Path(out), prompts, **fields)
+    return benchmarks.Make(workdir, epath.Path(out), suite=suite, prompts=prompts, **fields)
 
 
 @pytest.fixture

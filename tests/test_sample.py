@@ -11,10 +11,11 @@ from etils import epath
 from PIL import Image
 
 from tp_jax import parts
-from tp_jax.drawing import Drawing, draw_samples, load, make_generator
+from tp_jax.drawing import Drawing, draw_samples
 from tp_jax.errors import UserError
 from tp_jax.generation import Generator, choose_labels
 from tp_jax.images import make_grid, to_uint8
+from tp_jax.loading import load, make_generator
 
 
 def drawn(trained, out, **fields):

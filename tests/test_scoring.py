@@ -12,11 +12,12 @@ from PIL import Image
 from test_evals import make_extractor
 
 from tp_jax import scoring
-from tp_jax.drawing import Drawing, draw_samples, load, without_thinking
+from tp_jax.drawing import Drawing, draw_samples
 from tp_jax.errors import UserError
 from tp_jax.evals.adm import evaluate
 from tp_jax.evals.images import open_images
 from tp_jax.evals.reference import read_reference
+from tp_jax.loading import load, without_thinking
 from tp_jax.sweeping import Sweep, run_sweep
 from tp_jax.train.loop import train
 

@@ -11,21 +11,19 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from tp_jax.drawing import (
-    Loaded,
-    drawn_size,
-    encode_prompts,
-    load,
-    make_generator,
-    matmul_precision,
-    sampler_fields,
-    without_thinking,
-)
 from tp_jax.errors import UserError
 from tp_jax.evals import dpg, dpg_results, geneval, shapes
 from tp_jax.evals.lines import read_lines
 from tp_jax.evals.prompts import Prompt
 from tp_jax.images import make_captioned, save_png, to_uint8
+from tp_jax.loading import (
+    Loaded,
+    Request,
+    describe,
+    encode_prompts,
+    matmul_precision,
+    open_generator,
+)
 from tp_jax.output import progress_bar, say, write_json
 from tp_jax.parallel.processes import first_says
 
@@ -61,40 +59,19 @@ BENCHMARKS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Make:
+class Make(Request):
     """Images to draw for a benchmark; the flags of `tp_jax.evaluate --make`.
 
     Attributes:
+      num: the first so many prompts; None is all.
       suite: a key of `BENCHMARKS`.
       prompts: the user's copy of the benchmark's prompts; None for Shapes.
       samples: images of each prompt; None is as the benchmark has them.
-      num: the first so many prompts; None is all.
-      height, width: in pixels; None is as trained.
-      autoencoder, text: folders; None is the config's.
-      truncate: cut prompts that are longer than the encoder takes.
-      thinking: False draws with the base alone.
     """
 
-    suite: str
-    workdir: epath.Path
-    out: epath.Path
+    suite: str = "shapes"
     prompts: epath.Path | None = None
     samples: int | None = None
-    num: int | None = None
-    seed: int = 0
-    batch_size: int = 64
-    sampler_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    latent_steps: int | None = None
-    checkpoint: int | None = None
-    negative_prompt: str = ""
-    height: int | None = None
-    width: int | None = None
-    dtype: str | None = None
-    matmul_precision: str | None = None
-    autoencoder: str | None = None
-    text: str | None = None
-    truncate: bool = False
-    thinking: bool = True
 
 
 def read_prompts(suite: str, path: epath.Path | None, num: int | None = None) -> list[Prompt]:
@@ -130,21 +107,7 @@ def make(task: Make) -> list[Prompt]:
         wanted = f"{benchmark.samples}" if benchmark.joined else "1 or more"
         raise UserError(f"--samples_per_prompt={samples}: {task.suite} wants {wanted}")
     prompts = read_prompts(task.suite, task.prompts, task.num)
-    loaded = load(
-        task.workdir,
-        task.checkpoint,
-        dtype=task.dtype,
-        autoencoder=task.autoencoder,
-        text=task.text,
-        truncate=task.truncate,
-    )
-    if not task.thinking:
-        loaded, base = without_thinking(loaded)
-        say(f"base: {base}")
-    size = drawn_size(loaded, task.height, task.width)
-    generator = make_generator(
-        loaded, task.sampler_changes, task.batch_size, task.latent_steps, size
-    )
+    loaded, generator = open_generator(task)
     texts = [prompt.text for prompt in prompts]
     encoded = encode_prompts(loaded, texts, task.negative_prompt)
     _open_folder(task, loaded, samples, texts, encoded.encoder)
@@ -170,17 +133,9 @@ def make(task: Make) -> list[Prompt]:
 
 def _open_folder(task: Make, loaded: Loaded, samples: int, texts, encoder: str) -> None:
     """Writes what decides the images; images of another description don't go beside these."""
-    fields = ("suite", "seed", "latent_steps", "negative_prompt", "height", "width",
-              "matmul_precision", "thinking")  # fmt: skip
-    description = {name: getattr(task, name) for name in fields} | {
-        "workdir": str(task.workdir.absolute()),
-        "checkpoint": loaded.train_step,
+    description = describe(task, loaded, encoder) | {
         "samples": samples,
         "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
-        "encoder": encoder,
-        "sampler": sampler_fields(loaded, task.sampler_changes),
-        "dtype": loaded.built.model.dtype,
-        "autoencoder": loaded.codec.space.identity if loaded.codec else None,
     }
     path = task.out / DRAWING
     if task.out.exists() and not task.out.is_dir():

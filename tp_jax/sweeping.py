@@ -14,7 +14,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from tp_jax.drawing import (
+from tp_jax.errors import UserError
+from tp_jax.evals.adm import Scores
+from tp_jax.loading import (
     Loaded,
     load,
     make_generator,
@@ -22,8 +24,6 @@ from tp_jax.drawing import (
     sampler_fields,
     without_thinking,
 )
-from tp_jax.errors import UserError
-from tp_jax.evals.adm import Scores
 from tp_jax.output import say, write_json
 from tp_jax.parallel.processes import first_says
 from tp_jax.scoring import load_scorer, picture_size
