@@ -37,7 +37,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.prepare.captions = 1  # ours: of the five or more that each image has
     config.prepare.update(records_per_shard=100, batch_size=16)  # ours
     config.autoencoder.path = "checkpoints/sd3-medium-vae"  # ours
-    config.text.update(encoder="sd3", path="checkpoints/sd3-medium-text", t5_tokens=77)
+    config.text.update(encoder="sd3", t5_tokens=77)
+    config.text.path = "stable-diffusion-3-medium-diffusers"  # ours
     config.data.source = "latents"
     config.data.dir = "data/sd3-coco-1024"  # ours
     config.data.workers = 0  # ours: nothing is decoded, and encoded text is large to pass on
@@ -54,6 +55,7 @@ def get_config(argument: str = "") -> ConfigDict:
         batch_size=64,  # ours
         ema_decay=0.999,  # ours
         condition_dropout=0.1,  # ours
+        samples=8,  # ours
     )
     config.optimizer.update(learning_rate=1e-4, clip_norm=1.0)
     config.checkpoint.update(every_steps=500, keep=2)  # ours

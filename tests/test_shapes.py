@@ -17,6 +17,7 @@ from tp_jax.shapes import scenes
 from tp_jax.shapes.checker import find_objects, same_contents
 from tp_jax.shapes.render import AREAS, CENTROIDS, coverage, render
 from tp_jax.shapes.scenes import COLOURS, SHAPES, SKILLS, Request, all_requests, make_scene
+from tp_jax.text.encoder import ZeroNull
 from tp_jax.text.words import WordEncoder
 
 # The 10,000 take ten minutes: TP_JAX_PICTURES=10000.
@@ -38,7 +39,7 @@ def as_uint8(picture):
 def test_the_checker_reads_every_picture(how):
     wrong = []
     for index in range(PICTURES):
-        scene = scenes.training_scene(index, seed=1)
+        scene = scenes.training_scene(index, seed=1, grid=index % 3 == 0)
         picture = render(scene, 64)
         if how == "degraded":
             picture = degraded(picture, np.random.default_rng(index))
@@ -129,6 +130,15 @@ def test_said_relations_hold_and_objects_do_not_touch():
             assert apart >= a.size + b.size + scenes.GAP - 1e-9
         for one in objects:
             assert one.size + scenes.GAP <= min(one.x, one.y, 1 - one.x, 1 - one.y) + 1e-9
+    for index in range(300):
+        objects = scenes.training_scene(index, grid=True).objects
+        for one in objects:
+            edges = np.array([one.x - one.size, one.x + one.size, one.y - one.size]) * scenes.CELLS
+            np.testing.assert_allclose(edges, np.round(edges), atol=1e-9)
+            assert edges.min() >= 0 and edges.max() <= scenes.CELLS
+        for a, b in itertools.combinations(objects, 2):
+            apart = max(abs(a.x - b.x), abs(a.y - b.y))
+            assert apart >= a.size + b.size + 1 / scenes.CELLS - 1e-9
     pair = (("circle", None), ("square", None))
     rng = np.random.default_rng(0)
     for relation, (axis, sign) in {
@@ -220,6 +230,17 @@ def test_the_word_encoder_by_hand():
     with pytest.raises(UserError, match="'square' is no word of this encoder"):
         encoder.encode(["a square"])
     assert encoder.space != WordEncoder(("a", "ring", "red"), 4).space
+
+
+def test_no_prompt_as_zeros():
+    words = WordEncoder(("a", "ring"), 3)
+    encoder = ZeroNull(words)
+    found, plain = encoder.encode(["a ring", ""]), words.encode(["a ring", ""])
+    np.testing.assert_array_equal(found["text"][0], plain["text"][0])
+    assert plain["text"][1].any() and not found["text"][1].any() and not found["pooled"][1].any()
+    assert encoder.space.tokens == 3 and encoder.space.identity != words.space.identity
+    with pytest.raises(UserError, match="'cross' is no word"):
+        encoder.check("a cross")
 
 
 def test_unreadable_folders_are_refused(tmp_path):

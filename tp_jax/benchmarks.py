@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,21 +14,24 @@ from PIL import Image
 
 from tp_jax.errors import UserError
 from tp_jax.evals import dpg, dpg_results, geneval, shapes
-from tp_jax.evals.lines import read_lines
 from tp_jax.evals.prompts import Prompt
 from tp_jax.images import make_captioned, save_png, to_uint8
+from tp_jax.lines import read_lines
 from tp_jax.loading import (
-    Loaded,
     Request,
     describe,
     encode_prompts,
+    load_text,
     matmul_precision,
     open_generator,
 )
-from tp_jax.output import progress_bar, say, write_json
+from tp_jax.output import progress_bar, say, write_bytes, write_json
 from tp_jax.parallel.processes import first_says
 
-DRAWING = "drawing.json"
+# Suites whose scorer takes square images alone.
+SQUARE = ("dpg", "shapes")
+# Of the scores of Shapes.
+PARTS = ("overall", "seen", "unseen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Benchmark:
 BENCHMARKS = {
     "geneval": Benchmark(geneval.read_prompts, samples=4),
     "dpg": Benchmark(dpg.read_prompts, samples=4, joined=True),
-    "shapes": Benchmark(None, samples=2),
+    "shapes": Benchmark(None, samples=1),
 }
 
 
@@ -108,9 +112,16 @@ def make(task: Make) -> list[Prompt]:
         raise UserError(f"--samples_per_prompt={samples}: {task.suite} wants {wanted}")
     prompts = read_prompts(task.suite, task.prompts, task.num)
     loaded, generator = open_generator(task)
+    if task.suite in SQUARE and generator.size and len(set(generator.size)) > 1:
+        raise UserError(f"--height, --width: the scorer of {task.suite} wants square images")
+    encoder = load_text(loaded)
     texts = [prompt.text for prompt in prompts]
-    encoded = encode_prompts(loaded, texts, task.negative_prompt)
-    _open_folder(task, loaded, samples, texts, encoded.encoder)
+    _open_folder(task.out, describe(task, loaded, encoder.space.identity) | {
+        "samples": samples,
+        "images": samples * len(prompts),
+        "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+    })  # fmt: skip
+    encoded = encode_prompts(loaded, texts, task.negative_prompt, encoder)
 
     count = len(prompts) * samples
     first = first_says(_drawn(task.out, benchmark, prompts, samples))
@@ -131,34 +142,57 @@ def make(task: Make) -> list[Prompt]:
     return prompts
 
 
-def _open_folder(task: Make, loaded: Loaded, samples: int, texts, encoder: str) -> None:
-    """Writes what decides the images; images of another description don't go beside these."""
-    description = describe(task, loaded, encoder) | {
-        "samples": samples,
-        "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
-    }
-    path = task.out / DRAWING
-    if task.out.exists() and not task.out.is_dir():
-        raise UserError(f"--out={task.out} is a file: name a folder")
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged: name another --out") from error
-        for name, wanted in description.items():
-            if old.get(name) != wanted:
-                raise UserError(
-                    f"{task.out} holds images of another drawing: {name} was {old.get(name)}, now "
-                    f"{wanted}; finish that one, or name another --out"
-                )
-    elif task.out.exists() and any(task.out.iterdir()):
-        raise UserError(f"--out={task.out} holds other files: name a new or empty folder")
+def _description_path(out: epath.Path) -> epath.Path:
+    # Beside the folder, in which scorers look for images alone.
+    return out.with_name(f"{out.name}.drawing.json")
+
+
+def _open_folder(out: epath.Path, description: dict[str, Any]) -> None:
+    """Makes the folder, and writes what decides the images, or compares it with what did.
+
+    Raises:
+      UserError: the folder is foreign, or has images of another description.
+    """
+    refused = None
     if jax.process_index() == 0:
         try:
-            task.out.mkdir(parents=True, exist_ok=True)
+            _check_folder(out, description)
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(_description_path(out), description)
+        except UserError as error:
+            refused = error
         except OSError as error:
-            raise UserError(f"--out={task.out} can't be made: {error}; name another") from error
-        write_json(path, description)
+            refused = UserError(f"--out={out} can't be made: {error}; name another")
+    # All wait here until the first process has written.
+    if first_says(refused is not None):
+        raise refused or UserError("the first process refused: see what it says")
+
+
+def _check_folder(out: epath.Path, description: dict[str, Any]) -> None:
+    path = _description_path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file: name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not path.exists():
+        raise UserError(f"--out={out} holds other files: name a new or empty folder")
+    old = _read_json(path)
+    for name, wanted in description.items():
+        if old.get(name) != wanted:
+            raise UserError(
+                f"{out} holds images of another drawing: {name} was {old.get(name)}, now "
+                f"{wanted}; finish that one, or name another --out"
+            )
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): make it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: make it again")
+    return content
 
 
 def _drawn(out: epath.Path, benchmark: Benchmark, prompts: Sequence[Prompt], samples: int) -> int:
@@ -180,12 +214,10 @@ def _write(out, benchmark: Benchmark, prompt: Prompt, sample: int, images) -> No
     path = benchmark.path(out, prompt, sample)
     if not benchmark.joined:
         geneval.write_metadata(out, prompt)
-    # Under another name until it is whole.
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as file:
-        Image.fromarray(picture).save(file, format="png")
-    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
 
 
 def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
@@ -194,13 +226,22 @@ def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
     Raises:
       UserError: images are missing, or aren't of these prompts.
     """
-    out.mkdir(parents=True, exist_ok=True)
     wanted = shapes.drawn_prompts(folder)
+    path = _description_path(folder)
+    drawn = len(geneval.find_images(folder))
+    asked = _read_json(path).get("images") if path.exists() else drawn
+    if drawn != asked:
+        raise UserError(
+            f"{folder} has {drawn} of {asked} images: the same command that drew them goes on"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Anew, because the images may be.
+    (out / "results.jsonl").unlink(missing_ok=True)
     scores = shapes.score(folder, wanted, out / "results.jsonl")
     content = {"suite": "shapes", "samples": str(folder), **dataclasses.asdict(scores)}
     write_json(out / "scores.json", content)
     save_png(out / "gallery.png", _gallery(out / "results.jsonl"))
-    print(as_table({name: content[name] for name in ("overall", "seen", "unseen")}))
+    print(as_table({name: content[name] for name in PARTS if content[name]}))
     say(f"scores, every image's verdict and a gallery: {out}")
     return content
 
@@ -218,12 +259,17 @@ def collect(root: epath.Path, out: epath.Path) -> dict[str, Any]:
         raise UserError(f"--collect={root}: has no VARIANT/SEED/scores.json; see launch/shapes.sh")
     found: dict[str, dict[str, Any]] = {}
     for file in files:
-        content = json.loads(file.read_text())
-        scores = {
-            f"{part} {tag}": value
-            for part in ("overall", "seen", "unseen")
-            for tag, value in (content[part]["tags"] | {"mean": content[part]["overall"]}).items()
-        }
+        content = _read_json(file)
+        try:
+            scores = {
+                f"{part} {tag}": float(value)
+                for part in PARTS
+                for tag, value in (
+                    content[part]["tags"] | {"mean": content[part]["overall"]}
+                ).items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file} isn't a whole score of Shapes: score it again") from error
         found.setdefault(file.parent.parent.name, {})[file.parent.name] = scores
     seeds = {name: sorted(runs) for name, runs in found.items()}
     if len({tuple(one) for one in seeds.values()}) > 1:
@@ -262,6 +308,11 @@ def collected_table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _read_image(path: str) -> np.ndarray:
+    with epath.Path(path).open("rb") as file, Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 # Images of each skill that a gallery shows.
 SHOWN = 8
 
@@ -274,7 +325,7 @@ def _gallery(results: epath.Path) -> np.ndarray:
         of_tag = [line for line in lines if line["tag"] == tag]
         places = np.linspace(0, len(of_tag) - 1, min(SHOWN, len(of_tag))).astype(int)
         chosen += [of_tag[i] for i in places]
-    images = [np.asarray(Image.open(line["filename"]).convert("RGB")) for line in chosen]
+    images = [_read_image(line["filename"]) for line in chosen]
     return make_captioned(
         np.stack(images),
         [line["prompt"] for line in chosen],

@@ -73,6 +73,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.text.t5 = True
     config.text.clip_tokens = 77
     config.text.t5_tokens = 77
+    # What dropout and guidance take for no prompt: "empty", as the encoder encodes it, or "zeros".
+    config.text.null = "empty"
     # Longer prompts are cut, which is said, instead of refused.
     config.text.truncate = False
     config.text.dtype = "float32"
@@ -258,6 +260,7 @@ def _check_fields(config: ConfigDict) -> None:
 def _check_train(config: ConfigDict) -> None:
     _choice("config.train.trainable", config.train.trainable, TRAINABLE)
     _choice("config.optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    _choice("config.text.null", config.text.null, ("empty", "zeros"))
     for section in ("autoencoder", "text"):
         _choice(f"config.{section}.dtype", config[section].dtype, ("float32", "bfloat16"))
     fields = flat(config)

@@ -13,6 +13,7 @@ from tp_jax import parts as parts_lib
 from tp_jax.errors import UserError
 from tp_jax.generation import choose_labels
 from tp_jax.images import make_grid, save_png, to_uint8
+from tp_jax.lines import read_text
 from tp_jax.loading import (
     Loaded,
     Request,
@@ -25,14 +26,20 @@ from tp_jax.output import progress_bar, say
 
 
 def read_prompts(given: str) -> tuple[str, ...]:
-    """The lines of a file that are not empty, or, where there is no such file, the text itself."""
+    """The lines of a file that are not empty, or, where there is no such file, the text itself.
+
+    Raises:
+      UserError: it is a folder, no text, or named like a file that isn't there.
+    """
     path = epath.Path(given)
     # A prompt may be longer than a file's name can be.
     if len(given) > 255 or not path.exists():
+        if re.fullmatch(r"\S+\.(txt|jsonl?|csv|md)", given):
+            raise UserError(f"--prompts={given}: there is no such file")
         return (given,)
     if path.is_dir():
         raise UserError(f"--prompts={given} is a folder: name a file with a prompt on each line")
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    return tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,21 +52,23 @@ flags.DEFINE_boolean("truncate", False, "--make: cut prompts longer than the enc
 flags.DEFINE_string("text", None, "--make: folder of the text encoders; the config's by default")
 
 flags.DEFINE_boolean("sweep", False, "score a workdir over guidance scales and latent steps")
-flags.DEFINE_string("workdir", None, "--sweep: a folder that was trained in")
+flags.DEFINE_string("workdir", None, "--sweep, --make, shapes: a folder that was trained in")
 flags.DEFINE_list("guidance_scales", ["1", "1.25", "1.5", "2", "3"], "--sweep: as 1,1.5,2")
-flags.DEFINE_list("latent_steps", ["1", "2", "4"], "--sweep: T of the recursion, as 1,2,4")
-flags.DEFINE_integer("seed", 0, "--sweep: of the noise of all cells", 0, 2**32 - 1)
-flags.DEFINE_integer("checkpoint", None, "--sweep: its train_step; the newest by default")
+flags.DEFINE_list("latent_steps", ["1", "2", "4"], "T of the recursion; --make takes one")
+flags.DEFINE_integer("seed", 0, "--sweep, --make: of the noise", 0, 2**32 - 1)
+flags.DEFINE_integer("checkpoint", None, "--sweep, --make: its train_step; the newest by default")
 flags.DEFINE_string("base", None, "--sweep: base checkpoint or workdir; what it began from")
 flags.DEFINE_string(
-    "autoencoder", None, "--sweep: the folder that decodes; the config's by default"
+    "autoencoder", None, "--sweep, --make: the folder that decodes; the config's by default"
 )
 
-flags.DEFINE_integer("sampler_steps", None, "--sweep: number of sampler steps")
-flags.DEFINE_integer("guidance_channels", None, "--sweep: first channels that are guided")
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "--sweep: that the model computes in")
+flags.DEFINE_integer("sampler_steps", None, "--sweep, --make: number of sampler steps")
+flags.DEFINE_integer("guidance_channels", None, "--sweep, --make: first channels that are guided")
 flags.DEFINE_enum(
-    "matmul_precision", None, ["default", "high", "highest"], "--sweep: on TPUs and GPUs"
+    "dtype", None, ["float32", "bfloat16"], "--sweep, --make: that the model computes in"
+)
+flags.DEFINE_enum(
+    "matmul_precision", None, ["default", "high", "highest"], "--sweep, --make: on TPUs and GPUs"
 )
 
 
@@ -100,6 +102,13 @@ def run_benchmark(values: dict) -> None:
         return epath.Path(values[name]) if values[name] else None
 
     suite = values["suite"]
+    given = [name for name in ("make", "score", "results", "collect") if values[name]]
+    allowed = {"geneval": ("make", "score", "results"), "dpg": ("make", "results")}
+    for name in given:
+        if name not in allowed.get(suite, ("make", "collect")):
+            raise UserError(f"--{name} isn't for --suite={suite}: see --help")
+    if len(given) > 1 and set(given) != {"score", "results"}:
+        raise UserError(f"--{given[0]} and --{given[1]} don't go together: give one")
     if suite == "shapes" and values["collect"]:
         benchmarks.collect(epath.Path(values["collect"]), epath.Path(cli.required("out")))
     elif suite == "shapes" and not (values["workdir"] or values["make"]):

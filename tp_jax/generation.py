@@ -14,7 +14,7 @@ from tp_jax.codec import Codec
 from tp_jax.diffusion import Objective, SamplerConfig, guide
 from tp_jax.diffusion import sample as draw
 from tp_jax.errors import UserError
-from tp_jax.parallel.mesh import check_batch_size
+from tp_jax.parallel.mesh import BATCH_AXES, check_batch_size
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.rng import stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingOptions
@@ -30,7 +30,7 @@ class Generator:
     Attributes:
       model: DiT or MMDiT.
       latent_steps: None is the T of training.
-      batch_size: images drawn at once.
+      batch_size: images drawn at once, or as many as there are to draw.
       codec: decodes what is drawn, where the model diffuses latents.
       size: height and width of what the model draws, in its own pixels or latents; None is the
         square of training.
@@ -100,11 +100,20 @@ class Generator:
         if rows is None:
             rows = np.arange(len(jax.tree.leaves(conditions)[0]))
         count = len(rows)
-        for start in range(first, count, self.batch_size):
-            index = np.arange(start, start + self.batch_size)
+        # Not more than there are to draw, as far as the devices can share them.
+        shards = int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
+        batch_size = min(self.batch_size, max(-(-(count - first) // shards), 1) * shards)
+        for start in range(first, count, batch_size):
+            index = np.arange(start, start + batch_size)
             chosen = rows[np.minimum(index, count - 1)]
             condition = jax.tree.map(lambda leaf, at=chosen: np.asarray(leaf)[at], conditions)
-            inputs = jax.device_put((index.astype(np.int32), condition), cut)
+            # Each process puts its own rows, which needs no comparing with the others'.
+            inputs = jax.tree.map(
+                lambda leaf: jax.make_array_from_callback(
+                    leaf.shape, cut, lambda rows, leaf=leaf: leaf[rows]
+                ),
+                (index.astype(np.int32), condition),
+            )
             with jax.set_mesh(self.mesh):
                 images = run(params, key, *inputs)
             images = self.codec.decode(images) if self.codec else images

@@ -47,7 +47,8 @@ def make_grid(images: np.ndarray, columns: int = 0, pad: int = 2, min_side: int 
 def save_png(path: epath.Path, image: np.ndarray) -> None:
     """Writes one uint8 [H, W, C] image; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_pil(image).save(path)
+    with path.open("wb") as file:
+        to_pil(image).save(file, format="png")
 
 
 def make_captioned(

@@ -24,6 +24,11 @@ def progress_bar(total: int, what: str, unit: str = "img") -> tqdm:
 
 def write_json(path: epath.Path, content: dict[str, Any]) -> None:
     """Writes JSON; a kill leaves the old file or the new one."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+    """Writes a file; a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_bytes(content)
     temporary.rename(path) if "://" in str(path) else temporary.replace(path)

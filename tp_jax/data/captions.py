@@ -16,6 +16,7 @@ from tp_jax.data.folder import ENDINGS
 from tp_jax.data.source import Decode, Source
 from tp_jax.data.transforms import DecodeImage
 from tp_jax.errors import UserError
+from tp_jax.lines import read_text
 from tp_jax.text import TextEncoder
 
 FILE_KEYS = ("file", "file_name")
@@ -87,7 +88,7 @@ def open_coco(dir: str, split: str, section: str) -> CaptionSource:
                 f"annotations/captions_SPLIT.json and the images in SPLIT/; {section}.split is "
                 f"{split!r}"
             )
-    content = _parse(_read_text(path), str(path))
+    content = _parse(read_text(path), str(path))
     try:
         names = {
             int(image["id"]): str(pathlib.PurePosixPath(image["file_name"]))
@@ -134,7 +135,7 @@ def open_captions(dir: str, split: str, section: str) -> CaptionSource:
         raise UserError(f'{root} has none of {listed}: write lines {{"file": …, "caption": …}}')
     captions: dict[str, tuple[str, ...]] = {}
     # Not splitlines, which also cuts at rarer characters that captions may hold.
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             name, found = _entry(_parse(line, where), where)
@@ -148,13 +149,6 @@ def _root(dir: str, section: str) -> epath.Path:
     if not dir or not epath.Path(dir).is_dir():
         raise UserError(f"{section}.dir={dir!r} isn't there: name a folder of images with captions")
     return epath.Path(dir)
-
-
-def _read_text(path: epath.Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}; write it as UTF-8") from error
 
 
 def _parse(text: str, where: str) -> Any:

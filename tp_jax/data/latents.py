@@ -207,7 +207,7 @@ def pack_null_text(encoded: EncodedText) -> bytes:
 
 
 def _read_null_text(folder: epath.Path, header: LatentsHeader) -> dict[str, np.ndarray]:
-    """{"null_text": [L, width], "null_pooled": [pooled_width]} float32, checked by its hash."""
+    """{"null_text": [L, width], "null_pooled": [pooled_width]} float16, checked by its hash."""
     path = folder / NULL_TEXT
     content = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(content).hexdigest() != header.null_text:
@@ -220,10 +220,7 @@ def _read_null_text(folder: epath.Path, header: LatentsHeader) -> dict[str, np.n
             found = EncodedText(file["text"], file["pooled"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): prepare into a new folder") from error
-    return {
-        "null_text": found.text[0].astype(np.float32),
-        "null_pooled": found.pooled[0].astype(np.float32),
-    }
+    return {"null_text": found.text[0], "null_pooled": found.pooled[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +228,7 @@ class DecodeLatents:
     """Record -> {"x": scaled draw of the posterior [h, w, c] float32, "condition": …}.
 
     The condition is {"label": int32}; or of one of the captions, drawn, {"text": [L, width],
-    "pooled": [pooled_width], "null_text", "null_pooled"} float32.
+    "pooled": [pooled_width], "null_text", "null_pooled"} float16.
 
     Attributes:
       flip: take the mirror image's moments with probability one half.
@@ -253,7 +250,7 @@ class DecodeLatents:
         if not isinstance(found, EncodedText):
             return {"x": x, "condition": {"label": np.int32(found)}}
         row = rng.integers(len(found.text))
-        text, pooled = (part[row].astype(np.float32) for part in (found.text, found.pooled))
+        text, pooled = (np.array(part[row]) for part in (found.text, found.pooled))
         return {"x": x, "condition": {"text": text, "pooled": pooled, **self.null}}
 
 

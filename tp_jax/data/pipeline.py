@@ -1,7 +1,7 @@
 """The input pipeline: one seeded, global, elastic order, whatever the hosts and workers."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grain
 import jax
@@ -177,24 +177,10 @@ class _Encode(grain.transforms.Map):
     encoder: TextEncoder
 
     def map(self, element: dict) -> dict:
-        return element | {"condition": encode(self.encoder, [element["condition"]["caption"]], 0)}
-
-
-def encode(
-    encoder: TextEncoder, prompts: Sequence[str], row: int | slice = slice(None), null: str = ""
-) -> dict[str, np.ndarray]:
-    """Condition of prompts: {"text", "pooled", "null_text", "null_pooled"}, [B, …] float32.
-
-    Args:
-      row: of those alone, without the leading axis where it is a number.
-      null: the prompt that guidance leads away from, and that dropout puts in.
-    """
-    nothing = {f"null_{name}": array for name, array in encoder.encode([null]).items()}
-    found = encoder.encode(prompts) | {
-        name: np.broadcast_to(array, (len(prompts), *array.shape[1:]))
-        for name, array in nothing.items()
-    }
-    return {name: array[row] for name, array in found.items()}
+        found = self.encoder.encode([element["condition"]["caption"], ""])
+        condition = {name: array[0] for name, array in found.items()}
+        condition |= {f"null_{name}": array[1] for name, array in found.items()}
+        return element | {"condition": condition}
 
 
 def example_conditions(
@@ -205,8 +191,8 @@ def example_conditions(
     read = ReadExample(source.records, decode, source.record_name, source.remedy, skip_corrupt=True)
     for index in range(num):
         example = read.random_map(index % len(source.records), np.random.default_rng(index))
-        condition = example["condition"]
-        rows.append(encode(encoder, [condition["caption"]], 0) if encoder else condition)
+        example = _Encode(encoder).map(example) if encoder else example
+        rows.append(example["condition"])
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tp_jax.data.captions import EncodedText
 from tp_jax.data.latents import HEADER, NULL_TEXT, LatentsHeader, LatentsPlan, pack_null_text
 from tp_jax.errors import UserError
-from tp_jax.output import write_json
+from tp_jax.output import write_bytes, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,7 @@ def read_shard(folder: epath.Path, plan: LatentsPlan, shard: int) -> Shard | Non
 def _write_null_text(folder: epath.Path, null: EncodedText) -> str:
     """Writes what the empty prompt is encoded as; its SHA-256."""
     content = pack_null_text(null)
-    temporary = folder / f"{NULL_TEXT}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(folder / NULL_TEXT)
+    write_bytes(folder / NULL_TEXT, content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -69,9 +69,14 @@ class RectifiedFlow:
         """ "mse" of the velocity, which is the "loss"."""
         x, noise = x.astype(jnp.float32), noise.astype(jnp.float32)
         x_t = self.noised(x, noise, times)
-        least = jnp.maximum(expand(times, x), LEAST_SIGMA)
-        velocity = self.velocity(predict(x_t, 1000 * times), x_t, least)
-        mse = mean_over_sample(jnp.square(velocity - (noise - x)))
+        output = predict(x_t, 1000 * times)
+        if self.prediction == "velocity":
+            error = output.astype(jnp.float32) - (noise - x)
+        else:
+            # Both as velocities, so that the data have the least loss at every σ.
+            least = jnp.maximum(expand(times, x), LEAST_SIGMA)
+            error = self.velocity(output, x_t, least) - self.velocity(x, x_t, least)
+        mse = mean_over_sample(jnp.square(error))
         return {"loss": mse, "mse": mse}
 
     def schedule(self, steps: int) -> np.ndarray:

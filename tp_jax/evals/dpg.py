@@ -13,8 +13,8 @@ from PIL import Image
 
 from tp_jax.errors import UserError
 from tp_jax.evals.dpg_score import TILES, Answers, Question, Scores, score
-from tp_jax.evals.lines import appender, check_fields, mend, read_lines, read_text
 from tp_jax.evals.prompts import Prompt
+from tp_jax.lines import appender, check_fields, mend, read_lines, read_text
 from tp_jax.output import progress_bar
 
 PROMPTS = 1065  # in the published benchmark
@@ -78,7 +78,11 @@ def read_questions(path: epath.Path) -> list[Question]:
     if missing:
         raise UserError(f"{path}: has no column {', '.join(missing)}")
     questions = []
-    for row, cells in enumerate(rows):
+    try:
+        found = list(enumerate(rows))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}; is a quote left open?") from error
+    for row, cells in found:
         where = f"{path}, line {rows.line_num}"
         if None in cells or None in cells.values():
             raise UserError(f"{where}: must have {len(rows.fieldnames)} cells; cut short?")
@@ -174,7 +178,7 @@ def answer_images(
 
 def _read_tiles(path: epath.Path) -> np.ndarray:
     try:
-        with Image.open(path) as file:
+        with path.open("rb") as stream, Image.open(stream) as file:
             image = np.asarray(file.convert("RGB"))
     except (OSError, ValueError, SyntaxError):
         raise UserError(f"{path}: can't be read as an image; draw it again") from None

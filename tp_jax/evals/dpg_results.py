@@ -18,7 +18,7 @@ from etils import epath
 from tp_jax.errors import UserError
 from tp_jax.evals.dpg import PROMPTS, read_answers
 from tp_jax.evals.dpg_score import TILES, Answers, Question, Scores, group, score
-from tp_jax.evals.lines import read_text
+from tp_jax.lines import read_text
 
 NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
 IMAGE = re.compile(rf"(.+?)((?:, {NUMBER})+)")

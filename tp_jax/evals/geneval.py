@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 from tp_jax.errors import UserError
 from tp_jax.evals.geneval_rules import COLOURS, RELATIONS, Detection, Objects, judge, select
-from tp_jax.evals.lines import appender, check_fields, mend, read_lines, read_text
 from tp_jax.evals.prompts import Prompt
+from tp_jax.lines import appender, check_fields, mend, read_lines, read_text
 from tp_jax.output import progress_bar
 
 # tag -> prompts in the published benchmark, 553 in all
@@ -274,7 +274,7 @@ def find_images(folder: epath.Path) -> list[tuple[epath.Path, dict[str, Any]]]:
 
 
 def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -> set[str]:
-    """Files that `out` has whole lines of."""
+    """Files that `out` has whole lines of, of the images as they are."""
     mend(out)
     known, done = {str(path): metadata for path, metadata in images.items()}, set()
     for where, line in read_lines(out) if out.exists() else []:
@@ -285,12 +285,16 @@ def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -
                 f"or name another file"
             )
         done.add(line["filename"])
+    judged = out.stat().mtime if done else 0
+    for path in images:
+        if str(path) in done and path.stat().mtime > judged:
+            raise UserError(f"{path} was drawn after its verdict in {out}: delete {out}")
     return done
 
 
 def _judge_image(path, metadata, detector, colours) -> dict[str, Any]:
     try:
-        with Image.open(path) as file:
+        with path.open("rb") as stream, Image.open(stream) as file:
             image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
     except (OSError, ValueError, SyntaxError):
         raise UserError(f"{path}: can't be read as an image; draw it again") from None

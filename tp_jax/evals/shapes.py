@@ -14,8 +14,8 @@ from etils import epath
 from tp_jax.errors import UserError
 from tp_jax.evals.geneval import GenEvalScores, find_images, score_images, score_lines
 from tp_jax.evals.geneval_rules import Detection, Objects
-from tp_jax.evals.lines import read_lines
 from tp_jax.evals.prompts import Prompt
+from tp_jax.lines import read_lines
 from tp_jax.shapes.checker import find_objects
 from tp_jax.shapes.scenes import SKILLS, all_requests
 
@@ -26,12 +26,13 @@ class ShapesScores:
 
     Attributes:
       overall: of all images, the skills' mean.
-      seen, unseen: of prompts of combinations that training shows, and never shows.
+      seen, unseen: of prompts of combinations that training shows, and never shows; None where
+        there are no such prompts.
     """
 
     overall: GenEvalScores
-    seen: GenEvalScores
-    unseen: GenEvalScores
+    seen: GenEvalScores | None
+    unseen: GenEvalScores | None
 
 
 def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
@@ -107,5 +108,5 @@ def score(folder: epath.Path, wanted: Sequence[Prompt], out: epath.Path) -> Shap
         part = [prompt for prompt in wanted if prompt.metadata["seen"] is seen]
         of_part = {prompt.name for prompt in part}
         kept = [one for one in lines if epath.Path(one[1]["filename"]).parts[-3] in of_part]
-        parts[name] = score_lines(str(out), kept, part)
+        parts[name] = score_lines(str(out), kept, part) if part else None
     return ShapesScores(overall, **parts)

@@ -43,6 +43,9 @@ UNSEEN_COUNTS = frozenset({(2, "ring"), (3, "square"), (4, "triangle")})
 
 SIZE = (0.14, 0.24)  # from an object's centre to its furthest side
 GAP = 0.045  # between objects, and to the border
+# Of pictures on a grid, which small models learn soonest: its cells a side, and how many of them
+# an object is wide; a cell or more stays free between objects.
+CELLS, SPANS = 8, (2, 3)
 APART = 0.08  # a said relation holds by so much more than both sizes: see `holds`
 
 
@@ -147,12 +150,15 @@ def all_requests(skill: str) -> list[Request]:
     return [Request(skill, pair) for pair in pairs]
 
 
-def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -> Scene:
+def make_scene(
+    request: Request, rng: np.random.Generator, *, only_seen: bool, grid: bool = False
+) -> Scene:
     """A random picture of a request: what it leaves open is drawn.
 
     Args:
       only_seen: colours that the request leaves open don't make it a combination that training
         never shows.
+      grid: objects lie on a grid of `CELLS`, instead of anywhere.
 
     Raises:
       ValueError: `only_seen` of a request that isn't.
@@ -176,7 +182,7 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
         tuple(
             Object(shape, colour, *place)
             for shape, colour, place in zip(
-                shapes, colours, _places(len(shapes), request.relation, rng), strict=True
+                shapes, colours, _places(len(shapes), request.relation, rng, grid), strict=True
             )
         ),
         light=rng.uniform(0.9, 1.04),
@@ -186,13 +192,18 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
 
 
 def _places(
-    count: int, relation: str | None, rng: np.random.Generator
+    count: int, relation: str | None, rng: np.random.Generator, grid: bool
 ) -> list[tuple[float, float, float]]:
     """x, y and size of objects that don't touch, by rejection; `relation` of the first two."""
     largest = {3: 0.2, 4: 0.17}.get(count, SIZE[1])
     while True:
-        sizes = rng.uniform(SIZE[0], largest, count)
-        x, y = (rng.uniform(sizes + GAP, 1 - sizes - GAP) for _ in range(2))
+        if grid:
+            spans = rng.choice(SPANS[: 2 if count < 4 else 1], count)
+            sizes = spans / (2 * CELLS)
+            x, y = (rng.integers(0, CELLS - spans + 1) / CELLS + sizes for _ in range(2))
+        else:
+            sizes = rng.uniform(SIZE[0], largest, count)
+            x, y = (rng.uniform(sizes + GAP, 1 - sizes - GAP) for _ in range(2))
         free = all(
             max(abs(x[i] - x[j]), abs(y[i] - y[j])) >= sizes[i] + sizes[j] + GAP
             for i, j in itertools.combinations(range(count), 2)
@@ -216,14 +227,14 @@ def holds(
 COLOURED = 0.5
 
 
-def training_scene(index: int, seed: int = 0) -> Scene:
+def training_scene(index: int, seed: int = 0, *, grid: bool = False) -> Scene:
     """The `index`-th training picture of a seed: skills in equal parts, seen combinations only."""
     rng = np.random.default_rng([seed, index])
     skill = SKILLS[rng.integers(len(SKILLS))]
     while True:
         request = _random_request(skill, rng)
         if request.seen:
-            return make_scene(request, rng, only_seen=True)
+            return make_scene(request, rng, only_seen=True, grid=grid)
 
 
 def _random_request(skill: str, rng: np.random.Generator) -> Request:

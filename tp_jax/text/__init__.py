@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from tp_jax.errors import UserError
 from tp_jax.shapes.scenes import LONGEST, WORDS
-from tp_jax.text.encoder import TextEncoder, TextSpace
+from tp_jax.text.encoder import TextEncoder, TextSpace, ZeroNull
 from tp_jax.text.sd3 import load_sd3_encoder
 from tp_jax.text.words import WordEncoder
 
@@ -40,7 +40,8 @@ def load_encoder(config: ConfigDict) -> TextEncoder:
         raise UserError(
             f"config.text.encoder={config.encoder!r}: choose one of {', '.join(ENCODERS)}"
         )
-    return ENCODERS[config.encoder](config)
+    encoder = ENCODERS[config.encoder](config)
+    return ZeroNull(encoder) if config.null == "zeros" else encoder
 
 
 __all__ = ["ENCODERS", "WITHOUT_WEIGHTS", "TextEncoder", "TextSpace", "load_encoder"]

@@ -42,3 +42,29 @@ class TextEncoder(Protocol):
         Raises:
           UserError: as `check`.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroNull:
+    """An encoder but for the empty prompt, which is zeros."""
+
+    encoder: TextEncoder
+
+    @property
+    def space(self) -> TextSpace:
+        """Not the encoder's own, because a model learns the empty prompt as well."""
+        space = self.encoder.space
+        return dataclasses.replace(space, identity=f"{space.identity}, null zeros")
+
+    def check(self, prompt: str) -> None:
+        """As `TextEncoder`."""
+        self.encoder.check(prompt)
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """As `TextEncoder`."""
+        empty = np.array([not prompt for prompt in prompts], bool)
+        found = self.encoder.encode(prompts)
+        return {
+            name: np.where(empty.reshape(-1, *(1,) * (array.ndim - 1)), np.float32(0), array)
+            for name, array in found.items()
+        }

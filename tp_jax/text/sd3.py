@@ -3,6 +3,7 @@
 B prompts, L text tokens. Numbers as diffusers' StableDiffusion3Pipeline.encode_prompt.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,7 +24,7 @@ CLIPS = (("text_encoder", "tokenizer", "CLIP-L"), ("text_encoder_2", "tokenizer_
 T5 = ("text_encoder_3", "tokenizer_3", "T5")
 # Of SD3's T5, for a folder that doesn't tell.
 WIDTH = 4096
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 
 
 def load_sd3_encoder(
@@ -45,7 +46,7 @@ def load_sd3_encoder(
       clip_tokens: text tokens of each CLIP, which share them; the published ones take 77.
       t5_tokens: text tokens of T5, after CLIP's: L = clip_tokens + t5_tokens.
       truncate: cuts a prompt that is longer, and says so once, rather than refuse it.
-      dtype: that the encoders compute in, "float32", "bfloat16" or "float16".
+      dtype: that the encoders compute in, "float32" or "bfloat16".
       batch_size: prompts that are encoded at once, whatever number there is.
 
     Raises:
@@ -58,7 +59,8 @@ def load_sd3_encoder(
     for name in (name for part in parts for name in part[:2]):
         if not (folder / name).is_dir():
             raise UserError(
-                f"{folder} lacks {name}: give a folder laid out as diffusers' repository of SD3"
+                f"{folder} lacks {name}: give a folder laid out as diffusers' repository of SD3, "
+                f"in config.text.path (--text)"
             )
     try:
         import torch  # noqa: F401
@@ -146,7 +148,27 @@ def _load_tower(
     if tokens < 2 or (places and tokens > places):
         raise UserError(f"{name} takes 2 to {places or 'any number of'} tokens, not {tokens}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Tower(name, model.eval().requires_grad_(False).to(device), tokens_of, tokens)
+    with _gpu_memory(name):
+        model = model.eval().requires_grad_(False).to(device)
+    return Tower(name, model, tokens_of, tokens)
+
+
+@contextlib.contextmanager
+def _gpu_memory(name: str):
+    """Says what to do where JAX, which takes most of a GPU's memory at its start, left too little.
+
+    Raises:
+      UserError: the GPU's memory is full.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{name} doesn't fit into the GPU beside JAX: set XLA_PYTHON_CLIENT_PREALLOCATE=false "
+            f"or config.text.dtype=bfloat16, or config.text.t5=false"
+        ) from error
 
 
 @dataclasses.dataclass
@@ -223,7 +245,7 @@ class SD3TextEncoder:
         space = self.space
         text = np.zeros((len(prompts), space.tokens, space.width), np.float32)
         pooled, feature = [], 0
-        with torch.inference_mode():
+        with torch.inference_mode(), _gpu_memory("a batch of prompts"):
             for tower in self.towers[:2]:
                 out = tower.model(tower.ids(prompts), output_hidden_states=True)
                 pooled.append(_to_numpy(out.text_embeds))

@@ -56,6 +56,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     encoder = data.open_text(source, config)
     text = encoder.space if encoder else source.text_space
     workdir_lib.check_text_space(workdir, text)
+    if config.init.base:
+        workdir_lib.check_text_space(epath.Path(config.init.base), text, "config.init.base")
     iterator = data.make_iterator(source, config, space, encoder)
     encode = codec.encode if data.encodes_on_the_fly(source, space) else None
     model = build_model(built.model)

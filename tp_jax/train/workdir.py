@@ -68,11 +68,12 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
     return changes
 
 
-def check_text_space(workdir: epath.Path, text: TextSpace | None) -> None:
+def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "--workdir") -> None:
     """Raises a UserError if a workdir was trained with the embeddings of another text encoder.
 
     Args:
       text: of what encodes the prompts; None, where no text is known, fits.
+      name: of the flag or field that names the workdir.
     """
     trained = read_text_space(workdir)
     if trained is None or text is None or trained == text:
@@ -81,7 +82,7 @@ def check_text_space(workdir: epath.Path, text: TextSpace | None) -> None:
         old, new = (str(getattr(space, field.name)) for space in (trained, text))
         if old != new:
             raise UserError(
-                f"--workdir={workdir} was trained with the embeddings of another encoder: "
+                f"{name}={workdir} was trained with the embeddings of another encoder: "
                 f"{field.name} {old[:20]}, now {new[:20]}; go on with that encoder and its "
                 f"settings, or name a new workdir"
             )

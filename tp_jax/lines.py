@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from tp_jax.errors import UserError
+from tp_jax.output import write_bytes
 
 
 def read_lines(path: epath.Path) -> list[tuple[str, dict[str, Any]]]:
@@ -64,6 +65,8 @@ def appender(path: epath.Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     `mend` comes before it where an earlier run may have been killed.
     """
+    if "://" in str(path):
+        raise UserError(f"{path}: lines are added to a local file; name one")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
 
@@ -91,6 +94,4 @@ def mend(path: epath.Path) -> None:
         content += b"\n"
     except ValueError:
         content = content[: -len(last)]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_bytes(path, content)
