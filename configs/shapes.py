@@ -22,8 +22,6 @@ from tp_jax.thinking.cost import equal_rank
 def get_config(argument: str = "") -> ConfigDict:
     config = default(model="mmdit", diffusion="flow")
     config.data.source = "shapes"
-    # Objects on a grid as wide as the patches: what minutes are enough for.
-    config.data.split = "grid"
     config.text.encoder = "shapes"
     space = WordEncoder(WORDS, LONGEST).space
 
@@ -42,18 +40,17 @@ def get_config(argument: str = "") -> ConfigDict:
         qk_norm=True,
     )
     config.model.thinking.layers = ()
-    # A patch holds more numbers than a token, and shows through much noise: what is where is
-    # decided at its highest levels, which the shift makes most of.
-    config.diffusion.update(prediction="data", shift=8.0)
+    # A patch holds more numbers than a token.
+    config.diffusion.update(prediction="data", shift=3.0)
 
     config.train.update(
-        steps=3_500, batch_size=16, ema_decay=0.99, log_every=100, sample_every=1_000, samples=64
+        steps=3_200, batch_size=16, ema_decay=0.99, log_every=100, sample_every=1_000, samples=64
     )
     config.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99
     )
     config.checkpoint.every_steps = 500
-    config.sampling.update(sampler="euler", steps=25, guidance_scale=2.0)
+    config.sampling.update(sampler="euler", steps=30, guidance_scale=2.0)
     return change(config, argument)
 
 
@@ -64,7 +61,6 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
         if word not in ("think", "lora", "large"):
             raise UserError(f"--config: unknown argument {word!r}: choose of think, lora, large")
     if "large" in words:
-        config.data.split = "train"
         config.model.update(depth=12, width=384, heads=6, patch=4, max_grid=16, base_grid=16)
         config.model.dtype = "bfloat16"
         config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)
@@ -80,6 +76,6 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
             thinking |= dict(experts=1, latent_steps=1, gate="first", rank=rank)
         config.model.thinking.update(**thinking)
         config.init.base = "runs/shapes"
-        config.train.update(trainable="thinking", steps=2 * config.train.steps // 7)
+        config.train.update(trainable="thinking", steps=config.train.steps // 4)
         config.optimizer.learning_rate = config.optimizer.learning_rate / 2
     return config

@@ -61,7 +61,7 @@ def test_training_draws_its_own_captions(drawn_from):
     source = data.open_source(config)
     encoder = data.open_text(source, config)
     conditions = data.example_conditions(source, encoder, 3)
-    captions = [training_scene(index, grid=True).caption for index in range(3)]
+    captions = [training_scene(index).caption for index in range(3)]
     np.testing.assert_array_equal(conditions["text"], encoder.encode(captions)["text"])
 
 

@@ -6,24 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from tp_jax.data.source import Decode, Source
-from tp_jax.errors import UserError
 from tp_jax.shapes.render import render
 from tp_jax.shapes.scenes import Scene, training_scene
 
 # So many can be shuffled; no training sees them all.
 COUNT = 2**31
-SPLITS = ("train", "grid")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scenes(Sequence):
-    grid: bool
-
     def __len__(self):
         return COUNT
 
     def __getitem__(self, index):
-        return training_scene(int(index), grid=self.grid)
+        return training_scene(int(index))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +47,5 @@ class _ShapesSource(Source):
 
 
 def open_shapes(dir: str, split: str, section: str) -> Source:
-    """The training pictures.
-
-    Args:
-      dir: ignored.
-      split: "train" has objects anywhere, "grid" on a grid, which is learned sooner.
-      section: of the config, for errors.
-
-    Raises:
-      UserError: there is no such split.
-    """
-    if split not in SPLITS:
-        raise UserError(f"{section}.split={split!r}: shapes has {' and '.join(SPLITS)}")
-    return _ShapesSource(_Scenes(split == "grid"), image_size=None, channels=3, class_names=())
+    """The training pictures; the arguments have no meaning here and are ignored."""
+    return _ShapesSource(_Scenes(), image_size=None, channels=3, class_names=())

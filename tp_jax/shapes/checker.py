@@ -16,11 +16,12 @@ from tp_jax.shapes.scenes import COLOURS, SHAPES, Object
 
 # Of the distance to grey; the palest colour has 0.37, and a background's tint up to 0.04.
 CHROMA = 0.16
-# Blobs below this share of the picture aren't objects; the smallest shape has 0.03.
+# Blobs below this share of the picture aren't objects; the smallest shape has 0.04.
 BLEMISH = 0.006
 # Least share that a blob and the shape it is taken for have in common, of what they cover
-# together. Shapes of one size and place share 0.85 at most, once both are fitted.
-LEAST_FIT = 0.78
+# together: which shape it is is decided by which fits best, so that this only leaves out what a
+# person wouldn't call any of them.
+LEAST_FIT = 0.65
 # Pixels of 64 that pictures are smoothed by before hues are told apart, and that templates may
 # be blurred by.
 SMOOTH, BLURS = 0.7, (0.0, 1.0)

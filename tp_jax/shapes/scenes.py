@@ -41,11 +41,9 @@ UNSEEN_COLOURS = frozenset(
 UNSEEN_PAIRS = frozenset({("circle", "cross"), ("ring", "square")})
 UNSEEN_COUNTS = frozenset({(2, "ring"), (3, "square"), (4, "triangle")})
 
-SIZE = (0.14, 0.24)  # from an object's centre to its furthest side
+# From an object's centre to its furthest side, by how many there are.
+SIZES = {1: (0.18, 0.28), 2: (0.17, 0.25), 3: (0.15, 0.2), 4: (0.14, 0.17)}
 GAP = 0.045  # between objects, and to the border
-# Of pictures on a grid, which small models learn soonest: its cells a side, and how many of them
-# an object is wide; a cell or more stays free between objects.
-CELLS, SPANS = 8, (2, 3)
 APART = 0.08  # a said relation holds by so much more than both sizes: see `holds`
 
 
@@ -150,15 +148,12 @@ def all_requests(skill: str) -> list[Request]:
     return [Request(skill, pair) for pair in pairs]
 
 
-def make_scene(
-    request: Request, rng: np.random.Generator, *, only_seen: bool, grid: bool = False
-) -> Scene:
+def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -> Scene:
     """A random picture of a request: what it leaves open is drawn.
 
     Args:
       only_seen: colours that the request leaves open don't make it a combination that training
         never shows.
-      grid: objects lie on a grid of `CELLS`, instead of anywhere.
 
     Raises:
       ValueError: `only_seen` of a request that isn't.
@@ -182,7 +177,7 @@ def make_scene(
         tuple(
             Object(shape, colour, *place)
             for shape, colour, place in zip(
-                shapes, colours, _places(len(shapes), request.relation, rng, grid), strict=True
+                shapes, colours, _places(len(shapes), request.relation, rng), strict=True
             )
         ),
         light=rng.uniform(0.9, 1.04),
@@ -192,18 +187,12 @@ def make_scene(
 
 
 def _places(
-    count: int, relation: str | None, rng: np.random.Generator, grid: bool
+    count: int, relation: str | None, rng: np.random.Generator
 ) -> list[tuple[float, float, float]]:
     """x, y and size of objects that don't touch, by rejection; `relation` of the first two."""
-    largest = {3: 0.2, 4: 0.17}.get(count, SIZE[1])
     while True:
-        if grid:
-            spans = rng.choice(SPANS[: 2 if count < 4 else 1], count)
-            sizes = spans / (2 * CELLS)
-            x, y = (rng.integers(0, CELLS - spans + 1) / CELLS + sizes for _ in range(2))
-        else:
-            sizes = rng.uniform(SIZE[0], largest, count)
-            x, y = (rng.uniform(sizes + GAP, 1 - sizes - GAP) for _ in range(2))
+        sizes = rng.uniform(*SIZES[count], count)
+        x, y = (rng.uniform(sizes + GAP, 1 - sizes - GAP) for _ in range(2))
         free = all(
             max(abs(x[i] - x[j]), abs(y[i] - y[j])) >= sizes[i] + sizes[j] + GAP
             for i, j in itertools.combinations(range(count), 2)
@@ -227,14 +216,14 @@ def holds(
 COLOURED = 0.5
 
 
-def training_scene(index: int, seed: int = 0, *, grid: bool = False) -> Scene:
+def training_scene(index: int, seed: int = 0) -> Scene:
     """The `index`-th training picture of a seed: skills in equal parts, seen combinations only."""
     rng = np.random.default_rng([seed, index])
     skill = SKILLS[rng.integers(len(SKILLS))]
     while True:
         request = _random_request(skill, rng)
         if request.seen:
-            return make_scene(request, rng, only_seen=True, grid=grid)
+            return make_scene(request, rng, only_seen=True)
 
 
 def _random_request(skill: str, rng: np.random.Generator) -> Request:
