@@ -31,17 +31,17 @@ def make_coco(folder, split: str = "train2017") -> None:
     (folder / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
 
 
-def make_fake_coco_captions(folder) -> None:
-    """Writes `coco_captions` as TFDS would, without TensorFlow."""
+def make_fake_captions(folder) -> None:
+    """Writes `fake_captions`, laid out as TFDS's coco_captions, whose own code TFDS would ask."""
     import tensorflow_datasets as tfds
 
     with tfds.core.registered.skip_registration():
 
-        class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+        class FakeCaptions(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.1.0")
 
             def _info(self):
-                text = {"id": tfds.features.Scalar(np.int64), "text": tfds.features.Text()}
+                text = {"id": np.int64, "text": np.str_}
                 features = {
                     "image": tfds.features.Image(encoding_format="jpeg"),
                     "image/filename": tfds.features.Text(),
@@ -60,4 +60,4 @@ def make_fake_coco_captions(folder) -> None:
                     example = {"image": io.BytesIO(photo(i)), "image/filename": name}
                     yield i, example | {"captions": said}
 
-    CocoCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
+    FakeCaptions(data_dir=folder, file_format="array_record").download_and_prepare()

@@ -1,4 +1,7 @@
-"""Any TFDS data set of images with `label` or `captions`, as ArrayRecord, without TensorFlow."""
+"""Any TFDS data set of images with `label` or `captions`, as ArrayRecord.
+
+Reading needs no TensorFlow, but TFDS's own definitions of some, as coco_captions, import it.
+"""
 
 import dataclasses
 from collections.abc import Sequence
