@@ -76,6 +76,6 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
             thinking |= dict(experts=1, latent_steps=1, gate="first", rank=rank)
         config.model.thinking.update(**thinking)
         config.init.base = "runs/shapes"
-        config.train.update(trainable="thinking", steps=config.train.steps // 4)
+        config.train.update(trainable="thinking", steps=config.train.steps // 5)
         config.optimizer.learning_rate = config.optimizer.learning_rate / 2
     return config

@@ -7,7 +7,7 @@ import numpy as np
 from imagenet import photo
 
 IMAGES, EACH = 12, 3  # captions of an image, but the last has one
-COLOURS = ("red", "green", "blue", "pink", "cyan", "orange")
+COLOURS = ("red", "green", "blue", "pink", "purple", "orange")
 
 
 def captions_of(i: int) -> list[str]:

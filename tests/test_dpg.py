@@ -358,3 +358,10 @@ def test_bad_answers(change, words, tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [line, {**line, **change}])
     with fails(words):
         dpg.read_answers(path)
+
+
+def test_an_open_quote_is_named(tmp_path):
+    path = epath.Path(tmp_path / "dpg_bench.csv")
+    path.write_text(",".join(dpg.COLUMNS) + '\na,"' + "x" * 200_000)
+    with fails("; is a quote left open?"):
+        dpg.read_questions(path)

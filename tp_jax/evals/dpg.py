@@ -79,11 +79,11 @@ def read_questions(path: epath.Path) -> list[Question]:
         raise UserError(f"{path}: has no column {', '.join(missing)}")
     questions = []
     try:
-        found = list(enumerate(rows))
+        found = [(row, rows.line_num, cells) for row, cells in enumerate(rows)]
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: {error}; is a quote left open?") from error
-    for row, cells in found:
-        where = f"{path}, line {rows.line_num}"
+    for row, line, cells in found:
+        where = f"{path}, line {line}"
         if None in cells or None in cells.values():
             raise UserError(f"{where}: must have {len(rows.fieldnames)} cells; cut short?")
         try:
