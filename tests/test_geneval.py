@@ -1,6 +1,7 @@
 """GenEval: prompts, rules and scores, by hand and as the public evaluator has them."""
 
 import json
+import os
 import pathlib
 
 import detection_formula
@@ -347,6 +348,14 @@ def test_a_killed_scoring_goes_on(torn, drawn, prompts, tmp_path):
     assert rest.calls == ([20] if torn > 1 else []) + [21, 30, 31]
     assert out.read_text() == (tmp_path / "w").read_text()
     assert geneval.score_images(drawn, Detector(most=0), red, out, prompts) == whole
+
+
+def test_verdicts_on_images_drawn_since_are_refused(drawn, prompts, tmp_path):
+    out = epath.Path(tmp_path / "r.jsonl")
+    geneval.score_images(drawn, Detector(), red, out, prompts)
+    os.utime(out, (1, 1))
+    with fails("00000/samples/0000.png was drawn after its verdict in"):
+        geneval.score_images(drawn, Detector(), red, out, prompts)
 
 
 def test_bad_folders_of_images(drawn, prompts, tmp_path):
