@@ -1,9 +1,9 @@
 """Shapes: text to image anywhere, in pictures whose contents a program can check.
 
-    configs/shapes.py                 the base: a small MMDiT in pixel space, from random weights
+    configs/shapes.py                 the base: a small MMDiT on pooled pictures, from random weights
     configs/shapes.py:think           thinking is trained on it, frozen: two experts, two steps
     configs/shapes.py:lora            plain LoRA with as many parameters, on the same base
-    configs/shapes.py:large           a larger base for a GPU; with think and lora too
+    configs/shapes.py:large           a larger base for a GPU, in pixel space; with think and lora too
 
 Every number is ours. The base and one fine-tuning take under 25 minutes on two CPU cores. A
 fine-tuning wants the base: --config.init.base=WORKDIR of the base.
@@ -25,10 +25,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.text.encoder = "shapes"
     space = WordEncoder(WORDS, LONGEST).space
 
+    # Pictures of 64×64 as means of 4×4 pixels: what is where is learned in minutes on so few places.
+    config.autoencoder.pool = 4
     config.model.update(
-        image_size=64,
+        image_size=16,
         channels=3,
-        patch=8,
+        patch=2,
         depth=4,
         width=128,
         heads=4,
@@ -40,8 +42,7 @@ def get_config(argument: str = "") -> ConfigDict:
         qk_norm=True,
     )
     config.model.thinking.layers = ()
-    # A patch holds more numbers than a token.
-    config.diffusion.update(prediction="data", shift=3.0)
+    config.diffusion.shift = 1.0
 
     config.train.update(
         steps=3_200, batch_size=16, ema_decay=0.99, log_every=100, sample_every=1_000, samples=64
@@ -61,7 +62,10 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
         if word not in ("think", "lora", "large"):
             raise UserError(f"--config: unknown argument {word!r}: choose of think, lora, large")
     if "large" in words:
-        config.model.update(depth=12, width=384, heads=6, patch=4, max_grid=16, base_grid=16)
+        config.autoencoder.pool = 0
+        config.model.update(depth=12, width=384, heads=6, image_size=64, patch=4)
+        config.model.update(max_grid=16, base_grid=16)
+        config.diffusion.update(prediction="data", shift=3.0)
         config.model.dtype = "bfloat16"
         config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)
         config.optimizer.update(learning_rate=5e-4, warmup_steps=1_000)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tp_jax import benchmarks, data
 from tp_jax import config as config_lib
+from tp_jax.codec import Pooling, load_codec
 from tp_jax.diffusion import RectifiedFlow, SamplerConfig
 from tp_jax.diffusion import sample as draw
 from tp_jax.drawing import Drawing, draw_samples, read_prompts
@@ -22,6 +23,7 @@ from tp_jax.evals import dpg, geneval, shapes
 from tp_jax.generation import Generator
 from tp_jax.loading import encode_prompts, load, make_generator
 from tp_jax.models import build_model
+from tp_jax.shapes.checker import find_objects, same_contents
 from tp_jax.shapes.render import render
 from tp_jax.shapes.scenes import training_scene
 from tp_jax.train.loop import train
@@ -34,8 +36,9 @@ CONFIGS = runpy.run_path(str(ROOT / "configs" / "shapes.py"))
 def tiny_shapes():
     """configs/shapes.py, shrunk."""
     config = CONFIGS["get_config"]()
-    config.model.update(image_size=16, patch=4, depth=2, width=16, heads=2)
+    config.model.update(image_size=8, patch=2, depth=2, width=16, heads=2)
     config.model.update(max_grid=4, base_grid=4)
+    config.autoencoder.pool = 2
     config.train.update(steps=2, batch_size=8, log_every=1, sample_every=2, samples=4)
     config.optimizer.warmup_steps = 1
     config.checkpoint.every_steps = 2
@@ -69,8 +72,9 @@ def test_batches_are_the_scenes_and_their_captions():
     config = tiny_shapes()
     source = data.open_source(config)
     encoder = data.open_text(source, config)
-    batch = next(data.make_iterator(source, config, None, encoder))
-    again = next(data.make_iterator(source, config, None, encoder))
+    space = Pooling(2).space
+    batch = next(data.make_iterator(source, config, space, encoder))
+    again = next(data.make_iterator(source, config, space, encoder))
     jax.tree.map(np.testing.assert_array_equal, batch, again)
     assert batch["x"].shape == (8, 16, 16, 3) and batch["x"].dtype == np.float32
     rows = {tuple(row.ravel()) for row in batch["x"]}
@@ -340,6 +344,32 @@ def test_benchmarks_refuse_what_does_not_fit(drawn_from, tmp_path, trained):
     (tmp_path / "mine" / "a.txt").write_text("")
     with pytest.raises(UserError, match="holds other files: name a new or empty folder"):
         benchmarks.make(a_make("shapes", drawn_from, tmp_path / "mine"))
+
+
+# Pooled latents
+
+
+def test_pooling_takes_means_and_enlarges():
+    pooling = Pooling(4)
+    ramp = np.broadcast_to(np.arange(8, dtype=np.float32)[None, :, None, None], (1, 8, 12, 3))
+    latents = np.asarray(pooling.encode(ramp, None, 0, 0))
+    np.testing.assert_allclose(latents[0, :, :, 0], [[1.5] * 3, [5.5] * 3])
+    flat = np.full((2, 3, 5, 3), 0.25, np.float32)
+    np.testing.assert_allclose(pooling.decode(flat), np.full((2, 12, 20, 3), 0.25), atol=1e-6)
+    config = tiny_shapes()
+    config.autoencoder.path = "somewhere"
+    with pytest.raises(UserError, match="path=somewhere and .pool=2: give one of the two"):
+        load_codec(config.autoencoder, None)
+
+
+def test_the_checker_reads_pooled_pictures():
+    pooling, wrong = Pooling(4), 0
+    for index in range(40):
+        scene = training_scene(index, seed=3)
+        picture = pooling.decode(pooling.encode(render(scene, 64)[None], None, 0, 0))
+        found = find_objects(np.clip(np.asarray(picture)[0], 0, 1))
+        wrong += not same_contents(found, scene.objects, 2 / 64)
+    assert wrong <= 1
 
 
 # Predicted data

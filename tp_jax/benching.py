@@ -107,7 +107,8 @@ def bench_prepare(bench: Bench) -> dict[str, float]:
         decode_pixels(source.records[read]["image"], bench.image_size, 3)
         read += 1
     decoding = read / (time.monotonic() - started)
-    records = encoded(config, source, plan, codec, [0])
+    chosen = np.arange(plan.records)
+    records = encoded(config, source, plan, codec, None, chosen, [0])
     return {
         "images_per_second": _rate(records, bench, lambda record: 1),
         "decoded_per_second_on_one_core": decoding,

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,12 +30,18 @@ from tp_jax.pretrained.autoencoder import LoadedAutoencoder, load_autoencoder
 from tp_jax.rng import sample_keys, stream_key
 
 
-def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | None":
+def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | Pooling | None":
     """The codec of `config.autoencoder`, or None where it names none.
 
     Raises:
       UserError: its folder isn't one of a converted autoencoder, or the tile doesn't divide.
     """
+    if config.path and config.pool:
+        raise UserError(
+            f"config.autoencoder.path={config.path} and .pool={config.pool}: give one of the two"
+        )
+    if config.pool:
+        return Pooling(config.pool)
     if not config.path:
         return None
     loaded = load_autoencoder(config.path, config.dtype)
@@ -139,3 +146,44 @@ class Codec:
         if self.autoencoder.model.dtype == "float32":
             return jax.default_matmul_precision("float32")
         return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """The autoencoder without weights: latents are means of pixels, decoded by enlarging them.
+
+    For pictures of few and large things, as those of `tp_jax.shapes`, whose layout a small model
+    learns much sooner on few places. Takes and gives what `Codec` does.
+
+    Attributes:
+      factor: pixels of a side that one latent stands for.
+    """
+
+    factor: int
+
+    @property
+    def space(self) -> LatentSpace:
+        """As of `Codec`: three channels in [-1, 1]."""
+        return LatentSpace(f"pool {self.factor}", 3, 1.0, 0.0, self.factor)
+
+    def encode(self, images: jax.Array, index: jax.Array, seed: int, train_step: int) -> jax.Array:
+        """Means [B, h, w, 3] of images [B, H, W, 3]; nothing is drawn."""
+        return self._encode(images)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Images [B, H, W, 3] float32, bicubic, of latents [B, h, w, 3]."""
+        return self._decode(latents)
+
+    @functools.cached_property
+    def _encode(self) -> Callable:
+        k = self.factor
+        return jax.jit(lambda x: einops.reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=k, j=k))
+
+    @functools.cached_property
+    def _decode(self) -> Callable:
+        def decode(z):
+            batch, height, width, channels = z.shape
+            shape = (batch, height * self.factor, width * self.factor, channels)
+            return jax.image.resize(z.astype(jnp.float32), shape, "cubic")
+
+        return jax.jit(decode)

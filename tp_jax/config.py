@@ -29,7 +29,8 @@ LEAST = {
     0: (
         "seed", "data.workers", "train.samples", "train.hang_seconds", "sampling.guidance_channels",
         "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.clip_norm",
-        "checkpoint.keep_every_steps", "autoencoder.tile", "prepare.num", "prepare.captions",
+        "checkpoint.keep_every_steps", "autoencoder.tile", "autoencoder.pool",
+        "prepare.num", "prepare.captions",
     ),
 }  # fmt: skip
 
@@ -60,6 +61,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.autoencoder = ConfigDict()
     # A folder made by `tp_jax.convert --kind=sd-vae`; "" diffuses what the source holds.
     config.autoencoder.path = ""
+    # Without a folder: latents are means of so many pixels a side, and are enlarged; 0 has none.
+    config.autoencoder.pool = 0
     config.autoencoder.dtype = "float32"
     # Pixels a side of the overlapping tiles that large images are cut into; 0 takes them whole.
     config.autoencoder.tile = 0

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from tp_jax.codec import Codec
+from tp_jax.codec import Codec, Pooling
 from tp_jax.diffusion import Objective, SamplerConfig, guide
 from tp_jax.diffusion import sample as draw
 from tp_jax.errors import UserError
@@ -42,7 +42,7 @@ class Generator:
     mesh: Mesh
     batch_size: int
     latent_steps: int | None = None
-    codec: Codec | None = None
+    codec: Codec | Pooling | None = None
     size: tuple[int, int] | None = None
 
     def __post_init__(self):

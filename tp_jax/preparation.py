@@ -40,10 +40,10 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
         too long (nothing has been written then), or an image can't be read (finished shards stay).
     """
     built = config_lib.build(config)
-    if not config.autoencoder.path:
+    if config.autoencoder.pool or not config.autoencoder.path:
         raise UserError(
             "config.autoencoder.path is empty: name the folder that tp_jax.convert "
-            "--kind=sd-vae wrote"
+            "--kind=sd-vae wrote (pooled latents are made in training, without preparing)"
         )
     mesh = create_mesh(DATA_PARALLEL, jax.local_devices())
     codec = load_codec(config.autoencoder, mesh)

@@ -42,8 +42,9 @@ UNSEEN_PAIRS = frozenset({("circle", "cross"), ("ring", "square")})
 UNSEEN_COUNTS = frozenset({(2, "ring"), (3, "square"), (4, "triangle")})
 
 # From an object's centre to its furthest side, by how many there are.
-SIZES = {1: (0.18, 0.28), 2: (0.17, 0.25), 3: (0.15, 0.2), 4: (0.14, 0.17)}
-GAP = 0.045  # between objects, and to the border
+SIZES = {1: (0.18, 0.28), 2: (0.17, 0.25), 3: (0.15, 0.18), 4: (0.14, 0.155)}
+TRIES = 20  # of placing an object, before all are placed anew
+GAP = 0.055  # between objects, and to the border
 APART = 0.08  # a said relation holds by so much more than both sizes: see `holds`
 
 
@@ -191,14 +192,14 @@ def _places(
 ) -> list[tuple[float, float, float]]:
     """x, y and size of objects that don't touch, by rejection; `relation` of the first two."""
     while True:
-        sizes = rng.uniform(*SIZES[count], count)
-        x, y = (rng.uniform(sizes + GAP, 1 - sizes - GAP) for _ in range(2))
-        free = all(
-            max(abs(x[i] - x[j]), abs(y[i] - y[j])) >= sizes[i] + sizes[j] + GAP
-            for i, j in itertools.combinations(range(count), 2)
-        )
-        places = list(zip(x.tolist(), y.tolist(), sizes.tolist(), strict=True))
-        if free and (relation is None or holds(relation, places[0], places[1])):
+        places: list[tuple[float, float, float]] = []
+        for size in rng.uniform(*SIZES[count], count).tolist():
+            for _ in range(TRIES):
+                x, y = rng.uniform(size + GAP, 1 - size - GAP, 2).tolist()
+                if all(max(abs(x - a), abs(y - b)) >= size + c + GAP for a, b, c in places):
+                    places.append((x, y, size))
+                    break
+        if len(places) == count and (relation is None or holds(relation, *places)):
             return places
 
 
