@@ -1,9 +1,9 @@
 """Shapes: text to image anywhere, in pictures whose contents a program can check.
 
-    configs/shapes.py                 the base: a small MMDiT on pooled pictures, from random weights
+    configs/shapes.py                 the base: a small MMDiT, on pooled pictures
     configs/shapes.py:think           thinking is trained on it, frozen: two experts, two steps
     configs/shapes.py:lora            plain LoRA with as many parameters, on the same base
-    configs/shapes.py:large           a larger base for a GPU, in pixel space; with think and lora too
+    configs/shapes.py:large           a larger base in pixel space, for a GPU; also with these
 
 Every number is ours. The base and one fine-tuning take under 25 minutes on two CPU cores. A
 fine-tuning wants the base: --config.init.base=WORKDIR of the base.
@@ -25,7 +25,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.text.encoder = "shapes"
     space = WordEncoder(WORDS, LONGEST).space
 
-    # Pictures of 64×64 as means of 4×4 pixels: what is where is learned in minutes on so few places.
+    # Pictures of 64×64 as means of 4×4 pixels: layouts are learned in minutes on so few places.
     config.autoencoder.pool = 4
     config.model.update(
         image_size=16,
