@@ -30,27 +30,27 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.update(
         image_size=16,
         channels=3,
-        patch=2,
+        patch=4,
         depth=4,
         width=128,
         heads=4,
         text_tokens=space.tokens,
         text_width=space.width,
         pooled_width=space.pooled_width,
-        max_grid=8,
-        base_grid=8,
+        max_grid=4,
+        base_grid=4,
         qk_norm=True,
     )
     config.model.thinking.layers = ()
     config.diffusion.shift = 1.0
 
     config.train.update(
-        steps=3_200, batch_size=16, ema_decay=0.99, log_every=100, sample_every=1_000, samples=64
+        steps=8_000, batch_size=32, ema_decay=0.99, log_every=200, sample_every=2_000, samples=64
     )
     config.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99
     )
-    config.checkpoint.every_steps = 500
+    config.checkpoint.every_steps = 1_000
     config.sampling.update(sampler="euler", steps=30, guidance_scale=2.0)
     return change(config, argument)
 
@@ -80,6 +80,6 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
             thinking |= dict(experts=1, latent_steps=1, gate="first", rank=rank)
         config.model.thinking.update(**thinking)
         config.init.base = "runs/shapes"
-        config.train.update(trainable="thinking", steps=config.train.steps // 5)
+        config.train.update(trainable="thinking", steps=config.train.steps // 4)
         config.optimizer.learning_rate = config.optimizer.learning_rate / 2
     return config
