@@ -16,7 +16,7 @@ from conftest import snapshot, tiny_config
 from etils import epath
 
 from tp_jax import config as config_lib
-from tp_jax import drawing
+from tp_jax import loading
 from tp_jax.data.source import Source
 from tp_jax.errors import UserError
 from tp_jax.generation import choose_labels
@@ -161,7 +161,10 @@ def test_a_config_file_without_get_config(refused_config, tmp_path):
         ("data.workers=-1", "config.data.workers=-1: must be 0 or more"),
         ("optimizer.clip_norm=-1", "config.optimizer.clip_norm=-1.0: must be 0 or more"),
         ("optimizer.schedule=step", "schedule='step': choose one of constant, cosine"),
-        ("data.source=photos", "source='photos' is unknown: choose one of digits, .*or tfds/NAME"),
+        (
+            "data.source=photos",
+            "source='photos' is unknown: choose one of captions, .*or tfds/NAME",
+        ),
         ("data.source=tfds/photos", "tfds/photos.*not found.*download_and_prepare.*data.dir"),
         ("model.channels=3", "model.channels=3, but the images of digits have 1"),
         ("model.num_classes=7", "model.num_classes=7, but digits has 10 classes"),
@@ -332,7 +335,7 @@ def test_a_bucket_is_left_as_it_is_named(monkeypatch):
 
 @pytest.fixture(scope="module")
 def loaded(trained):
-    return drawing.load(trained)
+    return loading.load(trained)
 
 
 @pytest.fixture
@@ -340,7 +343,7 @@ def refused_samples(refused, loaded, trained, tmp_path, monkeypatch):
     """As `refused`, for sampling from the trained workdir, which is loaded once."""
 
     def check(*arguments, match, loaded=loaded, out=None):
-        monkeypatch.setattr(drawing, "load", lambda *args, **kwargs: loaded)
+        monkeypatch.setattr(loading, "load", lambda *args, **kwargs: loaded)
         out = out or tmp_path / "place" / "out.npz"
         flags = [f"--workdir={trained}", f"--out={out}", *arguments]
         refused("sample", *flags, match=match, watch=[trained])
@@ -417,9 +420,9 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
     shutil.copytree(trained, copy)
     shutil.rmtree(copy / "checkpoints" / "6" / "ema")
     with pytest.raises(UserError, match="6 in .*checkpoints is damaged .ema/_METADATA is missing"):
-        drawing.load(copy)
+        loading.load(copy)
     # What the message says helps.
-    assert drawing.load(copy, 3).train_step == 3
+    assert loading.load(copy, 3).train_step == 3
 
 
 # Data.

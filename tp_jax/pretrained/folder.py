@@ -59,7 +59,7 @@ def save_folder(
 
 
 def save_weights(folder: epath.Path, params: Any) -> None:
-    """Writes a tree of NumPy arrays alone; Orbax renames it into place when it is whole."""
+    """Writes a tree of arrays alone; Orbax renames it into place when it is whole."""
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
     # By default Orbax copies all arrays first, so that they may change while it writes.
@@ -67,7 +67,8 @@ def save_weights(folder: epath.Path, params: Any) -> None:
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(absolute(folder), args=ocp.args.PyTreeSave(params))
+        arrays = jax.tree.map(np.asarray, params)
+        checkpointer.save(absolute(folder), args=ocp.args.PyTreeSave(arrays))
 
 
 def check_free(folder: epath.Path) -> None:
