@@ -18,6 +18,7 @@ from tp_jax.data.pipeline import open_named
 from tp_jax.data.transforms import decode_pixels
 from tp_jax.errors import UserError
 from tp_jax.loading import load
+from tp_jax.parallel import processes
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 from tp_jax.preparation import prepare
 from tp_jax.train.loop import train
@@ -123,7 +124,7 @@ def test_the_bytes_depend_on_neither_batch_nor_devices(prepared, config, monkeyp
 def test_two_processes_make_what_one_makes(prepared, config, monkeypatch):
     folder, codec = epath.Path(config.data.dir), one_device_codec(config)
     monkeypatch.setattr(preparation, "load_codec", lambda config, mesh: codec)
-    monkeypatch.setattr(preparation, "first_says", lambda value: value)
+    monkeypatch.setattr(processes, "first_says", lambda value: value)
     preparation.start(folder, open_latents(str(prepared)).header.plan)
     monkeypatch.setattr(preparation.multihost_utils, "sync_global_devices", lambda name: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from tp_jax import benchmarks, data
+from tp_jax import benchmarks, data, verdicts
 from tp_jax import config as config_lib
 from tp_jax.codec import Pooling, load_codec
 from tp_jax.diffusion import RectifiedFlow, SamplerConfig
@@ -267,12 +267,12 @@ def test_shapes_are_scored_from_their_pictures(drawn_from, tmp_path, monkeypatch
     benchmarks.make(a_make("shapes", drawn_from, images, samples=1))
     for path, _ in geneval.find_images(images):
         Image.new("RGB", (64, 64), "grey").save(path)
-    content = benchmarks.score_shapes(images, out)
+    content = verdicts.score_shapes(images, out)
     assert content["overall"]["images"] == 24 and content["overall"]["overall"] == 0
     # Right pictures in their place: all of seen combinations, and one of the unseen.
     draw_right(images, [prompt for prompt in few if prompt.metadata["seen"]] + few[-1:])
     (out / "results.jsonl").unlink()
-    content = benchmarks.score_shapes(images, out)
+    content = verdicts.score_shapes(images, out)
     assert content["seen"]["overall"] == 1 and set(content["seen"]["tags"]) == set(geneval.PROMPTS)
     assert content["unseen"]["tags"] == dict.fromkeys(
         [tag for tag in geneval.PROMPTS if tag != "single_object"], 0
@@ -283,13 +283,13 @@ def test_shapes_are_scored_from_their_pictures(drawn_from, tmp_path, monkeypatch
     assert "color_attr" in capsys.readouterr().out
     geneval.image_path(images, few[-1], 0).unlink()
     with pytest.raises(UserError, match="has no images|has 23 of 24 images"):
-        benchmarks.score_shapes(images, out)
+        verdicts.score_shapes(images, out)
 
 
 def test_scores_of_seeds_are_collected(tmp_path):
     def write(variant, seed, value, **changes):
         part = {"tags": dict.fromkeys(geneval.PROMPTS, value), "overall": value}
-        content = dict.fromkeys(benchmarks.PARTS, part) | changes
+        content = dict.fromkeys(verdicts.PARTS, part) | changes
         path = tmp_path / variant / seed / "scores.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
@@ -298,20 +298,20 @@ def test_scores_of_seeds_are_collected(tmp_path):
         write("base", seed, value)
         write("think", seed, value + 0.2)
     root, out = epath.Path(tmp_path), epath.Path(tmp_path / "shapes.json")
-    content = benchmarks.collect(root, out)
+    content = verdicts.collect(root, out)
     scores = content["variants"]["think"]
     assert scores["mean"]["seen mean"] == pytest.approx(0.4)
     assert scores["std"]["unseen counting"] == pytest.approx(0.1 * 2**0.5)
     assert "| overall mean | 20.0 ± 14.1 | 40.0 ± 14.1 |" in out.with_suffix(".md").read_text()
     (tmp_path / "think/1/scores.json").write_text("{")
     with pytest.raises(UserError, match="think/1/scores.json is damaged"):
-        benchmarks.collect(root, out)
+        verdicts.collect(root, out)
     write("think", "1", 0.5, unseen=None)
     with pytest.raises(UserError, match="think/1/scores.json isn't a whole score of Shapes"):
-        benchmarks.collect(root, out)
+        verdicts.collect(root, out)
     (tmp_path / "think/1/scores.json").unlink()
     with pytest.raises(UserError, match="variants have other seeds"):
-        benchmarks.collect(root, out)
+        verdicts.collect(root, out)
 
 
 def draw_right(folder, prompts):

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from tp_jax.errors import UserError
 from tp_jax.evals import shapes as suite
+from tp_jax.evals.geneval import find_images
 from tp_jax.evals.geneval_rules import judge, select
 from tp_jax.shapes import scenes
 from tp_jax.shapes.checker import find_objects, same_contents
@@ -236,4 +237,4 @@ def test_no_prompt_as_zeros():
 
 def test_unreadable_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="has no folders 00000"):
-        suite.drawn_prompts(epath.Path(tmp_path))
+        suite.drawn_prompts(find_images(epath.Path(tmp_path)))

@@ -15,7 +15,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from tp_jax import benchmarks, cli
+from tp_jax import benchmarks, cli, verdicts
 from tp_jax.errors import UserError
 from tp_jax.evals import SUITES, run_suite
 from tp_jax.evals.task import Task
@@ -110,26 +110,24 @@ def run_benchmark(values: dict) -> None:
     if len(given) > 1 and set(given) != {"score", "results"}:
         raise UserError(f"--{given[0]} and --{given[1]} don't go together: give one")
     if suite == "shapes" and values["collect"]:
-        benchmarks.collect(epath.Path(values["collect"]), epath.Path(cli.required("out")))
+        verdicts.collect(epath.Path(values["collect"]), epath.Path(cli.required("out")))
     elif suite == "shapes" and not (values["workdir"] or values["make"]):
-        benchmarks.score_shapes(
-            epath.Path(cli.required("samples")), epath.Path(cli.required("out"))
-        )
+        verdicts.score_shapes(epath.Path(cli.required("samples")), epath.Path(cli.required("out")))
     elif values["make"] or suite == "shapes":
         images = epath.Path(cli.required("out"))
         images = images if values["make"] else images / "images"
         make_images(values, images, path("prompts"))
         if not values["make"] and jax.process_index() == 0:
-            benchmarks.score_shapes(images, images.parent)
+            verdicts.score_shapes(images, images.parent)
     elif suite == "dpg":
         results = epath.Path(cli.required("results"))
-        benchmarks.score_dpg(results, path("questions"), path("out"))
+        verdicts.score_dpg(results, path("questions"), path("out"))
     else:
         results, weights = epath.Path(cli.required("results")), {}
         if values["score"]:
             names = ("samples", "detector", "clip")
             weights = {name: epath.Path(cli.required(name)) for name in names}
-        benchmarks.score_geneval(results, path("prompts"), path("out"), **weights)
+        verdicts.score_geneval(results, path("prompts"), path("out"), **weights)
 
 
 def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> None:

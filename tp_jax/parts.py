@@ -33,22 +33,34 @@ def open_parts(out: epath.Path, description: dict[str, Any]) -> "Parts":
     folder = out.with_name(out.name + ".parts")
     path, rows = folder / "drawing.json", 0
     if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged: delete {folder} to draw anew") from error
-        for name in sorted(old.keys() | description.keys()):
-            found, wanted = old.get(name), description.get(name)
-            if found != wanted:
-                raise UserError(
-                    f"{folder} holds parts of another drawing: {name} was {found}, now {wanted}; "
-                    f"finish that one, name another --out, or delete the folder"
-                )
+        check_same_drawing(path, description, f"{folder} holds parts", f"delete {folder}")
         rows = sum(len(_read(part)) for part in _in_order(folder))
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, description)
     return Parts(out, folder, first_says(rows))
+
+
+def check_same_drawing(
+    path: epath.Path, description: dict[str, Any], what: str, remedy: str
+) -> None:
+    """Raises a UserError unless a file says the same of a drawing.
+
+    Args:
+      path: JSON of what decided the images that are there.
+      what: is there, and remedy, for the message.
+    """
+    try:
+        old = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {remedy} to draw anew") from error
+    for name in sorted(old.keys() | description.keys()):
+        found, wanted = old.get(name), description.get(name)
+        if found != wanted:
+            raise UserError(
+                f"{what} of another drawing: {name} was {found}, now {wanted}; finish that one, "
+                f"name another --out, or {remedy}"
+            )
 
 
 def _in_order(folder: epath.Path) -> list[epath.Path]:

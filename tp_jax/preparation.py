@@ -23,7 +23,7 @@ from tp_jax.data.transforms import UNREADABLE, decode_pixels
 from tp_jax.errors import UserError
 from tp_jax.output import progress_bar, say, write_json
 from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
-from tp_jax.parallel.processes import first_says
+from tp_jax.parallel.processes import by_first
 from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.text import TextEncoder, load_encoder
 
@@ -164,15 +164,7 @@ def start(folder: epath.Path, plan: LatentsPlan) -> None:
     Raises:
       UserError: the folder is foreign, or was begun with another plan.
     """
-    refused = None
-    if jax.process_index() == 0:
-        try:
-            _start(folder, plan)
-        except UserError as error:
-            refused = error
-    # All wait here until the first process has written.
-    if first_says(refused is not None):
-        raise refused or UserError("the first process refused: see what it says")
+    by_first(lambda: _start(folder, plan))
 
 
 def _start(folder: epath.Path, plan: LatentsPlan) -> None:

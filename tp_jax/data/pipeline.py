@@ -175,12 +175,17 @@ class _Encode(grain.transforms.Map):
     """{"caption"} -> {"text", "pooled"} and those of the empty prompt, "null_…"."""
 
     encoder: TextEncoder
+    null: dict[str, np.ndarray]
 
     def map(self, element: dict) -> dict:
-        found = self.encoder.encode([element["condition"]["caption"], ""])
+        found = self.encoder.encode([element["condition"]["caption"]])
         condition = {name: array[0] for name, array in found.items()}
-        condition |= {f"null_{name}": array[1] for name, array in found.items()}
-        return element | {"condition": condition}
+        return element | {"condition": condition | self.null}
+
+
+def _encoding(encoder: TextEncoder) -> _Encode:
+    null = {f"null_{name}": array[0] for name, array in encoder.encode([""]).items()}
+    return _Encode(encoder, null)
 
 
 def example_conditions(
@@ -189,9 +194,10 @@ def example_conditions(
     """Conditions [num, …] of the source's first records, again and again where it has fewer."""
     rows, decode = [], source.decoder(1, False)
     read = ReadExample(source.records, decode, source.record_name, source.remedy, skip_corrupt=True)
+    encoding = _encoding(encoder) if encoder else None
     for index in range(num):
         example = read.random_map(index % len(source.records), np.random.default_rng(index))
-        example = _Encode(encoder).map(example) if encoder else example
+        example = encoding.map(example) if encoding else example
         rows.append(example["condition"])
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -218,7 +224,7 @@ def make_iterator(
     dataset = grain.MapDataset.range(len(source.records)).seed(config.seed).shuffle().repeat()
     dataset = dataset.random_map(read)
     if encoder:
-        dataset = dataset.map(_Encode(encoder))
+        dataset = dataset.map(_encoding(encoder))
     if getattr(config.model, "num_classes", None) == 0:
         dataset = dataset.map(_Unlabel())
     workers = config.data.workers

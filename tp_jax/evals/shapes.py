@@ -7,12 +7,13 @@ shows.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from tp_jax.errors import UserError
-from tp_jax.evals.geneval import GenEvalScores, find_images, score_images, score_lines
+from tp_jax.evals.geneval import GenEvalScores, score_images, score_lines
 from tp_jax.evals.geneval_rules import Detection, Objects
 from tp_jax.evals.prompts import Prompt
 from tp_jax.lines import read_lines
@@ -60,17 +61,17 @@ def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
     ]
 
 
-def drawn_prompts(folder: epath.Path) -> list[Prompt]:
-    """The prompts that a folder holds images of.
+def drawn_prompts(images: Sequence[tuple[epath.Path, dict[str, Any]]]) -> list[Prompt]:
+    """The prompts that images are of, as `tp_jax.evals.geneval.find_images` finds them.
 
     Raises:
-      UserError: it holds none, or others than those of Shapes.
+      UserError: they are of others than those of Shapes.
     """
     found = {}
-    for path, metadata in find_images(folder):
+    for path, metadata in images:
         name = path.parts[-3]
         if "seen" not in metadata:
-            raise UserError(f"{folder}/{name}: isn't a prompt of Shapes; draw them with --make")
+            raise UserError(f"{path.parents[1]}: isn't a prompt of Shapes; draw them with --make")
         found[name] = Prompt(int(name), name, metadata["prompt"], metadata)
     return list(found.values())
 

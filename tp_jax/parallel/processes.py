@@ -2,12 +2,13 @@
 
 import glob
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tp_jax.errors import TrainingError
+from tp_jax.errors import TrainingError, UserError
 
 # Set by hand, all three, where nothing tells jax who the others are.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -59,6 +60,22 @@ def first_says(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def by_first(act: Callable[[], None]) -> None:
+    """Lets the first process act, while all wait; where it refuses, all do.
+
+    Raises:
+      UserError: of the first process; the others are told that it refused.
+    """
+    refused = None
+    if jax.process_index() == 0:
+        try:
+            act()
+        except UserError as error:
+            refused = error
+    if first_says(refused is not None):
+        raise refused or UserError("the first process refused: see what it says")
 
 
 def _on_tpu_host() -> bool:

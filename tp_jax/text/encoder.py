@@ -54,7 +54,7 @@ class ZeroNull:
     def space(self) -> TextSpace:
         """Not the encoder's own, because a model learns the empty prompt as well."""
         space = self.encoder.space
-        return dataclasses.replace(space, identity=f"{space.identity}, null zeros")
+        return dataclasses.replace(space, identity=f"null zeros, {space.identity}")
 
     def check(self, prompt: str) -> None:
         """As `TextEncoder`."""

@@ -54,7 +54,8 @@ class WordEncoder:
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """{"text": [B, L, V + L], "pooled": [B, V]} float32, as `TextEncoder`."""
-        text = np.zeros((len(prompts), self.tokens, self.space.width), np.float32)
+        width = len(self.words) + self.tokens
+        text = np.zeros((len(prompts), self.tokens, width), np.float32)
         text[:, :, len(self.words) :] = np.eye(self.tokens)
         pooled = np.zeros((len(prompts), len(self.words)), np.float32)
         for row, prompt in enumerate(prompts):

@@ -54,10 +54,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     space = codec.space if codec else None
     source = data.open_source(config, space)
     encoder = data.open_text(source, config)
-    text = encoder.space if encoder else source.text_space
-    workdir_lib.check_text_space(workdir, text)
+    text_space = encoder.space if encoder else source.text_space
+    workdir_lib.check_text_space(workdir, text_space)
     if config.init.base:
-        workdir_lib.check_text_space(epath.Path(config.init.base), text, "config.init.base")
+        workdir_lib.check_text_space(epath.Path(config.init.base), text_space, "config.init.base")
     iterator = data.make_iterator(source, config, space, encoder)
     encode = codec.encode if data.encodes_on_the_fly(source, space) else None
     model = build_model(built.model)
@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         iterator.set_state(progress.data)
         seconds, first = progress.seconds, int(jax.device_get(state.train_step))
 
-    workdir_lib.write_workdir(workdir, config, text)
+    workdir_lib.write_workdir(workdir, config, text_space)
     checkpoints = checkpoints or checkpoint.Checkpoints(workdir, config.checkpoint)
     writer = metrics.open_writer(workdir)
     sizes = device_bytes(abstract, shardings)

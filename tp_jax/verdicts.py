@@ -1,0 +1,226 @@
+"""Scores of benchmarks of prompts: of images drawn here, and of the official scorers' results."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from tp_jax.benchmarks import description_path
+from tp_jax.errors import UserError
+from tp_jax.evals import dpg, dpg_results, geneval, shapes
+from tp_jax.images import make_captioned, save_png
+from tp_jax.lines import read_lines
+from tp_jax.output import say, write_json
+
+# Of the scores of Shapes.
+PARTS = ("overall", "seen", "unseen")
+
+
+def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
+    """Scores drawn Shapes: `results.jsonl`, `scores.json` and `gallery.png` in a folder.
+
+    Raises:
+      UserError: images are missing, or aren't of these prompts.
+    """
+    images = geneval.find_images(folder)
+    wanted = shapes.drawn_prompts(images)
+    path, drawn = description_path(folder), len(images)
+    asked = _read_json(path).get("images") if path.exists() else drawn
+    if drawn != asked:
+        raise UserError(
+            f"{folder} has {drawn} of {asked} images: the same command that drew them goes on"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Anew, because the images may be.
+    (out / "results.jsonl").unlink(missing_ok=True)
+    scores = shapes.score(folder, wanted, out / "results.jsonl")
+    content = {"suite": "shapes", "samples": str(folder), **dataclasses.asdict(scores)}
+    write_json(out / "scores.json", content)
+    save_png(out / "gallery.png", _gallery(out / "results.jsonl"))
+    print(as_table({name: content[name] for name in PARTS if content[name]}))
+    say(f"scores, every image's verdict and a gallery: {out}")
+    return content
+
+
+def collect(root: epath.Path, out: epath.Path) -> dict[str, Any]:
+    """Mean and spread over seeds of the scores in ROOT/VARIANT/SEED/scores.json.
+
+    Writes FILE.json and, beside it, the same as a table FILE.md.
+
+    Raises:
+      UserError: there are none, or a variant hasn't the same seeds as another.
+    """
+    files = sorted(root.glob("*/*/scores.json"))
+    if not files:
+        raise UserError(f"--collect={root}: has no VARIANT/SEED/scores.json; see launch/shapes.sh")
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        content = _read_json(file)
+        try:
+            scores = {
+                f"{part} {tag}": float(value)
+                for part in PARTS
+                for tag, value in (
+                    content[part]["tags"] | {"mean": content[part]["overall"]}
+                ).items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file} isn't a whole score of Shapes: score it again") from error
+        found.setdefault(file.parent.parent.name, {})[file.parent.name] = scores
+    seeds = {name: sorted(runs) for name, runs in found.items()}
+    if len({tuple(one) for one in seeds.values()}) > 1:
+        raise UserError(f"--collect={root}: variants have other seeds: {seeds}")
+    content = {"suite": "shapes", "seeds": next(iter(seeds.values())), "variants": {}}
+    for name, runs in found.items():
+        rows = {key: [run[key] for run in runs.values()] for key in next(iter(runs.values()))}
+        content["variants"][name] = {
+            "mean": {key: float(np.mean(row)) for key, row in rows.items()},
+            "std": {key: float(np.std(row, ddof=1)) for key, row in rows.items() if len(row) > 1},
+            "runs": runs,
+        }
+    write_json(out, content)
+    table = collected_table(content)
+    out.with_suffix(".md").write_text(table + "\n")
+    print(table)
+    return content
+
+
+def collected_table(content: dict[str, Any]) -> str:
+    """Markdown: a row a skill, a column a variant, in percent with the spread over seeds."""
+    variants = content["variants"]
+    seeds = len(content["seeds"])
+    lines = [
+        f"Percent of images right, mean ± standard deviation over {seeds} seeds.",
+        "",
+        "| | " + " | ".join(variants) + " |",
+        "|---|" + "---|" * len(variants),
+    ]
+    for key in next(iter(variants.values()))["mean"]:
+        cells = []
+        for scores in variants.values():
+            spread = f" ± {100 * scores['std'][key]:.1f}" if key in scores["std"] else ""
+            cells.append(f"{100 * scores['mean'][key]:.1f}{spread}")
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _read_image(path: str) -> np.ndarray:
+    with epath.Path(path).open("rb") as file, Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+# Images of each skill that a gallery shows.
+SHOWN = 8
+
+
+def _gallery(results: epath.Path) -> np.ndarray:
+    """Images of every skill with prompt and verdict."""
+    lines = [line for _, line in read_lines(results)]
+    chosen = []
+    for tag in geneval.PROMPTS:
+        of_tag = [line for line in lines if line["tag"] == tag]
+        places = np.linspace(0, len(of_tag) - 1, min(SHOWN, len(of_tag))).astype(int)
+        chosen += [of_tag[i] for i in places]
+    images = [_read_image(line["filename"]) for line in chosen]
+    return make_captioned(
+        np.stack(images),
+        [line["prompt"] for line in chosen],
+        [line["correct"] for line in chosen],
+        columns=SHOWN,
+    )
+
+
+def as_table(columns: dict[str, dict[str, Any]]) -> str:
+    """GenEval's scores in percent, a line a tag and a column for each set of images."""
+    names = list(columns)
+    lines = [f"{'':16}" + "".join(f"{name:>10}" for name in names)]
+    for tag in (*geneval.PROMPTS, "overall"):
+        values = [
+            fields["overall"] if tag == "overall" else fields["tags"].get(tag)
+            for fields in columns.values()
+        ]
+        texts = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+        lines.append(f"{tag:16}" + "".join(f"{text:>10}" for text in texts))
+    lines.append(f"{'images':16}" + "".join(f"{f['images']:>10}" for f in columns.values()))
+    return "\n".join(lines)
+
+
+def score_geneval(
+    results: epath.Path | None,
+    prompts: epath.Path | None,
+    out: epath.Path | None,
+    *,
+    samples: epath.Path | None = None,
+    detector: epath.Path | None = None,
+    clip: epath.Path | None = None,
+) -> dict[str, Any]:
+    """GenEval's scores of a file of results, or of a folder of images judged here.
+
+    Args:
+      results: of the official evaluator; or, with `samples`, where to write them.
+      prompts: the user's copy; None holds results to the published counts.
+      samples, detector, clip: folders of images, of Mask2Former's weights and of CLIP's.
+
+    Raises:
+      UserError: anything isn't there, or is of another version of the benchmark.
+    """
+    wanted = geneval.read_prompts(prompts) if prompts else None
+    if samples:
+        from tp_jax.evals.detection import load_colours, load_detector
+
+        scores = geneval.score_images(
+            samples, load_detector(detector), load_colours(clip), results, wanted
+        )
+    else:
+        scores = geneval.read_results(results, wanted)
+    content = {"suite": "geneval", "results": str(results), **dataclasses.asdict(scores)}
+    print(as_table({"geneval": content}))
+    if out:
+        write_json(out, content)
+    return content
+
+
+def score_dpg(
+    results: epath.Path, questions: epath.Path | None, out: epath.Path | None
+) -> dict[str, Any]:
+    """DPG-Bench's scores, official and fixed, of a file of results.
+
+    Raises:
+      UserError: anything isn't there, or is of another version of the benchmark.
+    """
+    found = dpg_results.read_results(results, dpg.read_questions(questions) if questions else None)
+    content = {"suite": "dpg", "results": str(results), **dataclasses.asdict(found)}
+    print(dpg_table(found))
+    if out:
+        write_json(out, content)
+    return content
+
+
+def dpg_table(found: dpg_results.Results) -> str:
+    """Both scores: overall, by broad category and by detailed one."""
+    official, fixed = found.official, found.fixed
+    lines = [f"{'':40}{'official':>10}{'fixed':>10}"]
+
+    def line(name, read):
+        values = [None if scores is None else read(scores) for scores in (official, fixed)]
+        texts = ["-" if value is None else f"{value:.2f}" for value in values]
+        lines.append(f"{name:40}" + "".join(f"{text:>10}" for text in texts))
+
+    line("overall", lambda scores: scores.score)
+    for field in ("level1", "level2"):
+        for name in getattr(official, field):
+            line(name, lambda scores, field=field, name=name: getattr(scores, field).get(name))
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): make it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: make it again")
+    return content
