@@ -123,7 +123,10 @@ def check_text(space: TextSpace, model: ConfigDict, what: str) -> None:
         ("pooled_width", space.pooled_width),
     ):
         if model[field] != found:
-            raise UserError(f"config.model.{field}={model[field]}, but that of {what} is {found}")
+            raise UserError(
+                f"config.model.{field}={model[field]}, but that of {what} is {found}: set it so, or "
+                f"name another encoder"
+            )
 
 
 def _check_fit(source: Source, config: ConfigDict, space: LatentSpace | None) -> None:
