@@ -124,8 +124,8 @@ def check_text(space: TextSpace, model: ConfigDict, what: str) -> None:
     ):
         if model[field] != found:
             raise UserError(
-                f"config.model.{field}={model[field]}, but that of {what} is {found}: set it so, or "
-                f"name another encoder"
+                f"config.model.{field}={model[field]}, but that of {what} is {found}: set it so, "
+                f"or name another encoder"
             )
 
 
