@@ -21,7 +21,7 @@ from tp_jax.shapes.scenes import COLOURS, SHAPES, SKILLS, Request, all_requests,
 from tp_jax.text.encoder import ZeroNull
 from tp_jax.text.words import WordEncoder
 
-# The 10,000 take ten minutes: TP_JAX_PICTURES=10000.
+# TP_JAX_PICTURES=10000 takes three minutes on two cores.
 PICTURES = int(os.environ.get("TP_JAX_PICTURES", "150"))
 TOLERANCE = 1.5 / 64
 
