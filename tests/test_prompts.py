@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from tp_jax import benchmarks, data, verdicts
+from tp_jax import benchmarks, collecting, data, verdicts
 from tp_jax import config as config_lib
 from tp_jax.codec import Pooling, load_codec
 from tp_jax.diffusion import RectifiedFlow, SamplerConfig
@@ -298,20 +298,20 @@ def test_scores_of_seeds_are_collected(tmp_path):
         write("base", seed, value)
         write("think", seed, value + 0.2)
     root, out = epath.Path(tmp_path), epath.Path(tmp_path / "shapes.json")
-    content = verdicts.collect(root, out)
+    content = collecting.collect(root, out, "shapes")
     scores = content["variants"]["think"]
     assert scores["mean"]["seen mean"] == pytest.approx(0.4)
     assert scores["std"]["unseen counting"] == pytest.approx(0.1 * 2**0.5)
     assert "| overall mean | 20.0 ± 14.1 | 40.0 ± 14.1 |" in out.with_suffix(".md").read_text()
     (tmp_path / "think/1/scores.json").write_text("{")
     with pytest.raises(UserError, match="think/1/scores.json is damaged"):
-        verdicts.collect(root, out)
+        collecting.collect(root, out, "shapes")
     write("think", "1", 0.5, unseen=None)
-    with pytest.raises(UserError, match="think/1/scores.json isn't a whole score of Shapes"):
-        verdicts.collect(root, out)
+    with pytest.raises(UserError, match="think/1/scores.json isn't a whole score of shapes"):
+        collecting.collect(root, out, "shapes")
     (tmp_path / "think/1/scores.json").unlink()
     with pytest.raises(UserError, match="variants have other seeds"):
-        verdicts.collect(root, out)
+        collecting.collect(root, out, "shapes")
 
 
 def draw_right(folder, prompts):

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from tp_jax.diffusion import OBJECTIVES, Objective, SamplerConfig
 from tp_jax.errors import UserError
+from tp_jax.frozenlake.maps import NavigationConfig
 from tp_jax.models import MODELS, TransformerConfig
+from tp_jax.models.decoding import check_decodable
 from tp_jax.parallel.mesh import DATA_PARALLEL
 from tp_jax.thinking import ThinkingConfig
 
@@ -108,6 +110,9 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Worker processes that decode and augment; 0 does it in threads of this process.
     config.data.workers = 0
 
+    # Of data.source="frozenlake": its maps, and frames decoded from latent steps.
+    config.navigation = ConfigDict(dataclasses.asdict(NavigationConfig()))
+
     config.train = ConfigDict()
     config.train.steps = 400_000
     config.train.batch_size = 256
@@ -189,6 +194,15 @@ def build(config: ConfigDict) -> Built:
     sampler.check(objective)
     check_guidance(sampler, model)
     _check_train(config)
+    NavigationConfig(**config.navigation.to_dict())
+    if config.data.source == "frozenlake":
+        check_decodable(model)
+    if getattr(model, "frame", "") and getattr(objective, "prediction", "") != "data":
+        raise UserError(
+            f"config.model.frame={model.frame!r}: what is drawn is added to the frame, which only "
+            f"a flow that predicts data can do; set config.diffusion.kind='flow' and .prediction="
+            f"'data'"
+        )
     if config.train.trainable == "thinking":
         if not model.thinking.layers:
             raise UserError(

@@ -1,10 +1,11 @@
 """Scores: python -m tp_jax.evaluate --suite=adm --samples=FILE.npz|DIR --reference=FILE …
 
 With --sweep it scores a workdir instead: every guidance scale with every number of latent steps,
-and the base model beside them. Benchmarks of prompts:
+and the base model beside them. Benchmarks of prompts, and FrozenLake:
 
   --suite=shapes --workdir=W --out=DIR                draws and scores; --samples=DIR scores alone
-  --suite=shapes --collect=ROOT --out=FILE.json       mean and spread of launch/shapes.sh
+  --suite=navigation --workdir=W --out=DIR [--maps=FILE] [--look]   draws, plays and scores
+  --suite=shapes|navigation --collect=ROOT --out=FILE.json   mean and spread of launch/compare.sh
   --suite=geneval|dpg --make --workdir=W --prompts=P --out=DIR      images for the official scorers
   --suite=geneval --results=FILE.jsonl [--prompts=P]                their results
   --suite=dpg --results=FILE [--questions=dpg_bench.csv]
@@ -15,14 +16,16 @@ import jax
 from absl import flags
 from etils import epath
 
-from tp_jax import benchmarks, cli, verdicts
+from tp_jax import benchmarks, cli, collecting, navigating, verdicts
 from tp_jax.errors import UserError
 from tp_jax.evals import SUITES, run_suite
 from tp_jax.evals.task import Task
 from tp_jax.sweeping import Sweep, run_sweep
 
 flags.DEFINE_string(
-    "suite", "adm", "adm (FID, sFID, Inception Score, precision, recall), shapes, geneval or dpg"
+    "suite",
+    "adm",
+    "adm (FID, sFID, Inception Score, precision, recall), shapes, geneval, dpg or navigation",
 )
 flags.DEFINE_string("samples", None, "FILE.npz with arr_0 (uint8, NHWC), or a folder of PNGs")
 flags.DEFINE_string("reference", None, "published statistics, images, or a saved statistics file")
@@ -34,7 +37,9 @@ flags.DEFINE_integer("batch_size", 64, "images at once; doesn't change the score
 flags.DEFINE_integer("num", None, "the first so many samples, all by default; 50000 for --sweep")
 
 flags.DEFINE_boolean("make", False, "draw a benchmark's images")
-flags.DEFINE_string("collect", None, "shapes: a folder of VARIANT/SEED/scores.json")
+flags.DEFINE_string("collect", None, "shapes, navigation: a folder of VARIANT/SEED/scores.json")
+flags.DEFINE_string("maps", None, "navigation: a file of maps; random ones by default")
+flags.DEFINE_boolean("look", False, "navigation: see the lake anew after every drawing")
 flags.DEFINE_boolean("score", False, "geneval: judge images here, with Mask2Former and CLIP")
 flags.DEFINE_string("prompts", None, "your copy of GenEval's metadata or of DPG's prompts")
 flags.DEFINE_string("questions", None, "dpg: your copy of dpg_bench.csv")
@@ -77,9 +82,12 @@ def main() -> None:
     if values["sweep"]:
         sweep(values)
         return
-    known = (*SUITES, *benchmarks.BENCHMARKS)
+    known = (*SUITES, *benchmarks.BENCHMARKS, "navigation")
     if values["suite"] not in known:
         raise UserError(f"suite {values['suite']!r} is unknown: choose one of {', '.join(known)}")
+    if values["suite"] == "navigation":
+        run_navigation(values)
+        return
     if values["suite"] in benchmarks.BENCHMARKS:
         run_benchmark(values)
         return
@@ -110,7 +118,7 @@ def run_benchmark(values: dict) -> None:
     if len(given) > 1 and set(given) != {"score", "results"}:
         raise UserError(f"--{given[0]} and --{given[1]} don't go together: give one")
     if suite == "shapes" and values["collect"]:
-        verdicts.collect(epath.Path(values["collect"]), epath.Path(cli.required("out")))
+        collecting.collect(epath.Path(values["collect"]), epath.Path(cli.required("out")), suite)
     elif suite == "shapes" and not (values["workdir"] or values["make"]):
         verdicts.score_shapes(epath.Path(cli.required("samples")), epath.Path(cli.required("out")))
     elif values["make"] or suite == "shapes":
@@ -131,30 +139,45 @@ def run_benchmark(values: dict) -> None:
 
 
 def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> None:
-    names = (
-        "suite", "num", "seed", "batch_size", "checkpoint", "negative_prompt", "height", "width",
-        "dtype", "matmul_precision", "autoencoder", "text", "truncate",
-        "thinking",
-    )  # fmt: skip
-    steps = cli.integers("latent_steps") if flags.FLAGS["latent_steps"].present else (None,)
-    if len(steps) > 1:
-        raise UserError("--latent_steps: give one number; a --sweep takes several")
+    names = ("suite", "negative_prompt", "height", "width", "text", "truncate", "thinking")
     benchmarks.make(
         benchmarks.Make(
-            workdir=epath.Path(cli.required("workdir")),
             out=out,
             prompts=prompts,
             samples=values["samples_per_prompt"],
-            sampler_changes={
-                "sampler": values["sampler"],
-                "steps": values["sampler_steps"],
-                "guidance_scale": values["guidance_scale"],
-                "guidance_channels": values["guidance_channels"],
-            },
-            latent_steps=steps[0],
+            **request(values),
             **{name: values[name] for name in names},
         )
     )
+
+
+def run_navigation(values: dict) -> None:
+    out = epath.Path(cli.required("out"))
+    if values["collect"]:
+        collecting.collect(epath.Path(values["collect"]), out, "navigation")
+        return
+    maps = epath.Path(values["maps"]) if values["maps"] else None
+    task = navigating.Navigation(out=out, maps=maps, look=values["look"], **request(values))
+    navigating.navigate(task)
+
+
+def request(values: dict) -> dict:
+    """What every drawing of a workdir is asked for."""
+    steps = cli.integers("latent_steps") if flags.FLAGS["latent_steps"].present else (None,)
+    if len(steps) > 1:
+        raise UserError("--latent_steps: give one number; a --sweep takes several")
+    names = ("num", "seed", "batch_size", "checkpoint", "dtype", "matmul_precision", "autoencoder")
+    return {
+        "workdir": epath.Path(cli.required("workdir")),
+        "sampler_changes": {
+            "sampler": values["sampler"],
+            "steps": values["sampler_steps"],
+            "guidance_scale": values["guidance_scale"],
+            "guidance_channels": values["guidance_channels"],
+        },
+        "latent_steps": steps[0],
+        **{name: values[name] for name in names},
+    }
 
 
 def sweep(values: dict) -> None:

@@ -1,6 +1,7 @@
 """Samples from a model: one compiled batch, repeated. B samples, H×W pixels, C channels."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -53,9 +54,14 @@ class Generator:
     def compiled(self) -> Callable[..., jax.Array]:
         """Jitted (params, key, sample index [B], condition) -> [B, H, W, C] float32."""
         cut, whole = batch_sharding(self.mesh), replicated(self.mesh)
-        return jax.jit(self._draw, in_shardings=(None, whole, cut, cut), out_shardings=cut)
+        return jax.jit(self.draw, in_shardings=(None, whole, cut, cut), out_shardings=cut)
 
-    def _draw(self, params, key, index, condition):
+    @functools.cached_property
+    def _run(self) -> Callable[..., jax.Array]:
+        return self.compiled()
+
+    def draw(self, params, key, index, condition):
+        """One batch, as `compiled` runs it."""
         config, sampler = self.model.config, self.sampler
 
         def predict(x, timestep, model_key):
@@ -84,6 +90,7 @@ class Generator:
         seed: int,
         first: int = 0,
         rows: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Yields images [≤ B, H, W, C] float32 in order, until every sample is drawn.
 
@@ -91,9 +98,10 @@ class Generator:
           conditions: pytree of arrays with a leading axis.
           rows: [N] which row of the conditions each sample has; by default one sample a row. The
             last batch is filled up with the last, and what that draws is dropped.
+          numbers: [N] int32, the index of each sample that decides its noise; 0, 1, … by default.
           first: index of the first sample to draw; those before it are there already.
         """
-        run, cut = self.compiled(), batch_sharding(self.mesh)
+        run, cut = self._run, batch_sharding(self.mesh)
         # Made where it is used: a key can't be put onto the devices of other processes.
         whole = replicated(self.mesh)
         key = jax.jit(lambda: stream_key(seed, "generation"), out_shardings=whole)()
@@ -106,6 +114,8 @@ class Generator:
         for start in range(first, count, batch_size):
             index = np.arange(start, start + batch_size)
             chosen = rows[np.minimum(index, count - 1)]
+            if numbers is not None:
+                index = numbers[np.minimum(index, count - 1)]
             condition = jax.tree.map(lambda leaf, at=chosen: np.asarray(leaf)[at], conditions)
             # Each process puts its own rows, which needs no comparing with the others'.
             inputs = jax.tree.map(

@@ -95,3 +95,18 @@ def mend(path: epath.Path) -> None:
     except ValueError:
         content = content[: -len(last)]
     write_bytes(path, content)
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """A JSON object that this project wrote.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): make it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: make it again")
+    return content

@@ -1,7 +1,6 @@
 """Scores of benchmarks of prompts: of images drawn here, and of the official scorers' results."""
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from tp_jax.benchmarks import description_path
 from tp_jax.errors import UserError
 from tp_jax.evals import dpg, dpg_results, geneval, shapes
 from tp_jax.images import make_captioned, save_png
-from tp_jax.lines import read_lines
+from tp_jax.lines import read_json, read_lines
 from tp_jax.output import say, write_json
 
 # Of the scores of Shapes.
@@ -28,7 +27,7 @@ def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
     images = geneval.find_images(folder)
     wanted = shapes.drawn_prompts(images)
     path, drawn = description_path(folder), len(images)
-    asked = _read_json(path).get("images") if path.exists() else drawn
+    asked = read_json(path).get("images") if path.exists() else drawn
     if drawn != asked:
         raise UserError(
             f"{folder} has {drawn} of {asked} images: the same command that drew them goes on"
@@ -43,68 +42,6 @@ def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
     print(as_table({name: content[name] for name in PARTS if content[name]}))
     say(f"scores, every image's verdict and a gallery: {out}")
     return content
-
-
-def collect(root: epath.Path, out: epath.Path) -> dict[str, Any]:
-    """Mean and spread over seeds of the scores in ROOT/VARIANT/SEED/scores.json.
-
-    Writes FILE.json and, beside it, the same as a table FILE.md.
-
-    Raises:
-      UserError: there are none, or a variant hasn't the same seeds as another.
-    """
-    files = sorted(root.glob("*/*/scores.json"))
-    if not files:
-        raise UserError(f"--collect={root}: has no VARIANT/SEED/scores.json; see launch/shapes.sh")
-    found: dict[str, dict[str, Any]] = {}
-    for file in files:
-        content = _read_json(file)
-        try:
-            scores = {
-                f"{part} {tag}": float(value)
-                for part in PARTS
-                for tag, value in (
-                    content[part]["tags"] | {"mean": content[part]["overall"]}
-                ).items()
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file} isn't a whole score of Shapes: score it again") from error
-        found.setdefault(file.parent.parent.name, {})[file.parent.name] = scores
-    seeds = {name: sorted(runs) for name, runs in found.items()}
-    if len({tuple(one) for one in seeds.values()}) > 1:
-        raise UserError(f"--collect={root}: variants have other seeds: {seeds}")
-    content = {"suite": "shapes", "seeds": next(iter(seeds.values())), "variants": {}}
-    for name, runs in found.items():
-        rows = {key: [run[key] for run in runs.values()] for key in next(iter(runs.values()))}
-        content["variants"][name] = {
-            "mean": {key: float(np.mean(row)) for key, row in rows.items()},
-            "std": {key: float(np.std(row, ddof=1)) for key, row in rows.items() if len(row) > 1},
-            "runs": runs,
-        }
-    write_json(out, content)
-    table = collected_table(content)
-    out.with_suffix(".md").write_text(table + "\n")
-    print(table)
-    return content
-
-
-def collected_table(content: dict[str, Any]) -> str:
-    """Markdown: a row a skill, a column a variant, in percent with the spread over seeds."""
-    variants = content["variants"]
-    seeds = len(content["seeds"])
-    lines = [
-        f"Percent of images right, mean ± standard deviation over {seeds} seeds.",
-        "",
-        "| | " + " | ".join(variants) + " |",
-        "|---|" + "---|" * len(variants),
-    ]
-    for key in next(iter(variants.values()))["mean"]:
-        cells = []
-        for scores in variants.values():
-            spread = f" ± {100 * scores['std'][key]:.1f}" if key in scores["std"] else ""
-            cells.append(f"{100 * scores['mean'][key]:.1f}{spread}")
-        lines.append(f"| {key} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def _read_image(path: str) -> np.ndarray:
@@ -214,13 +151,3 @@ def dpg_table(found: dpg_results.Results) -> str:
         for name in getattr(official, field):
             line(name, lambda scores, field=field, name=name: getattr(scores, field).get(name))
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): make it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: make it again")
-    return content

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tp_jax.data.captions import open_captions, open_coco
 from tp_jax.data.digits import open_digits
 from tp_jax.data.folder import open_folder
+from tp_jax.data.frozenlake import make_frozenlake
 from tp_jax.data.latents import LatentSource, open_latents
 from tp_jax.data.shapes import open_shapes
 from tp_jax.data.source import LatentSpace, Source
@@ -21,7 +22,7 @@ from tp_jax.errors import UserError
 from tp_jax.text import WITHOUT_WEIGHTS, TextEncoder, TextSpace, load_encoder
 
 # `config.data.source` -> function of (dir, split, section of the config). `tfds/NAME` is any TFDS
-# image data set, and `synthetic` is as the model wants it.
+# image data set.
 SOURCES: dict[str, Callable[[str, str, str], Source]] = {
     "captions": open_captions,
     "coco": open_coco,
@@ -30,7 +31,12 @@ SOURCES: dict[str, Callable[[str, str, str], Source]] = {
     "latents": open_latents,
     "shapes": open_shapes,
 }
-TFDS_PREFIX, SYNTHETIC = "tfds/", "synthetic"
+# Those that are made as the whole config wants them.
+MADE: dict[str, Callable[[ConfigDict], Source]] = {
+    "frozenlake": make_frozenlake,
+    "synthetic": make_synthetic,
+}
+TFDS_PREFIX = "tfds/"
 # Batches that are read ahead; Grain's own 500 of encoded text don't fit any memory.
 AHEAD = 8
 
@@ -48,7 +54,8 @@ def open_named(section: str, name: str, dir: str, split: str) -> Source:
         return open_tfds(name.removeprefix(TFDS_PREFIX), dir, split, section)
     if name not in SOURCES:
         raise UserError(
-            f"{section}.source={name!r} is unknown: choose one of {', '.join(SOURCES)}, "
+            f"{section}.source={name!r} is unknown: choose one of "
+            f"{', '.join(sorted(SOURCES | MADE))}, "
             f"or {TFDS_PREFIX}NAME"
         )
     return SOURCES[name](dir, split, section)
@@ -65,8 +72,8 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
       UserError: the source is unknown, isn't on disk, or doesn't fit the model or the space.
     """
     model, data = config.model, config.data
-    if data.source == SYNTHETIC:
-        source = make_synthetic(model)
+    if data.source in MADE:
+        source = MADE[data.source](config)
     else:
         source = open_named("config.data", data.source, data.dir, data.split)
         _check_fit(source, config, space)
@@ -84,7 +91,12 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
 
 def _check_classes(source: Source, config: ConfigDict) -> None:
     model, data = config.model, config.data
-    if source.gives != "label":
+    if (source.gives == "frame") != bool(model.frame):
+        raise UserError(
+            f"config.model.frame={model.frame!r}, but {data.source} gives "
+            f"{'a first frame: choose channels or tokens' if not model.frame else 'none'}"
+        )
+    if source.gives not in ("label", "frame"):
         raise UserError(
             f"{data.source} has captions, but a {model.kind} model takes labels: choose a source "
             f"with labels, or a model that takes text"
@@ -170,7 +182,8 @@ class _Unlabel(grain.transforms.Map):
     """For the unconditional model, whose one label is 0."""
 
     def map(self, element: dict) -> dict:
-        return element | {"condition": {"label": element["condition"]["label"] * 0}}
+        condition = element["condition"]
+        return element | {"condition": condition | {"label": condition["label"] * 0}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Source:
     class_names: tuple[str, ...]
     # Otherwise examples are what the model diffuses, whether it diffuses pixels or latents.
     pixels: ClassVar[bool] = True
-    # What examples' condition is: a "label"; a "caption", yet to be encoded; or "text", encoded.
+    # What examples' condition is: a "label"; a "frame", with a label; a "caption", yet to be
+    # encoded; or "text", encoded.
     gives: ClassVar[str] = "label"
     # Of what encoded the text, where the source gives that and it is known.
     text_space: ClassVar[TextSpace | None] = None

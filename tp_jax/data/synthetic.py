@@ -51,22 +51,24 @@ class _SyntheticSource(Source):
     pixels = False
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        return _as_it_is
+        return as_it_is
 
 
 class _SyntheticText(_SyntheticSource):
     gives = "text"
 
 
-def _as_it_is(record, rng):
+def as_it_is(record, rng):
+    """Of records that are examples already."""
     return record
 
 
-def make_synthetic(model: ConfigDict) -> Source:
-    """Gaussian images [S, S, C] float32 as a model wants them, of `config.model`.
+def make_synthetic(config: ConfigDict) -> Source:
+    """Gaussian images [S, S, C] float32 as `config.model` wants them.
 
     Their labels go round; a model that takes text gets Gaussian text.
     """
+    model = config.model
     shape = (model.image_size, model.image_size, model.channels)
     if model.kind == "dit":
         names = tuple(str(label) for label in range(max(model.num_classes, 1)))

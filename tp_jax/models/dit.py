@@ -109,10 +109,29 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig(TransformerConfig):
-    """A DiT. `num_classes=0` is the unconditional model: its one label is 0."""
+    """A DiT.
+
+    Attributes:
+      num_classes: 0 is the unconditional model, whose one label is 0.
+      frame: how the model is given a frame, which what it draws is added to: "" not at all; as
+        further "channels" of its input; or as further "tokens", which tokens attend to.
+    """
 
     mlp_ratio: int = 4
     num_classes: int = 1000
+    frame: str = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.frame not in ("", "channels", "tokens"):
+            raise UserError(
+                f"config.model.frame={self.frame!r}: choose channels or tokens, or leave it empty"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Number N of tokens, the frame's among them."""
+        return super().tokens * (2 if self.frame == "tokens" else 1)
 
 
 class DiTBlock(nn.Module):
@@ -156,15 +175,23 @@ class DiTBase(nn.Module):
         timestep: jax.Array,
         label: jax.Array,
         thinking: dict[int, tuple[Callable, Any]],
+        frame: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[int, Thought]]:
         """As `DiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
-        x = dense(cfg.width, "patch_embed", dtype, path="patch_embed")(
-            patchify(x.astype(dtype), cfg.patch)
-        )
         grid = np.arange(height // cfg.patch), np.arange(width // cfg.patch)
-        x = x + position_embedding(cfg.width, *grid).astype(dtype)
+        positions = position_embedding(cfg.width, *grid).astype(dtype)
+
+        def embed(image, name):
+            tokens = patchify(image.astype(dtype), cfg.patch)
+            return dense(cfg.width, name, dtype, path=name)(tokens) + positions
+
+        if cfg.frame == "channels":
+            x = jnp.concatenate([x, frame], axis=-1)
+        x = embed(x, "patch_embed")
+        if cfg.frame == "tokens":
+            x = jnp.concatenate([embed(frame, "frame_embed"), x], axis=1)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         normal = nn.initializers.normal(0.02)
         # The row after the last class stands for no class.
@@ -182,7 +209,9 @@ class DiTBase(nn.Module):
         x, thoughts = stack.run_stacks(
             [blocks], x, y, thinking, remat=cfg.remat, scan=cfg.scan_blocks
         )
-        return FinalLayer(cfg, "shift_scale", name="final")(x, y, height, width), thoughts
+        x = x[:, -len(positions) :]
+        out = FinalLayer(cfg, "shift_scale", name="final")(x, y, height, width)
+        return out + frame if cfg.frame else out, thoughts
 
 
 class FinalLayer(nn.Module):
@@ -225,22 +254,28 @@ class DiT(nn.Module):
         Args:
           x: [B, H, W, C] noisy images or latents, any float dtype.
           timestep: [B] in 0 … 1000.
-          condition: {"label": [B] int32}; `num_classes` means no class.
+          condition: {"label": [B] int32}; `num_classes` means no class. With `config.frame`,
+            "frame" [B, H, W, C] too.
           options: noise, latent steps and trace of the thinking layers.
 
         Returns:
           [B, H, W, out_channels] float32, and {block index: Thought}.
         """
         tokens = (x.shape[1] // self.config.patch) * (x.shape[2] // self.config.patch)
+        tokens *= 2 if self.config.frame == "tokens" else 1
         thinking = Thinking(self.config.thinking, self.config.width, name="thinking")
         layers = thinking(options, tokens)
         base = DiTBase(self.config, name="base")
-        return base(x, timestep, condition["label"], layers)
+        return base(x, timestep, condition["label"], layers, condition.get("frame"))
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The same batch without its classes, for guidance and dropout."""
-        return {"label": jnp.full_like(condition["label"], self.config.num_classes)}
+        # A frame stays: what is drawn goes on from it, with or without a class.
+        return condition | {"label": jnp.full_like(condition["label"], self.config.num_classes)}
 
     def example_condition(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a condition."""
-        return {"label": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+        cfg = self.config
+        label = {"label": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+        shape = (batch, cfg.image_size, cfg.image_size, cfg.channels)
+        return label | {"frame": jax.ShapeDtypeStruct(shape, jnp.float32)} if cfg.frame else label

@@ -52,8 +52,8 @@ RULES = (
     (r"(blocks|last_block)/\w*adaln/bias", ("layers", "mlp")),
     (r"(blocks|last_block)/\w*norm_(q|k)/scale", ("layers", None)),
     # embeddings and head
-    (r"(patch_embed|context_embed)/kernel", (None, "embed")),
-    (r"(patch_embed|context_embed)/bias", ("embed",)),
+    (r"(patch_embed|frame_embed|context_embed)/kernel", (None, "embed")),
+    (r"(patch_embed|frame_embed|context_embed)/bias", ("embed",)),
     (r"(time_embed|pooled_embed)/(in|out)/kernel", (None, "embed")),
     (r"(time_embed|pooled_embed)/(in|out)/bias", ("embed",)),
     (r"label_embed/embedding", (None, "embed")),

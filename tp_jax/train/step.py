@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from tp_jax.diffusion import Objective
 from tp_jax.diffusion.objective import expand
+from tp_jax.models.decoding import decode_latent_steps
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.rng import sample_keys, stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
@@ -26,6 +27,9 @@ Metrics = dict[str, jax.Array]
 
 def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Callable:
     """Loss of (params, batch, train_step) -> (scalar, metrics).
+
+    Where a batch has "frames" [B, T-1, H, W, C], the latent steps before the last are to decode to
+    them.
 
     Every draw is of (seed, stream, train_step, sample), so neither the mesh nor the number of
     micro-batches changes it.
@@ -49,10 +53,16 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Cal
         )
         routing = RoutingNoise(stream_key(config.seed, "routing", train_step), index)
         thoughts: dict[int, Thought] = {}
+        decoded = []
 
         def predict(x_t, timestep):
             options = ThinkingOptions(routing)
-            output, found = model.apply({"params": params}, x_t, timestep, condition, options)
+            if "frames" in batch:
+                steps, found = decode_latent_steps(model, params, x_t, timestep, condition, options)
+                decoded.append(steps[:-1])
+                output = steps[-1]
+            else:
+                output, found = model.apply({"params": params}, x_t, timestep, condition, options)
             thoughts.update(found)
             return output
 
@@ -61,6 +71,9 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Cal
         for layer, thought in thoughts.items():
             metrics |= thought_metrics(layer, thought)
         loss = metrics["loss"]
+        for steps in decoded:
+            metrics["frames"] = jnp.square(steps.swapaxes(0, 1) - batch["frames"]).mean()
+            loss += config.navigation.frames_weight * metrics["frames"]
         if balance_weight:
             metrics["balance"] = sum(balance_loss(t) for t in thoughts.values())
             loss += balance_weight * metrics["balance"]

@@ -1,0 +1,179 @@
+"""Frames of FrozenLake as the environment renders them, and what is on them, from pixels alone.
+
+A frame is a canvas of K×K cells of k×k pixels, with the map somewhere on it and grey around. The
+environment draws each cell by itself, so that its tiles, taken from its own rendering and scaled
+down by averages of whole blocks of pixels, make up every frame that it can show.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+
+import einops
+import numpy as np
+
+from tp_jax.errors import UserError
+from tp_jax.frozenlake.maps import Cell, Map, make_env
+
+# Pixels a side of a cell as the environment draws maps of up to 8 cells a side.
+NATIVE, MOST = 64, 8
+GROUND = "FHSG"
+AROUND = 0.5
+# Of a cell's pixels, in units of black to white: root mean square beyond which it is none of the
+# tiles. With an agent and without they are 0.12 apart or more at 8 pixels.
+UNREADABLE = 0.1
+# A cell is also unreadable where the nearest tile isn't nearer than so much of the nearest one
+# that tells otherwise whether the agent is there.
+AMBIGUOUS = 0.75
+
+
+@contextlib.contextmanager
+def _without_screen():
+    """pygame draws into memory, and doesn't greet."""
+    names = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def check_tile(tile: int) -> None:
+    """Raises a UserError if cells can't be shown sharply at so many pixels a side."""
+    if NATIVE % tile:
+        raise UserError(
+            f"config.navigation.tile={tile}: cells of {NATIVE} pixels a side are shown sharply "
+            f"only at a divisor of it, as 4, 8 or 16"
+        )
+
+
+def shrink(picture: np.ndarray, tile: int) -> np.ndarray:
+    """The environment's picture [64·n, 64·m, 3] uint8 with cells of `tile` pixels, in [0, 1]."""
+    block = NATIVE // tile
+    return einops.reduce(
+        picture.astype(np.float32) / 255, "(h i) (w j) c -> h w c", "mean", i=block, j=block
+    )
+
+
+def render(desc: Map, cell: Cell, tile: int) -> np.ndarray:
+    """What the environment itself renders with the agent on a cell, [n·k, m·k, 3] in [0, 1]."""
+    with _without_screen():
+        env = make_env(desc, "rgb_array")
+        env.reset(seed=0)
+        env.s = cell[0] * len(desc[0]) + cell[1]
+        return shrink(env.render(), tile)
+
+
+@functools.lru_cache(maxsize=8)
+def tiles(tile: int) -> np.ndarray:
+    """[2, 4, 8, 8, k, k, 3] in [0, 1]: without and with the agent, by `GROUND`, row and column.
+
+    Of a hole they are the same: who has fallen in isn't seen.
+
+    Raises:
+      UserError: cells can't be shown sharply so, or gymnasium isn't installed.
+    """
+    check_tile(tile)
+    found = np.zeros((2, len(GROUND), MOST, MOST, tile, tile, 3), np.float32)
+
+    with _without_screen():
+        for number, letter in enumerate(GROUND):
+            # The environment wants a start to reset to.
+            env = make_env(("S" * MOST,) * MOST, "rgb_array")
+            env.reset(seed=0)
+            env.desc = np.full((MOST, MOST), letter.encode(), env.desc.dtype)
+            for at in range(MOST**2):
+                env.s = at
+                cells = einops.rearrange(env.render(), "(h i) (w j) c -> h w i j c", h=MOST, w=MOST)
+                row, column = divmod(at, MOST)
+                found[1, number, row, column] = shrink(cells[row, column], tile)
+                # Any cell but the agent's shows the ground alone.
+                row, column = divmod((at + 1) % MOST**2, MOST)
+                found[0, number, row, column] = shrink(cells[row, column], tile)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """Where a map lies in square frames.
+
+    Attributes:
+      cells: of a side, K.
+      tile: pixels of a cell's side.
+    """
+
+    cells: int
+    tile: int
+
+    def draw(self, desc: Map, agent: Cell | None, corner: Cell) -> np.ndarray:
+        """A frame [K·k, K·k, 3] float32 in [0, 1].
+
+        Args:
+          agent: its cell; None is without one.
+          corner: cell of the canvas where the map's upper left lies.
+        """
+        k, all_tiles = self.tile, tiles(self.tile)
+        rows, columns = len(desc), len(desc[0])
+        ground = np.array([[GROUND.index(letter) for letter in row] for row in desc])
+        row, column = np.ogrid[:rows, :columns]
+        with_agent = np.zeros((rows, columns), int)
+        if agent:
+            with_agent[agent] = 1
+        cells = all_tiles[with_agent, ground, row, column]
+        frame = np.full((self.cells * k, self.cells * k, 3), AROUND, np.float32)
+        top, left = corner[0] * k, corner[1] * k
+        frame[top : top + rows * k, left : left + columns * k] = einops.rearrange(
+            cells, "h w i j c -> (h i) (w j) c"
+        )
+        return frame
+
+    def read(self, frame: np.ndarray, shape: tuple[int, int], corner: Cell) -> "Reading":
+        """What a frame [K·k, K·k, 3] in [0, 1] shows, by the nearest of the environment's tiles.
+
+        Args:
+          shape: rows and columns of the map.
+          corner: as of `draw`.
+        """
+        k, (rows, columns) = self.tile, shape
+        cells = einops.rearrange(np.asarray(frame), "(h i) (w j) c -> h w i j c", i=k, j=k)
+        inside = cells[corner[0] :, corner[1] :][:rows, :columns]
+        known = tiles(k)[:, :, :rows, :columns]
+        # A hole has no tile with an agent.
+        apart = np.sqrt(np.square(known - inside).mean((-3, -2, -1)))
+        apart[1, GROUND.index("H")] = np.inf
+        flat = apart.reshape(-1, rows, columns)
+        best = flat.argmin(0)
+        nearest = np.sort(apart.min(1), axis=0)
+        unreadable = (nearest[0] > UNREADABLE) | (nearest[0] > AMBIGUOUS * nearest[1])
+        with_agent, ground = np.divmod(best, len(GROUND))
+        desc = tuple("".join(GROUND[number] for number in row) for row in ground)
+        agents = tuple((int(r), int(c)) for r, c in np.argwhere(with_agent))
+        around = np.ones((self.cells, self.cells), bool)
+        around[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns] = False
+        off = np.sqrt(np.square(cells - AROUND).mean((-3, -2, -1)))[around]
+        return Reading(
+            desc,
+            agents,
+            unreadable=int(unreadable.sum()),
+            outside=int((off > UNREADABLE).sum()),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What is on a frame.
+
+    Attributes:
+      desc: the map.
+      agents: cells with an agent.
+      unreadable: number of cells that are near none of the tiles.
+      outside: number of cells around the map that aren't empty.
+    """
+
+    desc: Map
+    agents: tuple[Cell, ...]
+    unreadable: int
+    outside: int
