@@ -34,18 +34,18 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.thinking.update(layers=(2,), experts=2, latent_steps=4, rank=32, gate_width=32)
     config.diffusion.update(prediction="data", shift=1.0, time_std=1.5)
     config.train.update(
-        steps=2_000,
+        steps=1_000,
         batch_size=32,
         ema_decay=0.99,
         condition_dropout=0.0,
         log_every=200,
-        sample_every=1_000,
+        sample_every=500,
         samples=64,
     )
     config.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99
     )
-    config.checkpoint.every_steps = 1_000
+    config.checkpoint.every_steps = 500
     config.sampling.update(sampler="euler", steps=8)
     return change(config, argument)
 
@@ -66,5 +66,8 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
     if "single" in words:
         config.model.thinking.latent_steps = 1
     if "random" in words:
-        config.model.thinking.gate = "random"
+        # The experts get the parameters that the gate had: 3·D·r of it, where each of two experts
+        # has 6·D for a rank.
+        rank = config.model.thinking.rank * 5 // 4
+        config.model.thinking.update(gate="random", rank=rank)
     return config

@@ -77,6 +77,11 @@ class _Subjects:
 
 
 def _subjects(drawing: Drawing, loaded: Loaded) -> _Subjects:
+    if getattr(loaded.built.model, "frame", ""):
+        raise UserError(
+            f"{drawing.workdir} draws what follows a frame: python -m tp_jax.evaluate "
+            f"--suite=navigation draws, plays and shows that"
+        )
     if drawing.prompts or loaded.config.model.kind != "dit":
         if drawing.labels or drawing.uniform:
             raise UserError("--labels and --uniform are of classes: this draws prompts")

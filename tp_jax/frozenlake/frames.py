@@ -77,8 +77,15 @@ def tiles(tile: int) -> np.ndarray:
       UserError: cells can't be shown sharply so, or gymnasium isn't installed.
     """
     check_tile(tile)
-    found = np.zeros((2, len(GROUND), MOST, MOST, tile, tile, 3), np.float32)
+    native = _native_tiles()
+    small = shrink(native.reshape(-1, NATIVE, 3), tile)
+    return small.reshape(*native.shape[:4], tile, tile, 3)
 
+
+@functools.lru_cache(maxsize=1)
+def _native_tiles() -> np.ndarray:
+    """As `tiles`, as the environment renders them: [2, 4, 8, 8, 64, 64, 3] uint8."""
+    found = np.zeros((2, len(GROUND), MOST, MOST, NATIVE, NATIVE, 3), np.uint8)
     with _without_screen():
         for number, letter in enumerate(GROUND):
             # The environment wants a start to reset to.
@@ -89,10 +96,10 @@ def tiles(tile: int) -> np.ndarray:
                 env.s = at
                 cells = einops.rearrange(env.render(), "(h i) (w j) c -> h w i j c", h=MOST, w=MOST)
                 row, column = divmod(at, MOST)
-                found[1, number, row, column] = shrink(cells[row, column], tile)
+                found[1, number, row, column] = cells[row, column]
                 # Any cell but the agent's shows the ground alone.
                 row, column = divmod((at + 1) % MOST**2, MOST)
-                found[0, number, row, column] = shrink(cells[row, column], tile)
+                found[0, number, row, column] = cells[row, column]
     return found
 
 

@@ -1,0 +1,183 @@
+"""FrozenLake: maps and ways against the environment, frames and reader against its renderer."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+from navigation import lake_config
+
+from tp_jax.data.frozenlake import canvas_of, make_frozenlake
+from tp_jax.errors import UserError
+from tp_jax.frozenlake import frames as frames_lib
+from tp_jax.frozenlake import maps
+from tp_jax.frozenlake.frames import Canvas, render
+from tp_jax.frozenlake.maps import NavigationConfig, check_map, distances, held_out, make_map
+
+# TP_JAX_FRAMES=10000 takes four minutes on one core.
+FRAMES = int(os.environ.get("TP_JAX_FRAMES", "100"))
+
+
+def random_play(rng, canvas):
+    size = int(rng.integers(2, canvas.cells + 1))
+    desc = make_map(rng, size, (0.5, 0.95), test=bool(rng.integers(2)))
+    cells = list(distances(desc))
+    corner = tuple(int(v) for v in rng.integers(canvas.cells - size + 1, size=2))
+    return desc, cells[rng.integers(len(cells))], corner
+
+
+@pytest.mark.parametrize("tile", [4, 8])
+def test_frames_are_the_environments_own_and_read_exactly(tile):
+    canvas, rng = Canvas(8, tile), np.random.default_rng(tile)
+    for _ in range(FRAMES if tile == 8 else FRAMES // 8):
+        desc, cell, corner = random_play(rng, canvas)
+        frame = canvas.draw(desc, cell, corner)
+        rows, columns = len(desc), len(desc[0])
+        top, left = corner[0] * tile, corner[1] * tile
+        inside = (slice(top, top + rows * tile), slice(left, left + columns * tile))
+        np.testing.assert_array_equal(frame[inside], render(desc, cell, tile))
+        outside = frame.copy()
+        outside[inside] = frames_lib.AROUND
+        assert (outside == frames_lib.AROUND).all()
+        reading = canvas.read(frame, (rows, columns), corner)
+        assert (reading.desc, reading.agents) == (desc, (cell,))
+        assert (reading.unreadable, reading.outside) == (0, 0)
+
+
+def test_drawn_frames_are_read_in_spite_of_noise_but_not_what_is_neither():
+    canvas, rng = Canvas(5, 8), np.random.default_rng(0)
+    desc = ("SFFF", "FHFH", "FFFH", "HFFG")
+    frame = canvas.draw(desc, (1, 2), (1, 0))
+    noisy = frame + rng.normal(0, 0.03, frame.shape)
+    assert canvas.read(noisy, (4, 4), (1, 0)).agents == ((1, 2),)
+    # Half gone from one cell and half come to another: neither here nor there.
+    half = (frame + canvas.draw(desc, (2, 2), (1, 0))) / 2
+    assert canvas.read(half, (4, 4), (1, 0)).unreadable == 2
+    grey = frame.copy()
+    grey[8:16, :8] = 0.5
+    assert canvas.read(grey, (4, 4), (1, 0)).unreadable == 1
+    both = canvas.draw(desc, (1, 2), (1, 0))
+    both[8 * 3 : 8 * 4, 8:16] = canvas.draw(desc, (2, 1), (1, 0))[8 * 3 : 8 * 4, 8:16]
+    assert canvas.read(both, (4, 4), (1, 0)).agents == ((1, 2), (2, 1))
+    beside = frame.copy()
+    beside[:8, :8] = frame[8:16, :8]
+    assert canvas.read(beside, (4, 4), (1, 0)).outside == 1
+    # In a hole the agent isn't seen.
+    fallen = canvas.draw(desc, (1, 1), (1, 0))
+    np.testing.assert_array_equal(fallen, canvas.draw(desc, None, (1, 0)))
+    assert canvas.read(fallen, (4, 4), (1, 0)).agents == ()
+
+
+def test_ways_are_shortest_and_walked_in_the_environment():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        desc = make_map(rng, int(rng.integers(3, 7)), (0.5, 0.9), test=False)
+        size, left = len(desc), distances(desc)
+        # Bellman's equation holds for shortest distances alone.
+        for cell in itertools.product(range(size), repeat=2):
+            beside = [left.get((cell[0] + d, cell[1] + r), np.inf) for d, r in maps.MOVES]
+            if left.get(cell):
+                assert left[cell] == 1 + min(beside)
+            elif desc[cell[0]][cell[1]] != "H" and cell not in left:
+                assert min(beside) == np.inf
+        start = maps.find(desc, "S")
+        cells = maps.walk(desc, start, left[start] + 2)
+        assert [left[cell] for cell in cells] == [*range(left[start])][::-1] + [0, 0]
+        assert all(
+            abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1
+            for a, b in itertools.pairwise([start, *cells[: left[start]]])
+        )
+
+
+def test_training_never_shows_a_map_that_is_for_tests():
+    rng = np.random.default_rng(0)
+    shares = [
+        held_out(tuple(maps.frozen_lake().generate_random_map(4, 0.7, seed=i))) for i in range(300)
+    ]
+    assert 0.1 < np.mean(shares) < 0.3
+    config = lake_config()
+    examples = make_frozenlake(config).records
+    canvas = canvas_of(config)
+    tests = {make_map(rng, size, (0.6, 0.9), test=True) for size in (3, 4) for _ in range(50)}
+    for index in range(100):
+        frame = (examples[index]["condition"]["frame"] + 1) / 2
+        # The map's place isn't said: it is where the frame isn't grey.
+        cells = frame.reshape(canvas.cells, 8, canvas.cells, 8, 3).std((1, 3, 4)) > 0
+        rows, columns = np.argwhere(cells.any(1))[:, 0], np.argwhere(cells.any(0))[:, 0]
+        desc = canvas.read(frame, (len(rows), len(columns)), (rows[0], columns[0])).desc
+        assert desc not in tests and not held_out(desc)
+        assert len(desc) in (3, 4)
+
+
+def test_examples_are_the_frames_after_each_move():
+    config = lake_config()
+    canvas, examples = canvas_of(config), make_frozenlake(config).records
+    from_start = 0
+    for index in range(60):
+        example = examples[index]
+        again = examples[index]
+        np.testing.assert_array_equal(example["x"], again["x"])
+        assert example["x"].dtype == np.float32 and abs(example["x"]).max() <= 1
+        film = np.stack([example["condition"]["frame"], *example["frames"], example["x"]])
+        assert film.shape == (4, 32, 32, 3)
+        whole = [canvas.read((frame + 1) / 2, (4, 4), (0, 0)) for frame in film]
+        if whole[0].unreadable:
+            continue  # a smaller map, not in the corner
+        desc = whole[0].desc
+        (cell,) = whole[0].agents
+        from_start += cell == (0, 0)
+        assert [r.agents for r in whole[1:]] == [(c,) for c in maps.walk(desc, cell, 3)]
+    assert 5 < from_start < 60
+
+
+def test_one_latent_step_has_no_frames_before_its_last():
+    config = lake_config()
+    config.model.thinking.latent_steps = 1
+    assert set(make_frozenlake(config).records[0]) == {"x", "condition"}
+
+
+@pytest.mark.parametrize(
+    "desc,reason",
+    [
+        (("SF", "FG"), None),
+        (("SH", "HG"), "no way"),
+        (("SF", "FF"), "one S and one G"),
+        (("SF", "FGF"), "equally long"),
+        (("SX", "FG"), "letters"),
+        (("S" + "F" * 8,) + ("F" * 9,) * 7 + ("F" * 8 + "G",), "9×9; a frame shows up to 8×8"),
+    ],
+)
+def test_maps_that_cannot_be_played_are_named(desc, reason):
+    found = check_map(desc, 8)
+    assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize(
+    "changes,match",
+    [
+        ({"navigation.tile": 6}, "tile=6.*divisor"),
+        ({"navigation.tile": 16, "model.image_size": 40}, "image_size=40 isn't a multiple"),
+        ({"navigation.unseen_sizes": (5,)}, "5×5 can't be shown sharply"),
+        ({"navigation.sizes": (3, 4), "navigation.unseen_sizes": (4,)}, r"both name \[4\]"),
+        ({"navigation.sizes": ()}, "sizes is empty"),
+        ({"navigation.frozen": (0.9, 0.6)}, "two probabilities"),
+        ({"navigation.read_sigma": 1.0}, "read_sigma=1.0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(changes, match):
+    config = lake_config()
+    for name, value in changes.items():
+        section, field = name.split(".")
+        config[section][field] = value
+    with pytest.raises(UserError, match=match):
+        make_frozenlake(config)
+
+
+def test_without_gymnasium_the_remedy_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gymnasium.envs.toy_text", None)
+    with pytest.raises(UserError, match="pip install -e '.\\[navigation\\]'"):
+        maps.frozen_lake()
+
+
+def test_defaults_are_a_config():
+    assert NavigationConfig().sizes

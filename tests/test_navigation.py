@@ -1,0 +1,280 @@
+"""Frames decoded from latent steps, plays and their verdicts, and the navigation suite."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import run_entry
+from etils import epath
+from navigation import lake_config
+from PIL import Image
+from test_models import example, random_params
+from thinking_reference import thinking_attention
+
+from tp_jax.errors import UserError
+from tp_jax.evals import navigation
+from tp_jax.evals.navigation import Place, Play, classify, walk_as_oracle, walk_randomly
+from tp_jax.frozenlake.frames import Canvas, Reading
+from tp_jax.frozenlake.maps import held_out
+from tp_jax.models import DiTConfig, build_model
+from tp_jax.models.decoding import check_decodable, decode_latent_steps
+from tp_jax.models.dit import DiTBase
+from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
+from tp_jax.train.loop import train
+
+LAKE = ("SFFF", "FHFH", "FFFH", "HFFG")
+CONFIG = DiTConfig(
+    image_size=4, channels=2, out_channels=2, patch=2, depth=3, width=8, heads=2, num_classes=0,
+    frame="channels", thinking=ThinkingConfig(
+        layers=(1,), rank=2, experts=2, gate_width=4, latent_steps=4
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("frame", ["channels", "tokens"])
+def test_latent_steps_decode_as_if_the_layer_had_ended_there(frame):
+    model = build_model(dataclasses.replace(CONFIG, frame=frame))
+    params, (x, timestep, condition) = random_params(model), example(model)
+    frames, thoughts = jax.jit(lambda p: decode_latent_steps(model, p, x, timestep, condition))(
+        params
+    )
+    assert frames.shape == (4, 3, 4, 4, 2) and frames.dtype == jnp.float32
+    assert thoughts[1].entropy.shape == (4,)
+    last, _ = model.apply({"params": params}, x, timestep, condition)
+    np.testing.assert_allclose(frames[-1], last, atol=1e-5)
+    layer = params["thinking"]["layer_1"]
+    for step in (1, 2, 3):
+        # The slow reference, whose base says nothing, gives attention at its last latent step.
+        def ended(_, vision, scale, shift, y, base, attend, step=step):
+            said = thinking_attention(
+                vision, scale, shift, y.time, y.condition, layer,
+                lambda tokens: (0 * tokens,) * 3, heads=2, latent_steps=step,
+            )  # fmt: skip
+            return said["vision"], None, None
+
+        base = DiTBase(model.config)
+        wanted, _ = base.apply(
+            {"params": params["base"]}, x, timestep, condition["label"], {1: (ended, None)},
+            condition["frame"],
+        )  # fmt: skip
+        np.testing.assert_allclose(frames[step - 1], wanted, atol=1e-4 * np.abs(wanted).max())
+        assert np.abs(frames[step - 1] - frames[-1]).max() > 1e-3
+
+
+def test_more_latent_steps_leave_the_earlier_frames_as_they_are():
+    model = build_model(CONFIG)
+    params, inputs = random_params(model), example(model)
+
+    def decode(steps):
+        options = ThinkingOptions(latent_steps=steps)
+        return decode_latent_steps(model, params, *inputs, options)[0]
+
+    frames = {steps: decode(steps) for steps in (1, 2, 6)}
+    assert [len(frames[steps]) for steps in frames] == [1, 2, 6]
+    np.testing.assert_allclose(frames[6][0], frames[2][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("frame", ["channels", "tokens"])
+def test_what_a_model_draws_is_added_to_the_frame_that_it_sees(frame):
+    model = build_model(dataclasses.replace(CONFIG, frame=frame))
+    params, (x, timestep, condition) = random_params(model), example(model)
+    params["base"]["final"]["out"] = jax.tree.map(jnp.zeros_like, params["base"]["final"]["out"])
+    out, _ = model.apply({"params": params}, x, timestep, condition)
+    np.testing.assert_array_equal(out, condition["frame"])
+    # And it does see it.
+    params, other = random_params(model), condition["frame"] + 1
+    drawn = [
+        model.apply({"params": params}, x, timestep, condition | {"frame": given})[0] - given
+        for given in (condition["frame"], other)
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+
+
+def test_decoding_gives_every_frame_a_gradient_to_gate_and_experts():
+    model = build_model(CONFIG)
+    params, inputs = random_params(model), example(model)
+    options = ThinkingOptions(RoutingNoise(jax.random.key(2), jnp.arange(3)))
+
+    def loss(params, step):
+        frames, _ = decode_latent_steps(model, params, *inputs, options)
+        return jnp.square(frames[step]).mean()
+
+    for step in range(4):
+        grads = jax.jit(jax.grad(loss), static_argnums=1)(params, step)["thinking"]["layer_1"]
+        for leaf in (grads["experts"]["lora_a"], grads["gate"]["out"]["kernel"]):
+            assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-8
+
+
+@pytest.mark.parametrize("layers", [(), (0, 1)])
+def test_only_one_layer_is_decoded(layers):
+    thinking = dataclasses.replace(CONFIG.thinking, layers=layers)
+    with pytest.raises(UserError, match="of one layer"):
+        check_decodable(dataclasses.replace(CONFIG, thinking=thinking))
+    with pytest.raises(UserError, match=r"set config\.model\.frame"):
+        check_decodable(dataclasses.replace(CONFIG, frame=""))
+
+
+def step(*agents, desc=LAKE, unreadable=0, outside=0):
+    return Reading(desc, agents, unreadable, outside)
+
+
+@pytest.mark.parametrize(
+    "readings,outcome,cell",
+    [
+        ([step((1, 0)), step((1, 1))], "hole", (1, 1)),
+        ([step((1, 0)), step((1, 0)), step((2, 0))], None, (2, 0)),
+        ([step((1, 1))], "diagonal", (0, 0)),
+        ([step((2, 0))], "jump", (0, 0)),
+        ([step((0, 3))], "edge", (0, 0)),
+        ([step((3, 0))], "edge", (0, 0)),
+        ([step(outside=1)], "edge", (0, 0)),
+        ([step((0, 1)), step()], "no_agent", (0, 1)),
+        ([step((0, 1), (1, 0))], "two_agents", (0, 0)),
+        ([step((0, 1), unreadable=1)], "unreadable", (0, 0)),
+        ([step((0, 1), outside=1)], "unreadable", (0, 0)),
+        ([step((0, 0))] * 12, "lost", (0, 0)),
+        ([step(c) for c in [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (3, 3)]], "goal", (3, 3)),
+    ],
+)
+def test_the_environment_decides_what_becomes_of_what_is_drawn(readings, outcome, cell):
+    play = Play(Place(LAKE, (0, 0)))
+    for reading in readings:
+        assert play.outcome is None
+        play.take([reading])
+    assert (play.outcome, play.cell) == (outcome, cell)
+    # A lake that isn't this one is drawn wrongly, however it is walked.
+    assert play.compared == len(readings)
+
+
+def test_frames_count_as_equal_when_map_and_agent_are_the_true_ones():
+    play = Play(Place(LAKE, (0, 0)))
+    thawed = ("SFFF", "FFFH", "FFFH", "HFFG")
+    play.take([step((1, 0)), step((2, 0), desc=thawed), step((2, 1)), step((2, 2))])
+    # The shortest way that is taken here goes down at (2, 1).
+    assert (play.equal, play.compared, play.outcome) == (2, 4, None)
+    # Then the true frames are those from where it is now.
+    play.take([step((3, 2))])
+    assert (play.equal, play.compared) == (3, 5)
+
+
+def test_kinds_of_moves():
+    assert classify((1, 1), (1, 0), (4, 4)) == ("legal", 0)
+    assert classify((1, 1), (2, 1), (4, 4)) == ("legal", 1)
+    assert classify((1, 1), (1, 2), (4, 4)) == ("legal", 2)
+    assert classify((1, 1), (0, 1), (4, 4)) == ("legal", 3)
+    assert classify((1, 1), (1, 1), (4, 4)) == ("legal", None)
+    assert classify((1, 1), (3, 2), (4, 4)) == ("jump", None)
+    # On two columns the other side is next door.
+    assert classify((0, 0), (0, 1), (2, 2)) == ("legal", 2)
+
+
+def test_the_oracle_always_arrives_and_who_walks_randomly_seldom():
+    canvas, rng = Canvas(6, 8), np.random.default_rng(0)
+    places = navigation.test_places((3, 4, 6), (0.6, 0.9), canvas, 20, seed=1)
+    assert len({place.desc for place in places}) == len(places)
+    assert all(held_out(place.desc) for place in places)
+    assert {place.size for place in places} == {"3×3", "4×4", "6×6"}
+    oracle = navigation.score([walk_as_oracle(place, canvas) for place in places], (6,))
+    assert oracle["all"]["goal"] == oracle["all"]["frames_equal"] == 1
+    assert oracle["all"]["plays"] == len(places)
+    assert oracle["unseen_sizes"] == oracle["6×6"]
+    random = navigation.score([walk_randomly(place, rng) for place in places], (6,))
+    assert random["all"]["hole"] > 0.3 and random["all"]["goal"] < 0.5
+    assert random["all"]["illegal"] == random["all"]["unreadable"] == 0
+    total = sum(random["all"][name] for name in navigation.OUTCOMES)
+    assert total == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A workdir trained for six steps on FrozenLake."""
+    workdir = epath.Path(tmp_path_factory.mktemp("lake")) / "run"
+    train(lake_config(), workdir)
+    return workdir
+
+
+def test_training_shows_the_loss_of_decoded_frames(tmp_path, capsys):
+    train(lake_config(steps=2), epath.Path(tmp_path / "run"))
+    assert (tmp_path / "run/samples/00000002.png").exists()
+    config = lake_config(steps=2)
+    config.model.thinking.latent_steps = 1
+    train(config, epath.Path(tmp_path / "single"))
+    capsys.readouterr()
+
+
+def test_the_suite_walks_scores_and_shows(walked, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--suite=navigation", f"--workdir={walked}", "--num=3", "--batch_size=4"]
+    code, said, _ = run_entry("evaluate", *arguments, f"--out={out}")
+    assert code == 0
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["model"]["all"]["plays"] == 6
+    assert set(scores["model"]) == {"all", "seen_sizes", "3×3", "4×4"}
+    assert scores["oracle"]["all"]["goal"] == 1
+    assert "frames_equal" in said and "random_walker" in said
+    pictures = [path for path in out.iterdir() if path.suffix in (".png", ".gif")]
+    assert len(pictures) >= 2
+    for path in pictures:
+        with Image.open(path) as image:
+            assert min(image.size) > 32
+    # Batch-mates change nothing; another number of latent steps may.
+    for other, flags in (("alone", ["--batch_size=8"]), ("longer", ["--latent_steps=5"])):
+        changed = [*arguments, *flags, f"--out={tmp_path / other}"]
+        assert run_entry("evaluate", *changed)[0] == 0
+    again = json.loads((tmp_path / "alone/scores.json").read_text())
+    assert again["model"] == scores["model"]
+    code, _, _ = run_entry("evaluate", *arguments, "--look", f"--out={tmp_path / 'look'}")
+    assert code == 0
+
+
+def test_maps_of_a_file_are_played_or_named_and_counted(walked, tmp_path):
+    maps = tmp_path / "maps.txt"
+    maps.write_text("SF\nFG\n\n" + "\n".join(LAKE) + "\n\nSH\nHG\n\nSFFFF\n" + "FFFFG\n")
+    code, _, said = run_entry(
+        "evaluate", "--suite=navigation", f"--workdir={walked}", f"--maps={maps}",
+        f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert code == 0
+    assert "map 3 has no way from S to G; it is left out" in said
+    assert "map 4 is 2×5; a frame shows up to 4×4" in said
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert scores["refused_maps"] == 2 and scores["model"]["all"]["plays"] == 2
+
+
+def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
+    place, empty = tmp_path / "place", tmp_path / "none.txt"
+    empty.write_text("SH\nHG\n")
+    suite = ["evaluate", "--suite=navigation", f"--out={place / 'out'}"]
+    refused(*suite, f"--workdir={trained}", match="trained on digits", watch=[trained])
+    refused(*suite, f"--workdir={walked}", "--num=0", match="num=0", watch=[walked])
+    refused(*suite, f"--workdir={walked}", "--maps=no.txt", match="no such file")
+    sample = ["sample", f"--workdir={walked}", f"--out={place / 'x'}"]
+    refused(*sample, match="--suite=navigation")
+
+
+def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
+    def part(value):
+        return {"all": {"plays": 4, "goal": value, "hole": 1 - value}}
+
+    for variant, seed, value in (
+        ("a", "0", 0.2),
+        ("a", "1", 0.4),
+        ("b", "0", 0.5),
+        ("b", "1", 0.7),
+    ):
+        path = tmp_path / variant / seed / "scores.json"
+        path.parent.mkdir(parents=True)
+        content = {"model": part(value), "random_walker": part(0.1), "oracle": part(1.0)}
+        path.write_text(json.dumps(content))
+    out = tmp_path / "navigation.json"
+    code, said, _ = run_entry(
+        "evaluate", "--suite=navigation", f"--collect={tmp_path}", f"--out={out}"
+    )
+    assert code == 0
+    assert "| all goal | 30.0 ± 14.1 |" in said and "60.0 ± 14.1 |" in said
+    variants = json.loads(out.read_text())["variants"]
+    assert set(variants) == {"a", "b", "random walker", "oracle"}
+    assert variants["oracle"]["mean"] == {"all goal": 1.0, "all hole": 0.0}
