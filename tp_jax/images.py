@@ -86,12 +86,11 @@ def make_filmstrips(strips: Sequence[tuple[str, bool, Sequence[np.ndarray]]]) ->
     Args:
       strips: (title, good, rows), the rows of one strip beneath each other.
     """
-    zoom = max(1, 64 // strips[0][2][0].shape[1])
-    drawn = [[make_grid(row, len(row), min_side=64) for row in rows] for _, _, rows in strips]
+    drawn = [[make_grid(row, len(row), min_side=96) for row in rows] for _, _, rows in strips]
     width = max(row.shape[1] for rows in drawn for row in rows)
     line, gap = 16, 6
     height = sum(line + gap + sum(row.shape[0] for row in rows) for rows in drawn)
-    canvas = Image.new("RGB", (max(width, 160 * zoom), height), "white")
+    canvas = Image.new("RGB", (max(width, 480), height), "white")
     draw, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(12), 0
     for (title, good, _), rows in zip(strips, drawn, strict=True):
         draw.text((4, top + 1), title, "#0a7a0a" if good else "#c01010", font)

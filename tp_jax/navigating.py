@@ -222,7 +222,9 @@ def _show(out: epath.Path, plays: Sequence[Play], films: Sequence[_Film], canvas
         strips = []
         for i in chosen:
             count, film = len(plays[i].cells), films[i]
-            title = f"{plays[i].place.size}, {count} moves: {plays[i].outcome.replace('_', ' ')}"
+            # The font has no ×.
+            size, outcome = plays[i].place.size.replace("×", "x"), plays[i].outcome
+            title = f"{size}, {count} frames: {outcome.replace('_', ' ')} (above drawn, below true)"
             pairs = [[film.first, *film.drawn[:count]], [film.first, *film.true[:count]]]
             strips.append((title, plays[i].outcome == "goal", [_pixels(row) for row in pairs]))
         make_filmstrips(strips).save(path)
