@@ -52,6 +52,21 @@ def forward_flops(config: TransformerConfig) -> float:
     return blocks + len(config.thinking.layers) * (trained + attention) + _ends_flops(config)
 
 
+def decoding_flops(config: TransformerConfig) -> float:
+    """What decoding the latent steps before the last adds, forward, per sample: 0 without a frame.
+
+    Each goes through the thinking block's own projection and MLP, the blocks after it and the head.
+    """
+    if not getattr(config, "frame", ""):
+        return 0.0
+    (layer,) = config.thinking.layers
+    n, d = config.tokens, config.width
+    own = (2 + 4 * config.mlp_ratio) * n * d**2
+    later = sum(block_flops(config, i) for i in range(layer + 1, config.depth))
+    head = 2 * n * d * config.patch**2 * config.out_channels
+    return (config.thinking.latent_steps - 1) * (own + later + head)
+
+
 def _ends_flops(config: TransformerConfig) -> float:
     patch = config.patch**2
     ends = 2 * config.tokens * config.width * patch * (config.channels + config.out_channels)
@@ -68,11 +83,11 @@ def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str)
     With `trainable="thinking"` gradients flow back to the first thinking block only, and the
     base's weights need none.
     """
-    forward = forward_flops(config)
+    forward = forward_flops(config) + decoding_flops(config)
     if trainable == "all":
         return 3 * batch_size * forward
     first = min(config.thinking.layers)
     trained, attention = thinking_flops(config)
     behind = sum(block_flops(config, layer) for layer in range(first, config.depth))
     thinking = len(config.thinking.layers) * (2 * trained + attention)
-    return batch_size * (forward + behind + thinking)
+    return batch_size * (forward + behind + decoding_flops(config) + thinking)
