@@ -34,12 +34,12 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.thinking.update(layers=(2,), experts=2, latent_steps=4, rank=32, gate_width=32)
     config.diffusion.update(prediction="data", shift=1.0, time_std=1.5)
     config.train.update(
-        steps=1_000,
+        steps=2_000,
         batch_size=32,
         ema_decay=0.99,
         condition_dropout=0.0,
         log_every=200,
-        sample_every=500,
+        sample_every=1_000,
         samples=64,
     )
     config.optimizer.update(

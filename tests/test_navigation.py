@@ -252,6 +252,7 @@ def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
     refused(*suite, f"--workdir={trained}", match="trained on digits", watch=[trained])
     refused(*suite, f"--workdir={walked}", "--num=0", match="num=0", watch=[walked])
     refused(*suite, f"--workdir={walked}", "--maps=no.txt", match="no such file")
+    refused(*suite, f"--workdir={walked}", "--make", match="--make isn't for --suite=navigation")
     sample = ["sample", f"--workdir={walked}", f"--out={place / 'x'}"]
     refused(*sample, match="--suite=navigation")
 

@@ -153,6 +153,9 @@ def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> No
 
 def run_navigation(values: dict) -> None:
     out = epath.Path(cli.required("out"))
+    for name in ("make", "score", "results", "prompts", "samples"):
+        if values[name]:
+            raise UserError(f"--{name} isn't for --suite=navigation: see --help")
     if values["collect"]:
         collecting.collect(epath.Path(values["collect"]), out, "navigation")
         return

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 
 import einops
 import numpy as np
@@ -58,13 +59,16 @@ def shrink(picture: np.ndarray, tile: int) -> np.ndarray:
     )
 
 
-def render(desc: Map, cell: Cell, tile: int) -> np.ndarray:
-    """What the environment itself renders with the agent on a cell, [n·k, m·k, 3] in [0, 1]."""
+def render(desc: Map, cells: Sequence[Cell], tile: int) -> list[np.ndarray]:
+    """What the environment itself renders with the agent on each cell, [n·k, m·k, 3] in [0, 1]."""
     with _without_screen():
         env = make_env(desc, "rgb_array")
         env.reset(seed=0)
-        env.s = cell[0] * len(desc[0]) + cell[1]
-        return shrink(env.render(), tile)
+        pictures = []
+        for row, column in cells:
+            env.s = row * len(desc[0]) + column
+            pictures.append(shrink(env.render(), tile))
+        return pictures
 
 
 @functools.lru_cache(maxsize=8)

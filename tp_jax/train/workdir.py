@@ -23,11 +23,12 @@ PACKAGES = (
 )  # fmt: skip
 
 # What a run can't change on the way: its weights or their meaning would not fit any more.
-FIXED = ("model", "diffusion", "train.trainable", "init.base")
+FIXED = ("model", "diffusion", "navigation", "train.trainable", "init.base")
 # Inside those, what changes how numbers are computed but not what they are.
 FREE = (
     "model.remat", "model.scan_blocks", "model.attention", "model.dtype",
     "model.thinking.dispatch", "model.thinking.balance_weight",
+    "navigation.frames_weight", "navigation.read_sigma",
 )  # fmt: skip
 
 
