@@ -2,7 +2,8 @@
 # Trains and scores a config's variants from SEEDS, and writes their mean and spread.
 #   [SEEDS="0 1 2"] bash launch/compare.sh shapes|frozenlake ROOT [--config.a.b=v …]
 # shapes: the base, and on it plain LoRA and recursive sparse thinking. frozenlake: recursive
-# sparse thinking, experts taken at random, and one move a drawing without recursion.
+# sparse thinking, experts taken at random, and one move a drawing without recursion; each also
+# (VARIANT-look) seeing the real lake after every drawing.
 # Writes ROOT/VARIANT/SEED/…, and ROOT/shapes.json (or frozenlake.json) with the same as a table
 # beside it. What is trained or scored already stays, so that a killed one goes on; options go to
 # all trainings.
@@ -19,7 +20,26 @@ case "$what" in
   frozenlake) suite=navigation extras=train,navigation variants="recursive random single" ;;
   *) echo "error: $what is neither shapes nor frozenlake: $usage" >&2; exit 2 ;;
 esac
+# They are what the variants differ in.
+for option in "$@"; do
+  case "$option" in
+    --config.model.thinking*)
+      echo "error: $option would make the variants alike: change configs/$what.py" >&2
+      exit 2
+      ;;
+  esac
+done
 use_environment "$extras"
+
+# score RUN OUT [flags …]: unless that was done since the run's last checkpoint.
+score() {
+  local run="$1" out="$2"
+  shift 2
+  if [ ! "$out/scores.json" -nt "$run/checkpoints" ]; then
+    .venv/bin/python -m tp_jax.evaluate --suite="$suite" --workdir="$run" --out="$out" "$@"
+  fi
+}
+
 for seed in ${SEEDS:-0 1 2}; do
   for variant in $variants; do
     workdir="$root/$variant/$seed"
@@ -34,8 +54,9 @@ for seed in ${SEEDS:-0 1 2}; do
     fi
     .venv/bin/python -m tp_jax.main --config="$config" --workdir="$workdir/run" \
       --config.seed="$seed" "${base[@]}" "$@"
-    if [ ! -e "$workdir/scores.json" ]; then
-      .venv/bin/python -m tp_jax.evaluate --suite="$suite" --workdir="$workdir/run" --out="$workdir"
+    score "$workdir/run" "$workdir"
+    if [ "$what" = frozenlake ]; then
+      score "$workdir/run" "$root/$variant-look/$seed" --look
     fi
   done
 done

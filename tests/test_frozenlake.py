@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tp_jax.frozenlake.maps import NavigationConfig, check_map, distances, held_
 FRAMES = int(os.environ.get("TP_JAX_FRAMES", "100"))
 
 
-@pytest.mark.parametrize("tile", [4, 8])
+@pytest.mark.parametrize("tile", [8, 16])
 def test_frames_are_the_environments_own_and_read_exactly(tile):
     canvas, rng, read = Canvas(8, tile), np.random.default_rng(tile), 0
     while read < (FRAMES if tile == 8 else 30):
@@ -59,6 +60,22 @@ def test_drawn_frames_are_read_in_spite_of_noise_but_not_what_is_neither():
     beside = frame.copy()
     beside[:8, :8] = frame[8:16, :8]
     assert canvas.read(beside, (4, 4), (1, 0)).outside == 1
+    # Blur around the map isn't who went through the edge; who did is seen where it is.
+    blurred = frame.copy()
+    blurred[:8, :8] += 0.15
+    reading = canvas.read(blurred, (4, 4), (1, 0))
+    assert (reading.agents, reading.outside) == (((1, 2),), 1)
+    out = canvas.draw(desc, None, (1, 0))
+    out[:8, :8] = canvas.draw(desc, (0, 0), (1, 0))[8:16, :8]
+    out[16:24, 32:] = canvas.draw(desc, (0, 1), (1, 0))[8:16, 8:16]
+    reading = canvas.read(out, (4, 4), (1, 0))
+    assert (reading.agents, reading.outside) == (((-1, 0), (1, 4)), 0)
+    # As near to a start as to ice: not guessed.
+    between = (canvas.draw(desc, (1, 2), (1, 0)) + frame) / 2
+    between[8:16, :8] = (between[8:16, :8] + between[8:16, 8:16]) / 2
+    assert canvas.read(between, (4, 4), (1, 0)).unreadable == 1
+    nothing = canvas.read(np.full_like(frame, np.nan), (4, 4), (1, 0))
+    assert (nothing.unreadable, nothing.outside) == (16, 9)
     # In a hole the agent isn't seen.
     fallen = canvas.draw(desc, (1, 1), (1, 0))
     np.testing.assert_array_equal(fallen, canvas.draw(desc, None, (1, 0)))
@@ -152,12 +169,14 @@ def test_maps_that_cannot_be_played_are_named(desc, reason):
 @pytest.mark.parametrize(
     "changes,match",
     [
-        ({"navigation.tile": 6}, "tile=6.*divisor"),
+        ({"navigation.tile": 6}, "tile=6.*only at 8, 16, 32, 64"),
+        ({"navigation.tile": 4}, "tile=4.*only at 8"),
         ({"navigation.tile": 16, "model.image_size": 40}, "image_size=40 isn't a multiple"),
         ({"navigation.unseen_sizes": (5,)}, "5×5 can't be shown sharply"),
         ({"navigation.sizes": (3, 4), "navigation.unseen_sizes": (4,)}, r"both name \[4\]"),
         ({"navigation.sizes": ()}, "sizes is empty"),
         ({"navigation.frozen": (0.9, 0.6)}, "two probabilities"),
+        ({"navigation.frozen": (0.1, 0.6)}, "probabilities from 0.5"),
         ({"navigation.read_sigma": 1.0}, "read_sigma=1.0"),
     ],
 )
@@ -170,8 +189,15 @@ def test_settings_that_do_not_fit_are_named(changes, match):
         make_frozenlake(config)
 
 
-def test_without_gymnasium_the_remedy_is_said(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gymnasium.envs.toy_text", None)
+def test_maps_that_are_not_to_be_had_are_not_sought_for_ever():
+    # Without holes there is one map of each size.
+    with pytest.raises(UserError, match="none of 2000 maps of 4×4 is one for tests"):
+        make_map(np.random.default_rng(0), 4, (1.0, 1.0), test=True)
+
+
+@pytest.mark.parametrize("module", ["gymnasium.envs.toy_text", "pygame"])
+def test_without_gymnasium_or_pygame_the_remedy_is_said(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match="pip install -e '.\\[navigation\\]'"):
         maps.frozen_lake()
 

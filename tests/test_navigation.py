@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +16,24 @@ from PIL import Image
 from test_models import example, random_params
 from thinking_reference import thinking_attention
 
+from tp_jax.ahead.programs import trace
+from tp_jax.config import build
+from tp_jax.diffusion.flow import RectifiedFlow
 from tp_jax.errors import UserError
 from tp_jax.evals import navigation
 from tp_jax.evals.navigation import Place, Play, classify, walk_as_oracle, walk_randomly
 from tp_jax.frozenlake.frames import Canvas, Reading
 from tp_jax.frozenlake.maps import held_out
 from tp_jax.models import DiTConfig, build_model
-from tp_jax.models.decoding import check_decodable, decode_latent_steps
+from tp_jax.models.decoding import check_decodable, decode_latent_steps, decode_moves
 from tp_jax.models.dit import DiTBase
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
 from tp_jax.train.loop import train
+from tp_jax.train.state import abstract_params
+from tp_jax.train.step import make_loss
 
+CONFIGS = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/frozenlake.py"))
 LAKE = ("SFFF", "FHFH", "FFFH", "HFFG")
 CONFIG = DiTConfig(
     image_size=4, channels=2, out_channels=2, patch=2, depth=3, width=8, heads=2, num_classes=0,
@@ -109,6 +118,81 @@ def test_decoding_gives_every_frame_a_gradient_to_gate_and_experts():
             assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-8
 
 
+@pytest.mark.parametrize("moves", [1, 2, 4])
+def test_training_decodes_the_moves_that_it_drew(moves):
+    model = build_model(CONFIG)
+    params, inputs = random_params(model), example(model)
+    options = ThinkingOptions(RoutingNoise(jax.random.key(2), jnp.arange(3)))
+    true = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
+    last, error, thoughts = jax.jit(
+        lambda moves: decode_moves(model, params, *inputs, options, true, moves)
+    )(moves)
+    frames, wanted = decode_latent_steps(
+        model, params, *inputs, options.replace(latent_steps=moves)
+    )
+    np.testing.assert_allclose(last, frames[-1], atol=1e-5)
+    by_step = [np.square(frames[t] - true[:, t]).mean() for t in range(moves - 1)]
+    np.testing.assert_allclose(error, np.mean(by_step) if by_step else 0, rtol=1e-5)
+    np.testing.assert_allclose(thoughts[1].expert_use[0], wanted[1].expert_use.mean(0), atol=1e-6)
+
+
+def test_the_loss_is_of_one_to_all_moves_and_weighs_the_frames_before_the_last():
+    config = lake_config()
+    built = build(config)
+    model = build_model(built.model)
+    params, config.navigation.frames_weight = random_params(model), 0.5
+    frames = jax.random.normal(jax.random.key(0), (2, 3, 32, 32, 3))
+    condition = {"label": jnp.zeros(2, int), "frame": 0.1 * frames[:, 0]}
+    batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
+    seen, was = set(), RectifiedFlow.losses
+
+    def losses(self, predict, x, noise, times):
+        # Which of the frames the last latent step is to predict.
+        jax.debug.callback(
+            lambda x: seen.add(int(np.abs(x - frames[0]).sum((1, 2, 3)).argmin())), x[0]
+        )
+        return was(self, predict, x, noise, times)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RectifiedFlow, "losses", losses)
+        loss = jax.jit(make_loss(model, built.objective, config))
+        batch["index"], none = jnp.arange(2), 0
+        for train_step in range(12):
+            total, metrics = loss(params, batch, train_step)
+            np.testing.assert_allclose(total, metrics["mse"] + 0.5 * metrics["frames"], rtol=1e-5)
+            none += metrics["frames"] == 0
+    jax.effects_barrier()
+    assert seen == {0, 1, 2} and 0 < none < 12
+
+
+def test_the_variants_have_equally_many_parameters():
+    def count(argument):
+        model = build_model(build(CONFIGS["get_config"](argument)).model)
+        return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
+
+    for size in ("", "large"):
+        counts = [count(",".join(filter(None, (size, name)))) for name in ("", "random", "single")]
+        assert max(counts) / min(counts) < 1.001
+
+
+def test_experts_taken_at_random_are_trained_and_walked(tmp_path):
+    config = lake_config(steps=2)
+    config.model.thinking.gate = "random"
+    train(config, epath.Path(tmp_path / "run"))
+    code, _, _ = run_entry(
+        "evaluate", "--suite=navigation", f"--workdir={tmp_path / 'run'}", "--num=1",
+        f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert code == 0
+
+
+def test_a_pod_is_compiled_for_what_training_runs():
+    config = lake_config()
+    program = trace(config, "train", create_mesh(config.mesh, jax.devices()[:1]))
+    (_, metrics) = program.traced.out_info
+    assert "frames" in metrics
+
+
 @pytest.mark.parametrize("layers", [(), (0, 1)])
 def test_only_one_layer_is_decoded(layers):
     thinking = dataclasses.replace(CONFIG.thinking, layers=layers)
@@ -131,7 +215,10 @@ def step(*agents, desc=LAKE, unreadable=0, outside=0):
         ([step((2, 0))], "jump", (0, 0)),
         ([step((0, 3))], "edge", (0, 0)),
         ([step((3, 0))], "edge", (0, 0)),
-        ([step(outside=1)], "edge", (0, 0)),
+        ([step((-1, 0))], "edge", (0, 0)),
+        ([step((0, 1)), step((0, 2)), step((0, 3)), step((0, 4))], "edge", (0, 3)),
+        ([step((-1, 1))], "jump", (0, 0)),
+        ([step(outside=1)], "unreadable", (0, 0)),
         ([step((0, 1)), step()], "no_agent", (0, 1)),
         ([step((0, 1), (1, 0))], "two_agents", (0, 0)),
         ([step((0, 1), unreadable=1)], "unreadable", (0, 0)),
@@ -233,7 +320,7 @@ def test_the_suite_walks_scores_and_shows(walked, tmp_path):
 
 def test_maps_of_a_file_are_played_or_named_and_counted(walked, tmp_path):
     maps = tmp_path / "maps.txt"
-    maps.write_text("SF\nFG\n\n" + "\n".join(LAKE) + "\n\nSH\nHG\n\nSFFFF\n" + "FFFFG\n")
+    maps.write_text("\nSF\nFG\n  \n" + "\n".join(LAKE) + "\n\nSH\nHG\n\n\nSFFFF\nFFFFG\n\nS F G\n")
     code, _, said = run_entry(
         "evaluate", "--suite=navigation", f"--workdir={walked}", f"--maps={maps}",
         f"--out={tmp_path / 'out'}",
@@ -241,8 +328,9 @@ def test_maps_of_a_file_are_played_or_named_and_counted(walked, tmp_path):
     assert code == 0
     assert "map 3 has no way from S to G; it is left out" in said
     assert "map 4 is 2×5; a frame shows up to 4×4" in said
+    assert "map 5 rows must be" in said
     scores = json.loads((tmp_path / "out/scores.json").read_text())
-    assert scores["refused_maps"] == 2 and scores["model"]["all"]["plays"] == 2
+    assert scores["refused_maps"] == 3 and scores["model"]["all"]["plays"] == 2
 
 
 def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
@@ -252,7 +340,20 @@ def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
     refused(*suite, f"--workdir={trained}", match="trained on digits", watch=[trained])
     refused(*suite, f"--workdir={walked}", "--num=0", match="num=0", watch=[walked])
     refused(*suite, f"--workdir={walked}", "--maps=no.txt", match="no such file")
-    refused(*suite, f"--workdir={walked}", "--make", match="--make isn't for --suite=navigation")
+    for flag in ("--make", "--nothinking", "--height=64"):
+        refused(*suite, f"--workdir={walked}", flag, match="isn't for --suite=navigation")
+    refused("evaluate", "--suite=shapes", "--look", match="--look isn't for --suite=shapes")
+    (place / "file").touch()
+    at_file = ["evaluate", "--suite=navigation", f"--workdir={walked}", f"--out={place / 'file'}"]
+    refused(*at_file, match="can't be made")
+    lake = tmp_path / "lake.txt"
+    lake.write_text("SF\nFG\n")
+    refused(*suite, f"--workdir={walked}", f"--maps={lake}", "--num=0", match="num=0")
+    sweep = ["--reference=r.npz", "--inception=i", f"--out={place / 'sweep'}"]
+    refused(
+        "evaluate", "--sweep", f"--workdir={walked}", "--guidance_scales=1", *sweep,
+        match="draws what follows a frame",
+    )  # fmt: skip
     sample = ["sample", f"--workdir={walked}", f"--out={place / 'x'}"]
     refused(*sample, match="--suite=navigation")
 
@@ -277,6 +378,14 @@ def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
     )
     assert code == 0
     assert "| all goal | 30.0 ± 14.1 |" in said and "60.0 ± 14.1 |" in said
+    assert "| all plays (number) | 4 | 4 | 4 | 4 |" in said
     variants = json.loads(out.read_text())["variants"]
     assert set(variants) == {"a", "b", "random walker", "oracle"}
-    assert variants["oracle"]["mean"] == {"all goal": 1.0, "all hole": 0.0}
+    assert variants["oracle"]["mean"] == {"all plays": 4, "all goal": 1.0, "all hole": 0.0}
+    # Of other maps.
+    other = {"model": {"5×5": part(0)["all"]}, "random_walker": part(0), "oracle": part(0)}
+    (tmp_path / "b/1/scores.json").write_text(json.dumps(other))
+    code, _, said = run_entry(
+        "evaluate", "--suite=navigation", f"--collect={tmp_path}", f"--out={out}"
+    )
+    assert code == 2 and "b/1/scores.json has other scores than" in said

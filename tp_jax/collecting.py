@@ -10,8 +10,9 @@ from tp_jax.errors import UserError
 from tp_jax.lines import read_json
 from tp_jax.output import write_json
 
-# Columns of {row: share of 0 to 1}.
+# Columns of {row: share of 0 to 1}, but for rows of this end, which are numbers.
 Columns = dict[str, dict[str, float]]
+COUNTED = "plays"
 
 
 def _of_shapes(content: dict[str, Any], variant: str) -> Columns:
@@ -31,7 +32,6 @@ def _of_navigation(content: dict[str, Any], variant: str) -> Columns:
             f"{group} {name}": float(value)
             for group, values in groups.items()
             for name, value in values.items()
-            if name != "plays"
         }
 
     names = {"model": variant, "random_walker": "random walker", "oracle": "oracle"}
@@ -54,6 +54,7 @@ def collect(root: epath.Path, out: epath.Path, suite: str) -> dict[str, Any]:
     if not files:
         raise UserError(f"--collect={root}: has no VARIANT/SEED/scores.json; see launch/compare.sh")
     found: dict[str, dict[str, Any]] = {}
+    keys: list[str] = []
     for file in files:
         seed, variant = file.parent.name, file.parent.parent.name
         try:
@@ -61,6 +62,12 @@ def collect(root: epath.Path, out: epath.Path, suite: str) -> dict[str, Any]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{file} isn't a whole score of {suite}: score it again") from error
         for name, rows in columns.items():
+            if set(rows) != set(keys := keys or list(rows)):
+                other = sorted(set(rows) ^ set(keys))
+                raise UserError(
+                    f"{file} has other scores than {files[0]}, as {', '.join(other[:3])}: score "
+                    f"all with the same options"
+                )
             found.setdefault(name, {}).setdefault(seed, rows)
     seeds = {name: sorted(runs) for name, runs in found.items()}
     if len({tuple(one) for one in seeds.values()}) > 1:
@@ -90,6 +97,10 @@ def as_table(content: dict[str, Any]) -> str:
         "|---|" + "---|" * len(variants),
     ]
     for key in next(iter(variants.values()))["mean"]:
+        if key.endswith(COUNTED):
+            cells = [f"{scores['mean'][key]:g}" for scores in variants.values()]
+            lines.append(f"| {key} (number) | " + " | ".join(cells) + " |")
+            continue
         cells = []
         for scores in variants.values():
             spread = f" ± {100 * scores['std'][key]:.1f}" if key in scores["std"] else ""

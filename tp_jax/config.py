@@ -291,10 +291,11 @@ def _check_train(config: ConfigDict) -> None:
             f"config.train.batch_size={config.train.batch_size}: choose a divisor"
         )
     _choice("config.evaluation.suite", config.evaluation.suite, ("", "adm"))
-    if config.evaluation.suite and config.model.kind != "dit":
+    if config.evaluation.suite and (config.model.kind != "dit" or config.model.frame):
         raise UserError(
             f"config.evaluation.suite={config.evaluation.suite!r} draws one image for each class, "
-            f"but a {config.model.kind} model takes text: score it with tp_jax.evaluate"
+            f"but this {config.model.kind} model takes text or a frame: score it with "
+            f"tp_jax.evaluate"
         )
     if config.evaluation.suite and config.evaluation.num < 2:
         raise UserError(f"config.evaluation.num={config.evaluation.num}: must be 2 or more")

@@ -88,6 +88,7 @@ def main() -> None:
     if values["suite"] == "navigation":
         run_navigation(values)
         return
+    refuse(values, ("maps", "look"))
     if values["suite"] in benchmarks.BENCHMARKS:
         run_benchmark(values)
         return
@@ -153,15 +154,24 @@ def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> No
 
 def run_navigation(values: dict) -> None:
     out = epath.Path(cli.required("out"))
-    for name in ("make", "score", "results", "prompts", "samples"):
-        if values[name]:
-            raise UserError(f"--{name} isn't for --suite=navigation: see --help")
+    refuse(
+        values,
+        ("make", "score", "results", "prompts", "samples", "negative_prompt", "height", "width",
+         "thinking", "truncate", "text"),
+    )  # fmt: skip
     if values["collect"]:
         collecting.collect(epath.Path(values["collect"]), out, "navigation")
         return
     maps = epath.Path(values["maps"]) if values["maps"] else None
     task = navigating.Navigation(out=out, maps=maps, look=values["look"], **request(values))
     navigating.navigate(task)
+
+
+def refuse(values: dict, names: tuple[str, ...]) -> None:
+    """Flags that a suite has no use for."""
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} isn't for --suite={values['suite']}: see --help")
 
 
 def request(values: dict) -> dict:

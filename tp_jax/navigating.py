@@ -4,6 +4,7 @@ T latent steps of a drawing, S pixels of a frame's side.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from tp_jax.evals.navigation import (
     walk_as_oracle,
     walk_randomly,
 )
-from tp_jax.frozenlake.frames import Canvas
+from tp_jax.frozenlake.frames import MOST, Canvas
 from tp_jax.frozenlake.maps import NavigationConfig, check_map, find, walk
 from tp_jax.generation import Generator
 from tp_jax.images import make_filmstrips, to_uint8
@@ -50,6 +51,7 @@ class Navigation(Request):
       num: maps of each size; None is 100.
       maps: a file of maps, one row a line and an empty line between two; None draws them at random.
       look: see the real lake after every drawing, instead of the first frame alone.
+      latent_steps: moves that a drawing has; None is as many as training had at most.
     """
 
     maps: epath.Path | None = None
@@ -87,6 +89,8 @@ def navigate(task: Navigation) -> dict[str, Any]:
     Raises:
       UserError: the workdir isn't one of FrozenLake, or there is no map to be played.
     """
+    if task.num is not None and task.num < 1:
+        raise UserError(f"--num={task.num}: must be 1 or more")
     loaded, generator = open_generator(task)
     if not loaded.built.model.thinking.layers or loaded.config.data.source != "frozenlake":
         raise UserError(
@@ -96,6 +100,11 @@ def navigate(task: Navigation) -> dict[str, Any]:
     fields = NavigationConfig(**loaded.config.navigation.to_dict())
     canvas = canvas_of(loaded.config)
     places, refused = _places(task, fields, canvas)
+    # Before walking, so that it isn't lost for want of a folder.
+    try:
+        task.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={task.out} can't be made: {error}; name a folder") from error
     shallow = {f.name: getattr(generator, f.name) for f in dataclasses.fields(generator)}
     # Not more than there are to draw, as far as the devices can share them.
     shards = int(np.prod([loaded.mesh.shape[axis] for axis in BATCH_AXES]))
@@ -113,7 +122,6 @@ def navigate(task: Navigation) -> dict[str, Any]:
     content["random_walker"] = score([walk_randomly(p, rng) for p in places], fields.unseen_sizes)
     content["oracle"] = score([walk_as_oracle(p, canvas) for p in places], fields.unseen_sizes)
     if jax.process_index() == 0:
-        task.out.mkdir(parents=True, exist_ok=True)
         _show(task.out, plays, films, canvas)
         write_json(task.out / "scores.json", content)
         print(as_table(content))
@@ -124,15 +132,11 @@ def navigate(task: Navigation) -> dict[str, Any]:
 def _places(task: Navigation, fields: NavigationConfig, canvas: Canvas) -> tuple[list[Place], int]:
     if task.maps is None:
         num = NUM if task.num is None else task.num
-        if num < 1:
-            raise UserError(f"--num={num}: must be 1 or more")
         sizes = (*fields.sizes, *fields.unseen_sizes)
         return test_places(sizes, fields.frozen, canvas, num, task.seed), 0
-    if not task.maps.exists():
-        raise UserError(f"--maps={task.maps}: there is no such file")
     places, refused = [], 0
     for number, block in enumerate(_blocks(read_text(task.maps)), 1):
-        reason = check_map(block, canvas.cells)
+        reason = check_map(block, min(canvas.cells, MOST))
         if reason:
             refused += 1
             say(f"{task.maps}: map {number} {reason}; it is left out")
@@ -147,8 +151,9 @@ def _places(task: Navigation, fields: NavigationConfig, canvas: Canvas) -> tuple
 
 
 def _blocks(text: str) -> list[tuple[str, ...]]:
-    blocks = [tuple(block.split()) for block in text.replace("\r", "").split("\n\n")]
-    return [block for block in blocks if block]
+    """Lines between empty ones."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [tuple(group) for filled, group in itertools.groupby(lines, bool) if filled]
 
 
 @dataclasses.dataclass

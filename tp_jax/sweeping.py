@@ -78,6 +78,11 @@ def run_sweep(sweep: Sweep) -> None:
             f"--workdir={sweep.workdir}: a {loaded.config.model.kind} model takes text, and sweeps "
             f"draw classes; score prompts with --suite=geneval, dpg or shapes"
         )
+    if loaded.built.model.frame:
+        raise UserError(
+            f"--workdir={sweep.workdir} draws what follows a frame, and sweeps draw classes: score "
+            f"it with --suite=navigation"
+        )
     base, base_name = without_thinking(loaded, sweep.base)
     say(f"base: {base_name}")
     generators = {}

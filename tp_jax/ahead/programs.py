@@ -68,6 +68,10 @@ def _trace_train(config, built, model, mesh) -> Program:
         "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "condition": model.example_condition(batch_size),
     }
+    before = built.model.thinking.latent_steps - 1
+    if getattr(built.model, "frame", "") and before:
+        one = batch["x"]
+        batch["frames"] = jax.ShapeDtypeStruct((batch_size, before, *one.shape[1:]), one.dtype)
     with jax.set_mesh(mesh):
         traced = step.trace(state, batch)
     trained, _ = split_trainable(state.params, trainable)

@@ -94,15 +94,10 @@ class Play:
                 self.outcome = "lost"
 
     def _move(self, reading: Reading) -> str | None:
-        if reading.unreadable:
+        if reading.unreadable or reading.outside:
             return "unreadable"
-        if len(reading.agents) > 1:
-            return "two_agents"
-        if not reading.agents:
-            # Something around the map is where it went.
-            return "edge" if reading.outside else "no_agent"
-        if reading.outside:
-            return "unreadable"
+        if len(reading.agents) != 1:
+            return "two_agents" if reading.agents else "no_agent"
         desc = self.place.desc
         kind, action = classify(self.cell, reading.agents[0], (len(desc), len(desc[0])))
         if kind != "legal":
@@ -120,6 +115,9 @@ class Play:
 def classify(before: Cell, after: Cell, shape: tuple[int, int]) -> tuple[str, int | None]:
     """What kind of move two cells make: ("legal", action or None to stay) or (kind, None)."""
     down, right = after[0] - before[0], after[1] - before[1]
+    inside = 0 <= after[0] < shape[0] and 0 <= after[1] < shape[1]
+    if not inside:
+        return ("edge" if abs(down) + abs(right) == 1 else "jump"), None
     if (down, right) == (0, 0):
         return "legal", None
     if (down, right) in MOVES:

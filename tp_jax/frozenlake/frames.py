@@ -22,10 +22,11 @@ NATIVE, MOST = 64, 8
 GROUND = "FHSG"
 AROUND = 0.5
 # Of a cell's pixels, in units of black to white: root mean square beyond which it is none of the
-# tiles. With an agent and without they are 0.12 apart or more at 8 pixels.
+# tiles. At 8 pixels a side tiles are 0.06 apart or more, with an agent and without it 0.12.
 UNREADABLE = 0.1
-# A cell is also unreadable where the nearest tile isn't nearer than so much of the nearest one
-# that tells otherwise whether the agent is there.
+# Pixels a side from which tiles are so far apart.
+LEAST = 8
+# A cell is also unreadable where the nearest tile isn't nearer than so much of the second nearest.
 AMBIGUOUS = 0.75
 
 
@@ -44,10 +45,11 @@ def _without_screen():
 
 def check_tile(tile: int) -> None:
     """Raises a UserError if cells can't be shown sharply at so many pixels a side."""
-    if NATIVE % tile:
+    sharp = [side for side in range(LEAST, NATIVE + 1) if NATIVE % side == 0]
+    if tile not in sharp:
         raise UserError(
-            f"config.navigation.tile={tile}: cells of {NATIVE} pixels a side are shown sharply "
-            f"only at a divisor of it, as 4, 8 or 16"
+            f"config.navigation.tile={tile}: cells of {NATIVE} pixels a side are shown sharply, so "
+            f"that an agent is seen, only at {', '.join(map(str, sharp))}"
         )
 
 
@@ -153,24 +155,31 @@ class Canvas:
         inside = cells[corner[0] :, corner[1] :][:rows, :columns]
         known = tiles(k)[:, :, :rows, :columns]
         # A hole has no tile with an agent.
-        apart = np.sqrt(np.square(known - inside).mean((-3, -2, -1)))
+        apart = _apart(known, inside)
         apart[1, GROUND.index("H")] = np.inf
         flat = apart.reshape(-1, rows, columns)
-        best = flat.argmin(0)
-        nearest = np.sort(apart.min(1), axis=0)
-        unreadable = (nearest[0] > UNREADABLE) | (nearest[0] > AMBIGUOUS * nearest[1])
-        with_agent, ground = np.divmod(best, len(GROUND))
+        with_agent, ground = np.divmod(flat.argmin(0), len(GROUND))
+        nearest = np.sort(flat, axis=0)
+        # Said so, because what isn't a number is below and above nothing.
+        readable = (nearest[0] <= UNREADABLE) & (nearest[0] <= AMBIGUOUS * nearest[1])
         desc = tuple("".join(GROUND[number] for number in row) for row in ground)
-        agents = tuple((int(r), int(c)) for r, c in np.argwhere(with_agent))
+        agents = {(int(r), int(c)) for r, c in np.argwhere(with_agent)}
         around = np.ones((self.cells, self.cells), bool)
         around[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns] = False
-        off = np.sqrt(np.square(cells - AROUND).mean((-3, -2, -1)))[around]
-        return Reading(
-            desc,
-            agents,
-            unreadable=int(unreadable.sum()),
-            outside=int((off > UNREADABLE).sum()),
-        )
+        outside = 0
+        for r, c in np.argwhere(around & ~(_apart(AROUND, cells) <= UNREADABLE)):
+            # An agent is one on any ground, wherever it lies.
+            agent = _apart(np.delete(tiles(k)[1], GROUND.index("H"), 0), cells[r, c]).min()
+            if agent <= UNREADABLE:
+                agents.add((int(r) - corner[0], int(c) - corner[1]))
+            else:
+                outside += 1
+        return Reading(desc, tuple(sorted(agents)), int((~readable).sum()), outside)
+
+
+def _apart(a: np.ndarray | float, b: np.ndarray) -> np.ndarray:
+    """Root mean square of the differences of cells' pixels [..., k, k, 3]."""
+    return np.sqrt(np.square(a - b).mean((-3, -2, -1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +188,9 @@ class Reading:
 
     Attributes:
       desc: the map.
-      agents: cells with an agent.
-      unreadable: number of cells that are near none of the tiles.
-      outside: number of cells around the map that aren't empty.
+      agents: cells with an agent, those around the map among them, as (-1, 0) above its corner.
+      unreadable: number of the map's cells that are near none of the tiles.
+      outside: number of cells around the map that are neither empty nor have an agent.
     """
 
     desc: Map

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import importlib
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,10 @@ Cell = tuple[int, int]
 MOVES: tuple[Cell, ...] = ((0, -1), (1, 0), (0, 1), (-1, 0))
 # One map in so many, by its content, is for tests alone.
 HELD_OUT = 5
+# With more holes the environment's generator hardly finds a map with a way.
+LEAST_FROZEN = 0.5
+# Draws of the generator before there is taken to be no map of those that are wanted.
+TRIES = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +64,10 @@ class NavigationConfig:
                 f"config.navigation.sizes and .unseen_sizes both name {both}: unseen ones are for "
                 f"tests alone"
             )
-        if len(self.frozen) != 2 or not 0 < self.frozen[0] <= self.frozen[1] <= 1:
+        if len(self.frozen) != 2 or not LEAST_FROZEN <= self.frozen[0] <= self.frozen[1] <= 1:
             raise UserError(
-                f"config.navigation.frozen={self.frozen}: give two probabilities in (0, 1], as "
-                f"0.6,0.9"
+                f"config.navigation.frozen={self.frozen}: give two probabilities from "
+                f"{LEAST_FROZEN} to 1, as 0.6,0.9"
             )
         if self.tile < 1:
             raise UserError(f"config.navigation.tile={self.tile}: must be 1 or more")
@@ -76,13 +81,15 @@ def frozen_lake() -> Any:
     """gymnasium's module of the environment.
 
     Raises:
-      UserError: it isn't installed.
+      UserError: it or pygame isn't installed.
     """
     try:
+        # gymnasium draws with pygame, and says only when it draws that there is none.
+        importlib.import_module("pygame")
         from gymnasium.envs.toy_text import frozen_lake as module
     except ImportError as error:
         raise UserError(
-            f"FrozenLake needs gymnasium ({error}): pip install -e '.[navigation]'"
+            f"FrozenLake needs gymnasium and pygame ({error}): pip install -e '.[navigation]'"
         ) from error
     return module
 
@@ -111,13 +118,20 @@ def make_map(
     Args:
       frozen: as in `NavigationConfig`.
       test: of those that training never shows, or of the others.
+
+    Raises:
+      UserError: there is none.
     """
     generate = frozen_lake().generate_random_map
-    while True:
+    for _ in range(TRIES):
         seed = int(rng.integers(2**31))
         desc = tuple(generate(size, float(rng.uniform(*frozen)), seed=seed))
         if held_out(desc) == test:
             return desc
+    raise UserError(
+        f"config.navigation.frozen={frozen}: none of {TRIES} maps of {size}×{size} is one for "
+        f"{'tests' if test else 'training'}: give another size, or probabilities further apart"
+    )
 
 
 @functools.lru_cache(maxsize=4096)

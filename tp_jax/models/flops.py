@@ -3,6 +3,8 @@
 Compilers count the body of a scan once, so their own figures are of no use here.
 """
 
+import dataclasses
+
 from tp_jax.models.dit import TransformerConfig
 from tp_jax.models.mmdit import MMDiTConfig
 from tp_jax.thinking.config import ThinkingConfig
@@ -56,6 +58,7 @@ def decoding_flops(config: TransformerConfig) -> float:
     """What decoding the latent steps before the last adds, forward, per sample: 0 without a frame.
 
     Each goes through the thinking block's own projection and MLP, the blocks after it and the head.
+    The blocks before it, which run a second time for all of them, aren't counted.
     """
     if not getattr(config, "frame", ""):
         return 0.0
@@ -81,8 +84,24 @@ def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str)
     """Forward and backward of one update; recomputation under remat isn't counted.
 
     With `trainable="thinking"` gradients flow back to the first thinking block only, and the
-    base's weights need none.
+    base's weights need none. A model that is given a frame takes 1 … T latent steps alike often.
     """
+    if not getattr(config, "frame", ""):
+        return _update_flops(config, batch_size, trainable)
+    counts = [
+        _update_flops(
+            dataclasses.replace(
+                config, thinking=dataclasses.replace(config.thinking, latent_steps=steps)
+            ),
+            batch_size,
+            trainable,
+        )
+        for steps in range(1, config.thinking.latent_steps + 1)
+    ]
+    return sum(counts) / len(counts)
+
+
+def _update_flops(config: TransformerConfig, batch_size: int, trainable: str) -> float:
     forward = forward_flops(config) + decoding_flops(config)
     if trainable == "all":
         return 3 * batch_size * forward

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from tp_jax.parallel.sharding import tree_shardings
 from tp_jax.rng import stream_key
+from tp_jax.thinking import RoutingNoise, ThinkingOptions
 
 Params = dict[str, Any]
 
@@ -45,7 +46,14 @@ def abstract_params(model: nn.Module) -> Params:
     image = (1, config.image_size, config.image_size, config.channels)
     x = jax.ShapeDtypeStruct(image, jnp.float32)
     timestep = jax.ShapeDtypeStruct((1,), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), x, timestep, condition)["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), x, timestep, condition, _options())[
+        "params"
+    ]
+
+
+def _options() -> ThinkingOptions:
+    """For any gate: a random one wants noise, whatever for."""
+    return ThinkingOptions(RoutingNoise(jax.random.key(0), jnp.zeros(1, jnp.int32)))
 
 
 def init_params(model: nn.Module, seed: int) -> Params:
@@ -55,7 +63,8 @@ def init_params(model: nn.Module, seed: int) -> Params:
     condition = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.example_condition(1)
     )
-    return model.init(stream_key(seed, "init"), jnp.zeros(image), jnp.zeros(1), condition)["params"]
+    inputs = jnp.zeros(image), jnp.zeros(1), condition, _options()
+    return model.init(stream_key(seed, "init"), *inputs)["params"]
 
 
 def make_state(

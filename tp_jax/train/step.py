@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from tp_jax.diffusion import Objective
 from tp_jax.diffusion.objective import expand
-from tp_jax.models.decoding import decode_latent_steps
+from tp_jax.models.decoding import decode_moves
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.rng import sample_keys, stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
@@ -28,8 +28,9 @@ Metrics = dict[str, jax.Array]
 def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Callable:
     """Loss of (params, batch, train_step) -> (scalar, metrics).
 
-    Where a batch has "frames" [B, T-1, H, W, C], the latent steps before the last are to decode to
-    them.
+    Where a batch has "frames" [B, T-1, H, W, C], those before x, every train_step draws a number of
+    latent steps from 1 to T: its last is to predict the frame after so many moves, and those before
+    decode to the frames before.
 
     Every draw is of (seed, stream, train_step, sample), so neither the mesh nor the number of
     micro-batches changes it.
@@ -39,6 +40,11 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Cal
 
     def loss_fn(params, batch, train_step) -> tuple[jax.Array, Metrics]:
         x, index, condition = batch["x"], batch["index"], batch["condition"]
+        if "frames" in batch:
+            frames = jnp.concatenate([batch["frames"], x[:, None]], axis=1)
+            key = stream_key(config.seed, "moves", train_step)
+            moves = jax.random.randint(key, (), 1, frames.shape[1] + 1)
+            x = jnp.take(frames, moves - 1, axis=1)
 
         def keys(stream):
             return sample_keys(stream_key(config.seed, stream, train_step), index)
@@ -53,27 +59,25 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Cal
         )
         routing = RoutingNoise(stream_key(config.seed, "routing", train_step), index)
         thoughts: dict[int, Thought] = {}
-        decoded = []
+        decoded: Metrics = {}
 
         def predict(x_t, timestep):
-            options = ThinkingOptions(routing)
+            inputs = x_t, timestep, condition, ThinkingOptions(routing)
             if "frames" in batch:
-                steps, found = decode_latent_steps(model, params, x_t, timestep, condition, options)
-                decoded.append(steps[:-1])
-                output = steps[-1]
+                output, error, found = decode_moves(model, params, *inputs, frames, moves)
+                decoded["frames"] = error
             else:
-                output, found = model.apply({"params": params}, x_t, timestep, condition, options)
+                output, found = model.apply({"params": params}, *inputs)
             thoughts.update(found)
             return output
 
         terms = objective.losses(predict, x, noise, times)
-        metrics = {name: value.mean() for name, value in terms.items()}
+        metrics = {name: value.mean() for name, value in terms.items()} | decoded
         for layer, thought in thoughts.items():
             metrics |= thought_metrics(layer, thought)
         loss = metrics["loss"]
-        for steps in decoded:
-            metrics["frames"] = jnp.square(steps.swapaxes(0, 1) - batch["frames"]).mean()
-            loss += config.navigation.frames_weight * metrics["frames"]
+        if decoded:
+            loss += config.navigation.frames_weight * decoded["frames"]
         if balance_weight:
             metrics["balance"] = sum(balance_loss(t) for t in thoughts.values())
             loss += balance_weight * metrics["balance"]
