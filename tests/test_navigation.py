@@ -4,12 +4,14 @@ import dataclasses
 import json
 import pathlib
 import runpy
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from conftest import run_entry
+from conftest import run_entry, tiny_config
 from etils import epath
 from navigation import lake_config
 from PIL import Image
@@ -25,13 +27,14 @@ from tp_jax.evals.navigation import Place, Play, classify, walk_as_oracle, walk_
 from tp_jax.frozenlake.frames import Canvas, Reading
 from tp_jax.frozenlake.maps import held_out
 from tp_jax.models import DiTConfig, build_model
-from tp_jax.models.decoding import check_decodable, decode_latent_steps, decode_moves
+from tp_jax.models.decoding import check_decodable, decode_latent_steps
 from tp_jax.models.dit import DiTBase
 from tp_jax.parallel.mesh import create_mesh
+from tp_jax.rng import stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
 from tp_jax.train.loop import train
-from tp_jax.train.state import abstract_params
-from tp_jax.train.step import make_loss
+from tp_jax.train.state import abstract_params, make_state
+from tp_jax.train.step import make_loss, make_train_step
 
 CONFIGS = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/frozenlake.py"))
 LAKE = ("SFFF", "FHFH", "FFFH", "HFFG")
@@ -119,50 +122,51 @@ def test_decoding_gives_every_frame_a_gradient_to_gate_and_experts():
 
 
 @pytest.mark.parametrize("moves", [1, 2, 4])
-def test_training_decodes_the_moves_that_it_drew(moves):
-    model = build_model(CONFIG)
-    params, inputs = random_params(model), example(model)
-    options = ThinkingOptions(RoutingNoise(jax.random.key(2), jnp.arange(3)))
-    true = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
-    last, error, thoughts = jax.jit(
-        lambda moves: decode_moves(model, params, *inputs, options, true, moves)
-    )(moves)
-    frames, wanted = decode_latent_steps(
-        model, params, *inputs, options.replace(latent_steps=moves)
-    )
-    np.testing.assert_allclose(last, frames[-1], atol=1e-5)
-    by_step = [np.square(frames[t] - true[:, t]).mean() for t in range(moves - 1)]
-    np.testing.assert_allclose(error, np.mean(by_step) if by_step else 0, rtol=1e-5)
-    np.testing.assert_allclose(thoughts[1].expert_use[0], wanted[1].expert_use.mean(0), atol=1e-6)
-
-
-def test_the_loss_is_of_one_to_all_moves_and_weighs_the_frames_before_the_last():
-    config = lake_config()
-    built = build(config)
-    model = build_model(built.model)
-    params, config.navigation.frames_weight = random_params(model), 0.5
-    frames = jax.random.normal(jax.random.key(0), (2, 3, 32, 32, 3))
-    condition = {"label": jnp.zeros(2, int), "frame": 0.1 * frames[:, 0]}
+def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
+    config = tiny_config()
+    config.navigation.frames_weight = 0.5
+    model, objective = build_model(CONFIG), RectifiedFlow(prediction="data", shift=1.0)
+    params, (_, _, condition) = random_params(model), example(model)
+    frames = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
     batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
-    seen, was = set(), RectifiedFlow.losses
+    batch["index"] = jnp.arange(3)
+    found, was = [], objective.losses
 
-    def losses(self, predict, x, noise, times):
-        # Which of the frames the last latent step is to predict.
-        jax.debug.callback(
-            lambda x: seen.add(int(np.abs(x - frames[0]).sum((1, 2, 3)).argmin())), x[0]
-        )
-        return was(self, predict, x, noise, times)
+    def losses(predict, x, noise, times):
+        found.append((x, objective.noised(x, noise, times), times))
+        return was(predict, x, noise, times)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RectifiedFlow, "losses", losses)
-        loss = jax.jit(make_loss(model, built.objective, config))
-        batch["index"], none = jnp.arange(2), 0
-        for train_step in range(12):
-            total, metrics = loss(params, batch, train_step)
-            np.testing.assert_allclose(total, metrics["mse"] + 0.5 * metrics["frames"], rtol=1e-5)
-            none += metrics["frames"] == 0
-    jax.effects_barrier()
-    assert seen == {0, 1, 2} and 0 < none < 12
+    watched = types.SimpleNamespace(sample_times=objective.sample_times, losses=losses)
+    total, metrics = make_loss(model, watched, config)(params, batch, 7, moves)
+    ((x, x_t, times),) = found
+    np.testing.assert_array_equal(x, frames[:, moves - 1])
+    noise = RoutingNoise(stream_key(config.seed, "routing", 7), batch["index"])
+    decoded, _ = decode_latent_steps(
+        model, params, x_t, 1000 * times, condition, ThinkingOptions(noise, moves)
+    )
+    errors = [np.square(decoded[t] - frames[:, t]).mean() for t in range(moves - 1)]
+    np.testing.assert_allclose(metrics["frames"], np.mean(errors) if errors else 0, rtol=1e-4)
+    np.testing.assert_allclose(total, metrics["mse"] + 0.5 * metrics["frames"], rtol=1e-5)
+
+
+def test_an_update_is_of_one_to_all_moves():
+    config, model = tiny_config(), build_model(CONFIG)
+    params, (x, _, condition) = random_params(model), example(model)
+    frames = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
+    batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
+    batch["index"], optimizer = jnp.arange(3), optax.sgd(1.0)
+    objective = RectifiedFlow(prediction="data", shift=1.0)
+    step = jax.jit(make_train_step(model, objective, optimizer, config))
+    loss, drawn = jax.jit(make_loss(model, objective, config), static_argnums=3), set()
+    state = make_state(params, optimizer, "all")
+    for train_step in range(8):
+        now = state.replace(train_step=jnp.int32(train_step))
+        said = step(now, batch)[1]
+        by_moves = [loss(params, batch, train_step, moves)[1] for moves in range(1, 5)]
+        near = [bool(np.isclose(said["frames"], m["frames"], rtol=1e-4)) for m in by_moves]
+        assert sum(near) == 1
+        drawn.add(near.index(True))
+    assert len(drawn) > 2
 
 
 def test_the_variants_have_equally_many_parameters():

@@ -7,7 +7,6 @@ what attention gave, without the base's part. The last latent step is what the m
 T latent steps, B samples, N tokens, D width.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -65,46 +64,3 @@ def decode_latent_steps(
 
     before = jax.vmap(read)(tokens[1:] - tokens[0])
     return jnp.concatenate([before, last[None]]), thoughts
-
-
-def decode_moves(
-    model: DiT,
-    params: Any,
-    x: jax.Array,
-    timestep: jax.Array,
-    condition: dict[str, jax.Array],
-    options: ThinkingOptions,
-    frames: jax.Array,
-    moves: jax.Array,
-) -> tuple[jax.Array, jax.Array, dict[int, Thought]]:
-    """One of 1 … T latent steps, so that a trained model can draw any number of moves at once.
-
-    Args:
-      model, params, x, timestep, condition, options: as of `decode_latent_steps`.
-      frames: [B, T, H, W, C] true frames after each move.
-      moves: int32 scalar in 1 … T, the number of latent steps.
-
-    Returns:
-      What the last latent step predicts [B, H, W, C]; the mean squared error of the frames that
-      those before it decode to, 0 where there are none; and {block index: Thought}, its means
-      over latent steps with an axis of 1, and nothing kept.
-    """
-
-    def mean(value):
-        return value.mean(0, keepdims=True)
-
-    def run(steps):
-        decoded, thoughts = decode_latent_steps(
-            model, params, x, timestep, condition, options.replace(latent_steps=steps)
-        )
-        error = jnp.float32(0)
-        if steps > 1:
-            error = jnp.square(decoded[:-1].swapaxes(0, 1) - frames[:, : steps - 1]).mean()
-        means = {
-            layer: Thought(mean(t.entropy), mean(t.expert_use), mean(t.importance), t.kept[:0])
-            for layer, t in thoughts.items()
-        }
-        return decoded[-1], error, means
-
-    branches = [functools.partial(run, steps) for steps in range(1, frames.shape[1] + 1)]
-    return jax.lax.switch(moves - 1, branches)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from tp_jax.diffusion import Objective
 from tp_jax.diffusion.objective import expand
-from tp_jax.models.decoding import decode_moves
+from tp_jax.models.decoding import decode_latent_steps
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.rng import sample_keys, stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
@@ -26,11 +26,11 @@ Metrics = dict[str, jax.Array]
 
 
 def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Callable:
-    """Loss of (params, batch, train_step) -> (scalar, metrics).
+    """Loss of (params, batch, train_step, moves) -> (scalar, metrics).
 
-    Where a batch has "frames" [B, T-1, H, W, C], those before x, every train_step draws a number of
-    latent steps from 1 to T: its last is to predict the frame after so many moves, and those before
-    decode to the frames before.
+    `moves`, where a batch has "frames" [B, T-1, H, W, C], those before x, is how many latent steps
+    are taken: the last is to predict the frame after so many moves, and those before decode to the
+    frames before. Otherwise it is None.
 
     Every draw is of (seed, stream, train_step, sample), so neither the mesh nor the number of
     micro-batches changes it.
@@ -38,13 +38,11 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Cal
     dropout = config.train.condition_dropout
     balance_weight = config.model.thinking.balance_weight
 
-    def loss_fn(params, batch, train_step) -> tuple[jax.Array, Metrics]:
+    def loss_fn(params, batch, train_step, moves=None) -> tuple[jax.Array, Metrics]:
         x, index, condition = batch["x"], batch["index"], batch["condition"]
-        if "frames" in batch:
+        if moves:
             frames = jnp.concatenate([batch["frames"], x[:, None]], axis=1)
-            key = stream_key(config.seed, "moves", train_step)
-            moves = jax.random.randint(key, (), 1, frames.shape[1] + 1)
-            x = jnp.take(frames, moves - 1, axis=1)
+            x, before = frames[:, moves - 1], frames[:, : moves - 1]
 
         def keys(stream):
             return sample_keys(stream_key(config.seed, stream, train_step), index)
@@ -62,10 +60,12 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Cal
         decoded: Metrics = {}
 
         def predict(x_t, timestep):
-            inputs = x_t, timestep, condition, ThinkingOptions(routing)
-            if "frames" in batch:
-                output, error, found = decode_moves(model, params, *inputs, frames, moves)
-                decoded["frames"] = error
+            inputs = x_t, timestep, condition, ThinkingOptions(routing, latent_steps=moves)
+            if moves:
+                steps, found = decode_latent_steps(model, params, *inputs)
+                error = jnp.square(steps[:-1].swapaxes(0, 1) - before).sum()
+                decoded["frames"] = error / max(before.size, 1)
+                output = steps[-1]
             else:
                 output, found = model.apply({"params": params}, *inputs)
             thoughts.update(found)
@@ -75,6 +75,9 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Cal
         metrics = {name: value.mean() for name, value in terms.items()} | decoded
         for layer, thought in thoughts.items():
             metrics |= thought_metrics(layer, thought)
+        if moves:
+            # One latent step has none, and every number of moves is to say the same.
+            metrics = {k: v for k, v in metrics.items() if not k.startswith("expert_kept")}
         loss = metrics["loss"]
         if decoded:
             loss += config.navigation.frames_weight * decoded["frames"]
@@ -114,10 +117,19 @@ def make_train_step(
         trained, frozen = split_trainable(state.params, trainable)
 
         def gradient(batch):
-            def loss_of(trained):
-                return loss_fn(trained | frozen, batch, state.train_step)
+            def with_moves(moves):
+                def loss_of(trained):
+                    return loss_fn(trained | frozen, batch, state.train_step, moves)
 
-            return jax.grad(loss_of, has_aux=True)(trained)
+                return jax.grad(loss_of, has_aux=True)
+
+            if "frames" not in batch:
+                return with_moves(None)(trained)
+            # Of 1 … T latent steps, so that any number can be drawn later.
+            count = 1 + batch["frames"].shape[1]
+            key = stream_key(config.seed, "moves", state.train_step)
+            moves = jax.random.randint(key, (), 0, count)
+            return jax.lax.switch(moves, [with_moves(n) for n in range(1, count + 1)], trained)
 
         if accumulate == 1:
             grads, metrics = gradient(batch)
