@@ -151,7 +151,7 @@ def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
 
 def test_an_update_is_of_one_to_all_moves():
     config, model = tiny_config(), build_model(CONFIG)
-    params, (x, _, condition) = random_params(model), example(model)
+    params, (_, _, condition) = random_params(model), example(model)
     frames = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
     batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
     batch["index"], optimizer = jnp.arange(3), optax.sgd(1.0)
