@@ -34,7 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.thinking.update(layers=(2,), experts=2, latent_steps=4, rank=32, gate_width=32)
     config.diffusion.update(prediction="data", shift=1.0, time_std=1.5)
     config.train.update(
-        steps=2_000,
+        steps=4_000,
         batch_size=32,
         ema_decay=0.99,
         condition_dropout=0.0,
@@ -45,7 +45,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99
     )
-    config.checkpoint.every_steps = 500
+    config.checkpoint.every_steps = 1_000
     config.sampling.update(sampler="euler", steps=8)
     return change(config, argument)
 
