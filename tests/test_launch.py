@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -438,3 +439,65 @@ def test_an_image_copies_what_there_is_and_installs_the_extra(kind):
     )
     extras = re.search(r"'\.\[(.*)\]'", text)[1].split(",")
     assert extras == ["train", kind] and set(extras) < set(known)
+
+
+PYTHON = r"""#!/bin/bash
+printf '%s\037' "$@" >> "$RECORDED"
+printf '\036' >> "$RECORDED"
+for argument in "$@"; do
+  case "$argument" in
+    --workdir=*) workdir="${argument#*=}" ;;
+    --out=*) out="${argument#*=}" ;;
+  esac
+done
+case "$2" in
+  tp_jax.main) mkdir -p "$workdir/checkpoints" ;;
+  tp_jax.evaluate) case "$out" in *.json) ;; *) mkdir -p "$out"; touch "$out/scores.json" ;; esac ;;
+esac
+"""
+
+
+def test_variants_are_trained_and_scored_once(machine):
+    checkout, root = machine.checkout(), machine.place / "root"
+    shutil.copy(ROOT / "setup.py", checkout)
+    python = checkout / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+
+    def compare(*arguments, code=0):
+        machine.record.unlink(missing_ok=True)
+        _, said = machine.run(
+            "compare.sh", *arguments, code=code, root=checkout, SEEDS="0 7", PYTHON=sys.executable
+        )
+        calls = [call[1:] for call in machine.recorded()]
+        return [call for call in calls if call[0].startswith("tp_jax.")], said
+
+    calls, _ = compare("frozenlake", str(root), "--config.train.steps=5")
+    trained = [call for call in calls if call[0] == "tp_jax.main"]
+    assert [(call[1].partition("frozenlake.py")[2], call[2], call[3]) for call in trained] == [
+        (config, f"--workdir={root}/{variant}/{seed}/run", f"--config.seed={seed}")
+        for seed in (0, 7)
+        for variant, config in (("recursive", ""), ("random", ":random"), ("single", ":single"))
+    ]
+    assert all(call[-1] == "--config.train.steps=5" for call in trained)
+    scored = [call for call in calls if call[0] == "tp_jax.evaluate"]
+    assert len(scored) == 13 and sum("--look" in call for call in scored) == 6
+    suite = ["tp_jax.evaluate", "--suite=navigation"]
+    assert scored[-1] == [*suite, f"--collect={root}", f"--out={root}/frozenlake.json"]
+    run = f"--workdir={root}/single/7/run"
+    assert [*suite, run, f"--out={root}/single-look/7", "--look"] in scored
+    # Again only what has been trained on since.
+    calls, _ = compare("frozenlake", str(root))
+    assert [call for call in calls if call[0] == "tp_jax.evaluate"] == [scored[-1]]
+    (root / "random/0/run/checkpoints/2000").mkdir()
+    calls, _ = compare("frozenlake", str(root))
+    again = [call[2] for call in calls if call[0] == "tp_jax.evaluate"]
+    assert again == [f"--workdir={root}/random/0/run"] * 2 + [f"--collect={root}"]
+    for wrong in (["lake"], ["frozenlake", str(root), "--config.model.thinking.rank=4"]):
+        calls, said = compare(*wrong, str(root), code=2)
+        assert not calls and said.startswith("error: ")
+
+    calls, _ = compare("shapes", str(root / "shapes"))
+    base = [call[4] for call in calls if call[0] == "tp_jax.main" and "think" in call[1]]
+    assert base == [f"--config.init.base={root}/shapes/base/{seed}/run" for seed in (0, 7)]
