@@ -307,7 +307,8 @@ def test_the_suite_walks_scores_and_shows(walked, tmp_path):
     # Batch-mates change nothing; another number of latent steps may.
     for other, flags in (("alone", ["--batch_size=8"]), ("longer", ["--latent_steps=5"])):
         changed = [*arguments, *flags, f"--out={tmp_path / other}"]
-        assert run_entry("evaluate", *changed)[0] == 0
+        code, _, said = run_entry("evaluate", *changed)
+        assert code == 0 and ("training had up to 3" in said) == (other == "longer")
     again = json.loads((tmp_path / "alone/scores.json").read_text())
     assert again["model"] == scores["model"]
     code, _, _ = run_entry("evaluate", *arguments, "--look", f"--out={tmp_path / 'look'}")

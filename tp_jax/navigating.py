@@ -97,6 +97,11 @@ def navigate(task: Navigation) -> dict[str, Any]:
             f"--workdir={task.workdir} was trained on {loaded.config.data.source}: --suite="
             f"navigation wants one of configs/frozenlake.py"
         )
+    trained = loaded.config.model.thinking.latent_steps
+    if (task.latent_steps or 0) > trained:
+        say(
+            f"--latent_steps={task.latent_steps}: training had up to {trained}, and no moves beyond"
+        )
     fields = NavigationConfig(**loaded.config.navigation.to_dict())
     canvas = canvas_of(loaded.config)
     places, refused = _places(task, fields, canvas)

@@ -11,7 +11,6 @@ from tp_jax.data.source import Decode, Source
 from tp_jax.data.synthetic import as_it_is
 from tp_jax.errors import UserError
 from tp_jax.frozenlake.frames import MOST, Canvas, check_tile, tiles
-from tp_jax.frozenlake.maps import Map as LakeMap
 from tp_jax.frozenlake.maps import (
     NavigationConfig,
     distances,
@@ -51,11 +50,6 @@ def canvas_of(config: ConfigDict) -> Canvas:
     return canvas
 
 
-def random_corner(rng: np.random.Generator, canvas: Canvas, desc: LakeMap) -> tuple[int, int]:
-    """A place on the canvas for a map's upper left."""
-    return tuple(int(rng.integers(canvas.cells - side + 1)) for side in (len(desc), len(desc[0])))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Examples(Sequence):
     fields: NavigationConfig
@@ -73,7 +67,7 @@ class _Examples(Sequence):
         if rng.random() >= FROM_START:
             cells = [cell for cell, left in distances(desc).items() if left]
             start = cells[rng.integers(len(cells))]
-        corner = random_corner(rng, self.canvas, desc)
+        corner = self.canvas.random_corner(rng, desc)
         frames = np.stack(
             [
                 2 * self.canvas.draw(desc, cell, corner) - 1

@@ -49,8 +49,7 @@ def test_places(
         while len(found) < num and tries < TRIES:
             desc = make_map(rng, size, frozen, test=True)
             tries = tries + 1 if desc in found else 0
-            corner = tuple(int(v) for v in rng.integers(canvas.cells - size + 1, size=2))
-            found.setdefault(desc, Place(desc, corner))
+            found.setdefault(desc, Place(desc, canvas.random_corner(rng, desc)))
         places += found.values()
     return places
 

@@ -121,6 +121,10 @@ class Canvas:
     cells: int
     tile: int
 
+    def random_corner(self, rng: np.random.Generator, desc: Map) -> Cell:
+        """A cell for a map's upper left, so that all of it is on the canvas."""
+        return tuple(int(rng.integers(self.cells - side + 1)) for side in (len(desc), len(desc[0])))
+
     def draw(self, desc: Map, agent: Cell | None, corner: Cell) -> np.ndarray:
         """A frame [K·k, K·k, 3] float32 in [0, 1].
 
