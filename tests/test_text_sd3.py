@@ -100,13 +100,13 @@ def test_the_identity_is_that_of_weights_tokenizers_and_settings(repository, tmp
 
     copy = tmp_path / "copy"
     shutil.copytree(repository, copy)
-    assert identity(copy) == identity()
+    # Not of where the folder lies, nor of rounding.
+    assert identity(copy) == identity(dtype="bfloat16") == identity()
     different = [
         identity(),
         identity(t5=False),
         identity(t5_tokens=80),
         identity(clip_tokens=70),
-        identity(dtype="bfloat16"),
     ]
     for file in ("text_encoder_2/model.safetensors", "tokenizer_3/tokenizer_config.json"):
         path = copy / file
