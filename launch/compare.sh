@@ -2,8 +2,8 @@
 # Trains and scores a config's variants from SEEDS, and writes their mean and spread.
 #   [SEEDS="0 1 2"] bash launch/compare.sh shapes|frozenlake ROOT [--config.a.b=v …]
 # shapes: the base, and on it plain LoRA and recursive sparse thinking. frozenlake: recursive
-# sparse thinking, experts taken at random, and one move a drawing without recursion; each also
-# (VARIANT-look) seeing the real lake after every drawing.
+# sparse thinking, experts taken at random, and training of one move without recursion; the first two
+# also (VARIANT-1) drawing one move at a time, as the last does.
 # Writes ROOT/VARIANT/SEED/…, and ROOT/shapes.json (or frozenlake.json) with the same as a table
 # beside it. What is trained or scored already stays, so that a killed one goes on; options go to
 # all trainings.
@@ -55,9 +55,9 @@ for seed in ${SEEDS:-0 1 2}; do
     .venv/bin/python -m tp_jax.main --config="$config" --workdir="$workdir/run" \
       --config.seed="$seed" "${base[@]}" "$@"
     score "$workdir/run" "$workdir"
-    if [ "$what" = frozenlake ]; then
-      score "$workdir/run" "$root/$variant-look/$seed" --look
-    fi
+    case "$variant" in
+      recursive | random) score "$workdir/run" "$root/$variant-1/$seed" --latent_steps=1 ;;
+    esac
   done
 done
 .venv/bin/python -m tp_jax.evaluate --suite="$suite" --collect="$root" --out="$root/$what.json"

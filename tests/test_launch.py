@@ -482,11 +482,11 @@ def test_variants_are_trained_and_scored_once(machine):
     ]
     assert all(call[-1] == "--config.train.steps=5" for call in trained)
     scored = [call for call in calls if call[0] == "tp_jax.evaluate"]
-    assert len(scored) == 13 and sum("--look" in call for call in scored) == 6
+    assert len(scored) == 11 and sum("--latent_steps=1" in call for call in scored) == 4
     suite = ["tp_jax.evaluate", "--suite=navigation"]
     assert scored[-1] == [*suite, f"--collect={root}", f"--out={root}/frozenlake.json"]
-    run = f"--workdir={root}/single/7/run"
-    assert [*suite, run, f"--out={root}/single-look/7", "--look"] in scored
+    run = f"--workdir={root}/random/7/run"
+    assert [*suite, run, f"--out={root}/random-1/7", "--latent_steps=1"] in scored
     # Again only what has been trained on since.
     calls, _ = compare("frozenlake", str(root))
     assert [call for call in calls if call[0] == "tp_jax.evaluate"] == [scored[-1]]
