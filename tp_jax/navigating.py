@@ -218,7 +218,10 @@ def _walk(
 
 
 def _show(out: epath.Path, plays: Sequence[Play], films: Sequence[_Film], canvas: Canvas) -> None:
-    """Filmstrips of good and bad plays, of every outcome some, and an animated walk."""
+    """Filmstrips of good and bad plays, of every outcome some, and an animated walk.
+
+    The walk is as it was drawn, and beside it as the environment played it.
+    """
     order = sorted(range(len(plays)), key=lambda i: -len(plays[i].cells))
     good = [i for i in order if plays[i].outcome == "goal"]
     by_outcome = [[i for i in order if plays[i].outcome == name] for name in OUTCOMES[1:]]
@@ -247,9 +250,10 @@ def _show(out: epath.Path, plays: Sequence[Play], films: Sequence[_Film], canvas
             _pixels([films[i].first, *films[i].drawn[:count]]), _pixels(played), strict=True
         )
         zoom = max(1, 240 // (canvas.cells * canvas.tile))
+        between = np.full((canvas.cells * canvas.tile, 1, 3), 255, np.uint8)
+        beside = [np.concatenate((drawn, between, true), axis=1) for drawn, true in pairs]
         pictures = [
-            Image.fromarray(np.concatenate(pair, axis=1).repeat(zoom, axis=0).repeat(zoom, axis=1))
-            for pair in pairs
+            Image.fromarray(both.repeat(zoom, axis=0).repeat(zoom, axis=1)) for both in beside
         ]
         with (out / "walk.gif").open("wb") as file:
             pictures[0].save(
