@@ -69,6 +69,9 @@ def collect(root: epath.Path, out: epath.Path, suite: str) -> dict[str, Any]:
                     f"all with the same options"
                 )
             found.setdefault(name, {}).setdefault(seed, rows)
+    # Walkers that have nothing to learn come last.
+    learned = {file.parent.parent.name for file in files}
+    found = dict(sorted(found.items(), key=lambda item: item[0] not in learned))
     seeds = {name: sorted(runs) for name, runs in found.items()}
     if len({tuple(one) for one in seeds.values()}) > 1:
         raise UserError(f"--collect={root}: variants have other seeds: {seeds}")
