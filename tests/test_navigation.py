@@ -152,21 +152,21 @@ def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
 def test_an_update_is_of_one_to_all_moves():
     config, model = tiny_config(), build_model(CONFIG)
     params, (_, _, condition) = random_params(model), example(model)
-    frames = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
+    frames = jax.random.normal(jax.random.key(5), (3, 2, 4, 4, 2))
     batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
     batch["index"], optimizer = jnp.arange(3), optax.sgd(1.0)
     objective = RectifiedFlow(prediction="data", shift=1.0)
     step = jax.jit(make_train_step(model, objective, optimizer, config))
     loss, drawn = jax.jit(make_loss(model, objective, config), static_argnums=3), set()
     state = make_state(params, optimizer, "all")
-    for train_step in range(8):
+    for train_step in range(6):
         now = state.replace(train_step=jnp.int32(train_step))
         said = step(now, batch)[1]
-        by_moves = [loss(params, batch, train_step, moves)[1] for moves in range(1, 5)]
+        by_moves = [loss(params, batch, train_step, moves)[1] for moves in (1, 2)]
         near = [bool(np.isclose(said["frames"], m["frames"], rtol=1e-4)) for m in by_moves]
         assert sum(near) == 1
         drawn.add(near.index(True))
-    assert len(drawn) > 2
+    assert drawn == {0, 1}
 
 
 def test_the_variants_have_equally_many_parameters():
