@@ -23,7 +23,7 @@ from tp_jax.loading import (
     matmul_precision,
     open_generator,
 )
-from tp_jax.output import progress_bar, say, write_bytes, write_json
+from tp_jax.output import make_folder, progress_bar, say, write_bytes, write_json
 from tp_jax.parallel.processes import by_first, first_says
 from tp_jax.parts import check_same_drawing
 
@@ -154,10 +154,7 @@ def _open_folder(out: epath.Path, description: dict[str, Any]) -> None:
 
     def open_it() -> None:
         _check_folder(out, description)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out={out} can't be made: {error}; name another") from error
+        make_folder(out, f"--out={out}")
         write_json(description_path(out), description)
 
     by_first(open_it)

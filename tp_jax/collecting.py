@@ -62,7 +62,8 @@ def collect(root: epath.Path, out: epath.Path, suite: str) -> dict[str, Any]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{file} isn't a whole score of {suite}: score it again") from error
         for name, rows in columns.items():
-            if set(rows) != set(keys := keys or list(rows)):
+            keys = keys or list(rows)
+            if set(rows) != set(keys):
                 other = sorted(set(rows) ^ set(keys))
                 raise UserError(
                     f"{file} has other scores than {files[0]}, as {', '.join(other[:3])}: score "

@@ -17,12 +17,13 @@ from tp_jax.lines import read_text
 from tp_jax.loading import (
     Loaded,
     Request,
+    check_no_frame,
     describe,
     encode_prompts,
     matmul_precision,
     open_generator,
 )
-from tp_jax.output import progress_bar, say
+from tp_jax.output import make_folder, progress_bar, say
 
 
 def read_prompts(given: str) -> tuple[str, ...]:
@@ -77,11 +78,7 @@ class _Subjects:
 
 
 def _subjects(drawing: Drawing, loaded: Loaded) -> _Subjects:
-    if getattr(loaded.built.model, "frame", ""):
-        raise UserError(
-            f"{drawing.workdir} draws what follows a frame: python -m tp_jax.evaluate "
-            f"--suite=navigation draws, plays and shows that"
-        )
+    check_no_frame(loaded, drawing.workdir)
     if drawing.prompts or loaded.config.model.kind != "dit":
         if drawing.labels or drawing.uniform:
             raise UserError("--labels and --uniform are of classes: this draws prompts")
@@ -130,10 +127,7 @@ def draw_samples(drawing: Drawing) -> None:
     subjects = _subjects(drawing, loaded)
     # Before drawing, so that hours of it aren't lost for want of a folder.
     folder = drawing.out.parent if as_file else drawing.out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={drawing.out} can't be made: {error}; name another") from error
+    make_folder(folder, f"--out={drawing.out}")
     if not loaded.codec and loaded.built.model.channels not in (1, 3):
         say(f"these are raw latents of {loaded.built.model.channels} channels: no autoencoder")
     with matmul_precision(drawing.matmul_precision):

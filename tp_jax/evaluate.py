@@ -88,7 +88,7 @@ def main() -> None:
     if values["suite"] == "navigation":
         run_navigation(values)
         return
-    refuse(values, ("maps", "look"))
+    refuse(values["suite"], present("maps", "look"))
     if values["suite"] in benchmarks.BENCHMARKS:
         run_benchmark(values)
         return
@@ -113,9 +113,7 @@ def run_benchmark(values: dict) -> None:
     suite = values["suite"]
     given = [name for name in ("make", "score", "results", "collect") if values[name]]
     allowed = {"geneval": ("make", "score", "results"), "dpg": ("make", "results")}
-    for name in given:
-        if name not in allowed.get(suite, ("make", "collect")):
-            raise UserError(f"--{name} isn't for --suite={suite}: see --help")
+    refuse(suite, [name for name in given if name not in allowed.get(suite, ("make", "collect"))])
     if len(given) > 1 and set(given) != {"score", "results"}:
         raise UserError(f"--{given[0]} and --{given[1]} don't go together: give one")
     if suite == "shapes" and values["collect"]:
@@ -154,11 +152,11 @@ def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> No
 
 def run_navigation(values: dict) -> None:
     out = epath.Path(cli.required("out"))
-    refuse(
-        values,
-        ("make", "score", "results", "prompts", "samples", "negative_prompt", "height", "width",
-         "thinking", "truncate", "text"),
+    others = (
+        "make", "score", "results", "prompts", "samples", "negative_prompt", "height", "width",
+        "thinking", "truncate", "text",
     )  # fmt: skip
+    refuse("navigation", present(*others))
     if values["collect"]:
         collecting.collect(epath.Path(values["collect"]), out, "navigation")
         return
@@ -167,11 +165,15 @@ def run_navigation(values: dict) -> None:
     navigating.navigate(task)
 
 
-def refuse(values: dict, names: tuple[str, ...]) -> None:
-    """Flags that a suite has no use for."""
-    for name in names:
-        if flags.FLAGS[name].present:
-            raise UserError(f"--{name} isn't for --suite={values['suite']}: see --help")
+def present(*names: str) -> list[str]:
+    """Those flags that were given."""
+    return [name for name in names if flags.FLAGS[name].present]
+
+
+def refuse(suite: str, given: list[str]) -> None:
+    """Raises a UserError for flags that a suite has no use for."""
+    for name in given:
+        raise UserError(f"--{name} isn't for --suite={suite}: see --help")
 
 
 def request(values: dict) -> dict:

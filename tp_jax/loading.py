@@ -134,6 +134,15 @@ class Prompts:
     encoder: str
 
 
+def check_no_frame(loaded: Loaded, workdir: epath.Path) -> None:
+    """Raises a UserError if a model draws what follows a frame, which needs to be given."""
+    if getattr(loaded.built.model, "frame", ""):
+        raise UserError(
+            f"{workdir} draws what follows a frame: python -m tp_jax.evaluate --suite=navigation "
+            f"draws, plays and shows that"
+        )
+
+
 def load_text(loaded: Loaded) -> TextEncoder:
     """The text encoder that a model was trained with.
 

@@ -26,14 +26,14 @@ from tp_jax.evals.navigation import (
     walk_as_oracle,
     walk_randomly,
 )
-from tp_jax.frozenlake.frames import MOST, Canvas
+from tp_jax.frozenlake.frames import Canvas
 from tp_jax.frozenlake.maps import NavigationConfig, check_map, find, walk
 from tp_jax.generation import Generator
 from tp_jax.images import make_filmstrips, to_uint8
 from tp_jax.lines import read_text
 from tp_jax.loading import Request, describe, matmul_precision, open_generator
 from tp_jax.models.decoding import decode_latent_steps
-from tp_jax.output import progress_bar, say, write_json
+from tp_jax.output import make_folder, progress_bar, say, write_json
 from tp_jax.parallel.mesh import BATCH_AXES
 from tp_jax.thinking import RoutingNoise, ThinkingOptions
 
@@ -100,16 +100,14 @@ def navigate(task: Navigation) -> dict[str, Any]:
     trained = loaded.config.model.thinking.latent_steps
     if (task.latent_steps or 0) > trained:
         say(
-            f"--latent_steps={task.latent_steps}: training had up to {trained}, and no moves beyond"
+            f"--latent_steps={task.latent_steps}: training had up to {trained}, and what is drawn "
+            f"beyond is seldom right; give {trained} or fewer"
         )
     fields = NavigationConfig(**loaded.config.navigation.to_dict())
     canvas = canvas_of(loaded.config)
     places, refused = _places(task, fields, canvas)
     # Before walking, so that it isn't lost for want of a folder.
-    try:
-        task.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={task.out} can't be made: {error}; name a folder") from error
+    make_folder(task.out, f"--out={task.out}")
     shallow = {f.name: getattr(generator, f.name) for f in dataclasses.fields(generator)}
     # Not more than there are to draw, as far as the devices can share them.
     shards = int(np.prod([loaded.mesh.shape[axis] for axis in BATCH_AXES]))
@@ -141,7 +139,7 @@ def _places(task: Navigation, fields: NavigationConfig, canvas: Canvas) -> tuple
         return test_places(sizes, fields.frozen, canvas, num, task.seed), 0
     places, refused = [], 0
     for number, block in enumerate(_blocks(read_text(task.maps)), 1):
-        reason = check_map(block, min(canvas.cells, MOST))
+        reason = check_map(block, canvas.most)
         if reason:
             refused += 1
             say(f"{task.maps}: map {number} {reason}; it is left out")

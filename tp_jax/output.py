@@ -8,6 +8,8 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
+from tp_jax.errors import UserError
+
 
 def say(text: str) -> None:
     """One line on stderr, from the first process alone."""
@@ -20,6 +22,21 @@ def progress_bar(total: int, what: str, unit: str = "img") -> tqdm:
     return tqdm(
         total=total, desc=what, unit=unit, file=sys.stderr, disable=jax.process_index() != 0
     )
+
+
+def make_folder(folder: epath.Path, name: str) -> None:
+    """Makes a folder, and those that it lies in.
+
+    Args:
+      name: of what was asked for, as --out=DIR.
+
+    Raises:
+      UserError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{name} can't be made: {error}; name another") from error
 
 
 def write_json(path: epath.Path, content: dict[str, Any]) -> None:

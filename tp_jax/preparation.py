@@ -21,7 +21,7 @@ from tp_jax.data.shards import read_shard, write_header, write_shard
 from tp_jax.data.source import Source
 from tp_jax.data.transforms import UNREADABLE, decode_pixels
 from tp_jax.errors import UserError
-from tp_jax.output import progress_bar, say, write_json
+from tp_jax.output import make_folder, progress_bar, say, write_json
 from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
 from tp_jax.parallel.processes import by_first
 from tp_jax.parallel.sharding import batch_sharding
@@ -188,10 +188,7 @@ def _start(folder: epath.Path, plan: LatentsPlan) -> None:
     # A kill at the very start leaves the plan under its temporary name.
     if folder.exists() and any(path.name != f"{PLAN}.tmp" for path in folder.iterdir()):
         raise UserError(f"{folder} holds files but no {PLAN}: use a new folder for the latents")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} can't be made: {error}; name another") from error
+    make_folder(folder, str(folder))
     write_json(path, plan.to_json())
 
 

@@ -18,13 +18,14 @@ from tp_jax.errors import UserError
 from tp_jax.evals.adm import Scores
 from tp_jax.loading import (
     Loaded,
+    check_no_frame,
     load,
     make_generator,
     matmul_precision,
     sampler_fields,
     without_thinking,
 )
-from tp_jax.output import say, write_json
+from tp_jax.output import make_folder, say, write_json
 from tp_jax.parallel.processes import first_says
 from tp_jax.scoring import load_scorer, picture_size
 
@@ -78,11 +79,7 @@ def run_sweep(sweep: Sweep) -> None:
             f"--workdir={sweep.workdir}: a {loaded.config.model.kind} model takes text, and sweeps "
             f"draw classes; score prompts with --suite=geneval, dpg or shapes"
         )
-    if loaded.built.model.frame:
-        raise UserError(
-            f"--workdir={sweep.workdir} draws what follows a frame, and sweeps draw classes: score "
-            f"it with --suite=navigation"
-        )
+    check_no_frame(loaded, sweep.workdir)
     base, base_name = without_thinking(loaded, sweep.base)
     say(f"base: {base_name}")
     generators = {}
@@ -158,10 +155,7 @@ def _open_folder(sweep: Sweep, loaded: Loaded, base: str, inception: str) -> Non
                     f"{wanted}; name another --out"
                 )
     if jax.process_index() == 0:
-        try:
-            (sweep.out / "cells").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out={sweep.out} can't be made: {error}; name another") from error
+        make_folder(sweep.out / "cells", f"--out={sweep.out}")
         write_json(path, description)
 
 

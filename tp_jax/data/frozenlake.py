@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tp_jax.data.source import Decode, Source
 from tp_jax.data.synthetic import as_it_is
 from tp_jax.errors import UserError
-from tp_jax.frozenlake.frames import MOST, Canvas, check_tile, tiles
+from tp_jax.frozenlake.frames import Canvas, check_tile, tiles
 from tp_jax.frozenlake.maps import (
     NavigationConfig,
     distances,
@@ -41,11 +41,11 @@ def canvas_of(config: ConfigDict) -> Canvas:
         )
     canvas = Canvas(side // fields.tile, fields.tile)
     for size in (*fields.sizes, *fields.unseen_sizes):
-        if size > min(canvas.cells, MOST):
+        if size > canvas.most:
             raise UserError(
                 f"config.navigation: maps of {size}×{size} can't be shown sharply in frames of "
                 f"{side} pixels with cells of {fields.tile}: at most "
-                f"{min(canvas.cells, MOST)}×{min(canvas.cells, MOST)}"
+                f"{canvas.most}×{canvas.most}"
             )
     return canvas
 

@@ -30,7 +30,7 @@ from tp_jax.evals.reference import (
 )
 from tp_jax.evals.statistics import frechet_distance
 from tp_jax.evals.task import Task
-from tp_jax.output import write_json
+from tp_jax.output import make_folder, write_json
 
 NEIGHBOURS = 3
 SPLIT = 5000  # images of an Inception Score
@@ -182,10 +182,7 @@ def _prepare_file(name: str, path: epath.Path | None) -> None:
         return
     if path.is_dir():
         raise UserError(f"--{name}={path} is a folder: name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--{name}={path} can't be made: {error}; name another") from error
+    make_folder(path.parent, f"--{name}={path}")
 
 
 def as_table(scores: Scores) -> str:

@@ -121,6 +121,11 @@ class Canvas:
     cells: int
     tile: int
 
+    @property
+    def most(self) -> int:
+        """Cells a side of the largest map that it shows sharply."""
+        return min(self.cells, MOST)
+
     def random_corner(self, rng: np.random.Generator, desc: Map) -> Cell:
         """A cell for a map's upper left, so that all of it is on the canvas."""
         return tuple(int(rng.integers(self.cells - side + 1)) for side in (len(desc), len(desc[0])))

@@ -42,18 +42,7 @@ def split_trainable(params: Params, trainable: str) -> tuple[Params, Params]:
 
 def abstract_params(model: nn.Module) -> Params:
     """Shapes and dtypes of a model's parameters."""
-    config, condition = model.config, model.example_condition(1)
-    image = (1, config.image_size, config.image_size, config.channels)
-    x = jax.ShapeDtypeStruct(image, jnp.float32)
-    timestep = jax.ShapeDtypeStruct((1,), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), x, timestep, condition, _options())[
-        "params"
-    ]
-
-
-def _options() -> ThinkingOptions:
-    """For any gate: a random one wants noise, whatever for."""
-    return ThinkingOptions(RoutingNoise(jax.random.key(0), jnp.zeros(1, jnp.int32)))
+    return jax.eval_shape(lambda: init_params(model, seed=0))
 
 
 def init_params(model: nn.Module, seed: int) -> Params:
@@ -63,7 +52,9 @@ def init_params(model: nn.Module, seed: int) -> Params:
     condition = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.example_condition(1)
     )
-    inputs = jnp.zeros(image), jnp.zeros(1), condition, _options()
+    # A random gate wants noise, whatever for.
+    options = ThinkingOptions(RoutingNoise(jax.random.key(0), jnp.zeros(1, jnp.int32)))
+    inputs = jnp.zeros(image), jnp.zeros(1), condition, options
     return model.init(stream_key(seed, "init"), *inputs)["params"]
 
 

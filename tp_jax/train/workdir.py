@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import tp_jax
 from tp_jax import config as config_lib
 from tp_jax.errors import UserError
-from tp_jax.output import write_json
+from tp_jax.output import make_folder, write_json
 from tp_jax.text import TextSpace
 
 CONFIG, VERSIONS, TEXT = "config.json", "versions.json", "text.json"
@@ -100,10 +100,7 @@ def write_workdir(workdir: epath.Path, config: ConfigDict, text: TextSpace | Non
     """Writes the config, the versions and, where it is known, the text space, once for all."""
     if jax.process_index():
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} can't be made: {error}; name another") from error
+    make_folder(workdir, f"--workdir={workdir}")
     write_json(workdir / CONFIG, config.to_dict())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions |= {
