@@ -12,7 +12,7 @@ two CPU cores.
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -16,7 +16,7 @@ Ours, because the paper doesn't say: every line marked so.
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models.dit import SIZES
 
 

@@ -20,7 +20,7 @@ Ours, because neither says: every line marked so.
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models.mmdit import SIZES
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.cost import equal_rank

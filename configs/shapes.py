@@ -12,11 +12,11 @@ fine-tuning wants the base: --config.init.base=WORKDIR of the base.
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
-from tp_jax.errors import UserError
-from tp_jax.shapes.scenes import LONGEST, WORDS
+from tp_jax.messages.errors import UserError
 from tp_jax.text.words import WordEncoder
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.cost import equal_rank
+from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
 
 
 def get_config(argument: str = "") -> ConfigDict:

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 
 def fails(words):

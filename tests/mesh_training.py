@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from tp_jax import config as config_lib
-from tp_jax.generation import Generator
 from tp_jax.models import build_model
+from tp_jax.models.parameters import init_params
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 from tp_jax.parallel.processes import join_processes
 from tp_jax.parallel.sharding import batch_sharding, tree_shardings
+from tp_jax.sampling.generator import Generator
 from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import init_params, make_state
+from tp_jax.train.state import make_state
 from tp_jax.train.step import jit_train_step
 
 STEPS, BATCH = 20, 8

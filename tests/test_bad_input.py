@@ -16,13 +16,14 @@ from conftest import snapshot, tiny_config
 from etils import epath
 
 from tp_jax import config as config_lib
-from tp_jax import loading
 from tp_jax.data.source import Source
-from tp_jax.errors import UserError
-from tp_jax.generation import choose_labels
+from tp_jax.files.orbax import save_weights
+from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
-from tp_jax.pretrained.folder import save_weights
-from tp_jax.train import checkpoint, loop, workdir
+from tp_jax.sampling import loaded as loading
+from tp_jax.sampling.generator import choose_labels
+from tp_jax.train import checkpoint, loop
+from tp_jax.workdir import record as workdir
 
 TESTS = pathlib.Path(__file__).parent
 

@@ -15,24 +15,25 @@ from imagenet import make_autoencoder, photo
 from test_resume import Curves, assert_identical, cache, stored
 
 from tp_jax import config as config_lib
-from tp_jax import data, preparation
-from tp_jax.codec import load_codec
-from tp_jax.data.latents import HEADER, NULL_TEXT, open_latents
+from tp_jax import data
+from tp_jax.data import prepare as preparation
 from tp_jax.data.pipeline import open_named
-from tp_jax.errors import UserError
+from tp_jax.data.prepare import prepare
+from tp_jax.data.sources.latents import HEADER, NULL_TEXT, open_latents
+from tp_jax.files.atomic import write_json
+from tp_jax.latents.codec import load_codec
+from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
-from tp_jax.output import write_json
+from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
-from tp_jax.preparation import prepare
-from tp_jax.shapes.scenes import LONGEST, WORDS
 from tp_jax.text.words import WordEncoder
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.cost import equal_rank, layer_parameters
 from tp_jax.thinking.layer import init_thinking_layer
 from tp_jax.train import metrics
 from tp_jax.train.loop import train
-from tp_jax.train.state import abstract_params
-from tp_jax.train.workdir import read_text_space
+from tp_jax.workdir.record import read_text_space
+from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
 
 # Compiled once for the runs of this file too.
 __all__ = ["cache"]

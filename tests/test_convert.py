@@ -11,7 +11,7 @@ from etils import epath
 from published import torch_state
 from safetensors.numpy import save_file
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models.autoencoder import AutoencoderConfig
 from tp_jax.pretrained import folder as folder_lib
 from tp_jax.pretrained import load_autoencoder, load_inception

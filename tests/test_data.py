@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from tp_jax import data
 from tp_jax.data.transforms import DecodeImage, centre_crop
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 
 def batches(config, count, shard=(0, 1), monkeypatch=None, state=None):

@@ -26,11 +26,11 @@ from test_resume import (
     uninterrupted,  # noqa: F401
 )
 
-from tp_jax.errors import UserError
-from tp_jax.loading import load
+from tp_jax.messages.errors import UserError
+from tp_jax.sampling.loaded import load
 from tp_jax.train import loop
-from tp_jax.train.integrity import file_checksums, find_damage
 from tp_jax.train.liveness import Watchdog
+from tp_jax.workdir.integrity import file_checksums, find_damage
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from tp_jax.errors import UserError
-from tp_jax.evals import detection
-from tp_jax.evals.geneval_rules import COLOURS, Detection
+from tp_jax.evals.geneval import detection
+from tp_jax.evals.geneval.rules import COLOURS, Detection
+from tp_jax.messages.errors import UserError
 
 # Steps that need no torch.
 

@@ -11,9 +11,9 @@ from benchmarks import fails, grey, write_lines
 from etils import epath
 from PIL import Image
 
-from tp_jax.evals import dpg
-from tp_jax.evals.dpg_results import read_results
-from tp_jax.evals.dpg_score import Question, score
+from tp_jax.evals.dpg import questions as dpg
+from tp_jax.evals.dpg.results import read_results
+from tp_jax.evals.dpg.score import Question, score
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -20,15 +20,16 @@ from etils import epath
 from feature_formula import image
 from PIL import Image
 
-from tp_jax.errors import UserError
-from tp_jax.evals import adm, manifold
-from tp_jax.evals import reference as reference_lib
-from tp_jax.evals.features import PROTOCOLS, Extractor, rebatched
-from tp_jax.evals.images import open_images
-from tp_jax.evals.reference import complete, measure, read_reference, save_statistics
-from tp_jax.evals.statistics import frechet_distance, inception_score, moments
-from tp_jax.evals.task import Task
+from tp_jax.evals.adm import manifold
+from tp_jax.evals.adm import reference as reference_lib
+from tp_jax.evals.adm import scores as adm
+from tp_jax.evals.adm.features import PROTOCOLS, Extractor, rebatched
+from tp_jax.evals.adm.reference import complete, measure, read_reference, save_statistics
+from tp_jax.evals.adm.statistics import frechet_distance, inception_score, moments
+from tp_jax.evals.adm.suite import Task
+from tp_jax.messages.errors import UserError
 from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
+from tp_jax.pictures.reading import open_images
 
 WIDTHS = dict(pool=16, spatial=12, logits=10)
 

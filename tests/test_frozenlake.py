@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from navigation import lake_config
 
-from tp_jax.data.frozenlake import canvas_of, make_frozenlake
-from tp_jax.errors import UserError
-from tp_jax.frozenlake import frames as frames_lib
-from tp_jax.frozenlake import maps
-from tp_jax.frozenlake.frames import Canvas, render
-from tp_jax.frozenlake.maps import NavigationConfig, check_map, distances, held_out, make_map
+from tp_jax.data.sources.frozenlake import make_frozenlake
+from tp_jax.messages.errors import UserError
+from tp_jax.worlds.frozenlake import frames as frames_lib
+from tp_jax.worlds.frozenlake import maps
+from tp_jax.worlds.frozenlake.frames import Canvas, render
+from tp_jax.worlds.frozenlake.maps import check_map, distances, held_out, make_map
+from tp_jax.worlds.frozenlake.settings import NavigationConfig, canvas_of
 
 # TP_JAX_FRAMES=10000 takes some minutes on one core.
 FRAMES = int(os.environ.get("TP_JAX_FRAMES", "100"))

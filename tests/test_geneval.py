@@ -10,8 +10,8 @@ import pytest
 from benchmarks import fails, grey, write_lines
 from etils import epath
 
-from tp_jax.evals import geneval
-from tp_jax.evals.geneval_rules import Detection, judge, relations, select
+from tp_jax.evals.geneval import results as geneval
+from tp_jax.evals.geneval.rules import Detection, judge, relations, select
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tp_jax.diffusion import guide
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, MMDiTConfig, build_model
 from tp_jax.models.layers import position_embedding, timestep_embedding
+from tp_jax.models.parameters import abstract_params
 from tp_jax.pretrained import read_dit, read_sd3
 from tp_jax.thinking import Thinking, ThinkingConfig, ThinkingOptions
-from tp_jax.train.state import abstract_params
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # Of the largest output. Torch's own rounding is 1.5e-6 on outputs of deviation 1.1.

@@ -11,16 +11,17 @@ from etils import epath
 from imagenet import IMAGES, make_autoencoder, make_fake_imagenet, photo
 from PIL import Image
 
-from tp_jax import data, preparation
-from tp_jax.codec import load_codec
-from tp_jax.data.latents import HEADER, open_latents
+from tp_jax import data
+from tp_jax.data import prepare as preparation
 from tp_jax.data.pipeline import open_named
+from tp_jax.data.prepare import prepare
+from tp_jax.data.sources.latents import HEADER, open_latents
 from tp_jax.data.transforms import decode_pixels
-from tp_jax.errors import UserError
-from tp_jax.loading import load
+from tp_jax.latents.codec import load_codec
+from tp_jax.messages.errors import UserError
 from tp_jax.parallel import processes
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
-from tp_jax.preparation import prepare
+from tp_jax.sampling.loaded import load
 from tp_jax.train.loop import train
 
 SHARDS = 3

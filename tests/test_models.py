@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit, mmdit
 from tp_jax.models.flops import forward_flops, train_step_flops
+from tp_jax.models.parameters import abstract_params
 from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
-from tp_jax.train.state import abstract_params
 
 THINKING = ThinkingConfig(layers=(0, 2), rank=2, experts=2, gate_width=4)
 TINY = {

@@ -18,23 +18,24 @@ from PIL import Image
 from test_models import example, random_params
 from thinking_reference import thinking_attention
 
-from tp_jax.ahead.programs import trace
 from tp_jax.config import build
 from tp_jax.diffusion.flow import RectifiedFlow
-from tp_jax.errors import UserError
-from tp_jax.evals import navigation
-from tp_jax.evals.navigation import Place, Play, classify, walk_as_oracle, walk_randomly
-from tp_jax.frozenlake.frames import Canvas, Reading
-from tp_jax.frozenlake.maps import held_out
+from tp_jax.evals.frozenlake import plays as navigation
+from tp_jax.evals.frozenlake.plays import Place, Play, classify, walk_as_oracle, walk_randomly
+from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, build_model
-from tp_jax.models.decoding import check_decodable, decode_latent_steps
 from tp_jax.models.dit import DiTBase
+from tp_jax.models.latent_step_frames import check_decodable, decode_latent_steps
+from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import create_mesh
-from tp_jax.rng import stream_key
+from tp_jax.parallel.randomness import stream_key
+from tp_jax.performance.programs import trace
 from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
 from tp_jax.train.loop import train
-from tp_jax.train.state import abstract_params, make_state
+from tp_jax.train.state import make_state
 from tp_jax.train.step import make_loss, make_train_step
+from tp_jax.worlds.frozenlake.frames import Canvas, Reading
+from tp_jax.worlds.frozenlake.maps import held_out
 
 CONFIGS = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/frozenlake.py"))
 LAKE = ("SFFF", "FHFH", "FFFH", "HFFG")

@@ -12,9 +12,10 @@ from conftest import tiny_config
 from jax.sharding import AbstractMesh
 
 from tp_jax import config as config_lib
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, DiTConfig, MMDiTConfig, build_model
 from tp_jax.models.dit import SIZES
+from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel import mesh as mesh_lib
 from tp_jax.parallel.mesh import AXES, ONE_DEVICE, check_batch_size, create_mesh
 from tp_jax.parallel.sharding import (
@@ -26,7 +27,7 @@ from tp_jax.parallel.sharding import (
 )
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import abstract_params, make_state
+from tp_jax.train.state import make_state
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 ONE = ONE_DEVICE

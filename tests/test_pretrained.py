@@ -14,7 +14,7 @@ from golden.seeded import seeded_images
 from published import convert, golden, torch_state
 from safetensors.numpy import save_file
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, build_model
 from tp_jax.models.autoencoder import (
     AutoencoderConfig,
@@ -24,13 +24,13 @@ from tp_jax.models.autoencoder import (
     tiled_encode,
     to_latents,
 )
+from tp_jax.models.parameters import abstract_params
 from tp_jax.pretrained import load_autoencoder, load_inception, read_description
 from tp_jax.pretrained.autoencoder import convert_autoencoder
 from tp_jax.pretrained.dit import infer_dit, read_dit
 from tp_jax.pretrained.inception import convert_inception
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.train import checkpoint
-from tp_jax.train.state import abstract_params
 
 NO_THINKING = ThinkingConfig(layers=())
 # Of the largest value; torch's own rounding is about a tenth of it.

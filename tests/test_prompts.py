@@ -12,22 +12,29 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from tp_jax import benchmarks, collecting, data, verdicts
 from tp_jax import config as config_lib
-from tp_jax.codec import Pooling, load_codec
+from tp_jax import data
 from tp_jax.diffusion import RectifiedFlow, SamplerConfig
 from tp_jax.diffusion import sample as draw
-from tp_jax.drawing import Drawing, draw_samples, read_prompts
-from tp_jax.errors import UserError
-from tp_jax.evals import dpg, geneval, shapes
-from tp_jax.generation import Generator
-from tp_jax.loading import encode_prompts, load, make_generator
+from tp_jax.evals import over_seeds as collecting
+from tp_jax.evals import prompted as benchmarks
+from tp_jax.evals import verdicts
+from tp_jax.evals.dpg import questions as dpg
+from tp_jax.evals.geneval import results as geneval
+from tp_jax.evals.shapes import suite as shapes
+from tp_jax.latents.codec import Pooling, load_codec
+from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
-from tp_jax.shapes.checker import find_objects, same_contents
-from tp_jax.shapes.render import render
-from tp_jax.shapes.scenes import training_scene
+from tp_jax.models.parameters import abstract_params
+from tp_jax.sampling.draw import Drawing, draw_samples
+from tp_jax.sampling.generator import Generator
+from tp_jax.sampling.loaded import load
+from tp_jax.sampling.prompts import encode_prompts, read_prompts
+from tp_jax.sampling.request import make_generator
 from tp_jax.train.loop import train
-from tp_jax.train.state import abstract_params
+from tp_jax.worlds.shapes.checker import find_objects, same_contents
+from tp_jax.worlds.shapes.render import render
+from tp_jax.worlds.shapes.scenes import training_scene
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = runpy.run_path(str(ROOT / "configs" / "shapes.py"))
@@ -253,7 +260,7 @@ def test_dpg_images_are_grids_of_four(drawn_from, tmp_path):
     generator = make_generator(loaded, {"steps": 1}, 4)
     rows = np.zeros(4, int)
     images = next(generator.batches(loaded.params, conditions, 0, 0, rows))
-    from tp_jax.images import to_uint8
+    from tp_jax.pictures.grids import to_uint8
 
     np.testing.assert_allclose(dpg.tiles(grid).astype(int), to_uint8(images), atol=1)
     with pytest.raises(UserError, match="--samples_per_prompt=3: dpg wants 4"):
@@ -315,7 +322,7 @@ def test_scores_of_seeds_are_collected(tmp_path):
 
 
 def draw_right(folder, prompts):
-    from tp_jax.shapes.scenes import SKILLS, all_requests, make_scene
+    from tp_jax.worlds.shapes.scenes import SKILLS, all_requests, make_scene
 
     rng = np.random.default_rng(0)
     for prompt in prompts:

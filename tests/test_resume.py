@@ -19,12 +19,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from tp_jax.config import build, default
-from tp_jax.errors import TrainingError, UserError
-from tp_jax.loading import load
+from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.models import build_model
+from tp_jax.models.parameters import abstract_params
+from tp_jax.sampling.loaded import load
 from tp_jax.train import loop, metrics
 from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import abstract_params
 
 TESTS = pathlib.Path(__file__).parent
 STEPS = 14

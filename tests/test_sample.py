@@ -10,12 +10,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from tp_jax import parts
-from tp_jax.drawing import Drawing, draw_samples
-from tp_jax.errors import UserError
-from tp_jax.generation import Generator, choose_labels
-from tp_jax.images import make_grid, to_uint8
-from tp_jax.loading import load, make_generator
+from tp_jax.messages.errors import UserError
+from tp_jax.pictures.grids import make_grid, to_uint8
+from tp_jax.sampling import parts
+from tp_jax.sampling.draw import Drawing, draw_samples
+from tp_jax.sampling.generator import Generator, choose_labels
+from tp_jax.sampling.loaded import load
+from tp_jax.sampling.request import make_generator
 
 
 def drawn(trained, out, **fields):

@@ -11,14 +11,14 @@ from etils import epath
 from PIL import Image
 from test_evals import make_extractor
 
-from tp_jax import scoring
-from tp_jax.drawing import Drawing, draw_samples
-from tp_jax.errors import UserError
-from tp_jax.evals.adm import evaluate
-from tp_jax.evals.images import open_images
-from tp_jax.evals.reference import read_reference
-from tp_jax.loading import load, without_thinking
-from tp_jax.sweeping import Sweep, run_sweep
+from tp_jax.evals.adm import scorer as scoring
+from tp_jax.evals.adm.reference import read_reference
+from tp_jax.evals.adm.scores import evaluate
+from tp_jax.evals.adm.sweep import Sweep, run_sweep
+from tp_jax.messages.errors import UserError
+from tp_jax.pictures.reading import open_images
+from tp_jax.sampling.draw import Drawing, draw_samples
+from tp_jax.sampling.loaded import load, without_thinking
 from tp_jax.train.loop import train
 
 NUM = 12

@@ -13,17 +13,17 @@ from golden.seeded import seeded_weights
 from published import convert, golden, torch_state
 from safetensors.numpy import save_file
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import MMDiTConfig, build_model
 from tp_jax.models.layers import position_embedding
 from tp_jax.models.mmdit import SIZES
+from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
-from tp_jax.parallel.sharding import path_name, tree_shardings
+from tp_jax.parallel.sharding import path_name, tree_shardings, with_shardings
 from tp_jax.pretrained import convert as convert_lib
 from tp_jax.pretrained import infer_sd3, read_description, read_sd3
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.train import checkpoint
-from tp_jax.train.state import abstract_params, with_shardings
 
 NO_THINKING = ThinkingConfig(layers=())
 

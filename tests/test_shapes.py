@@ -10,16 +10,16 @@ import pytest
 from etils import epath
 from scipy import ndimage
 
-from tp_jax.errors import UserError
-from tp_jax.evals import shapes as suite
-from tp_jax.evals.geneval import find_images
-from tp_jax.evals.geneval_rules import judge, select
-from tp_jax.shapes import scenes
-from tp_jax.shapes.checker import find_objects, same_contents
-from tp_jax.shapes.render import AREAS, CENTROIDS, coverage, render
-from tp_jax.shapes.scenes import COLOURS, SHAPES, SKILLS, Request, all_requests, make_scene
+from tp_jax.evals.geneval.prompts import find_images
+from tp_jax.evals.geneval.rules import judge, select
+from tp_jax.evals.shapes import suite
+from tp_jax.messages.errors import UserError
 from tp_jax.text.encoder import ZeroNull
 from tp_jax.text.words import WordEncoder
+from tp_jax.worlds.shapes import scenes
+from tp_jax.worlds.shapes.checker import find_objects, same_contents
+from tp_jax.worlds.shapes.render import AREAS, CENTROIDS, coverage, render
+from tp_jax.worlds.shapes.scenes import COLOURS, SHAPES, SKILLS, Request, all_requests, make_scene
 
 # TP_JAX_PICTURES=10000 takes three minutes on two cores.
 PICTURES = int(os.environ.get("TP_JAX_PICTURES", "150"))

@@ -9,7 +9,7 @@ from etils import epath
 from golden.seeded import seeded_weights
 from published import golden
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.text.sd3 import load_sd3_encoder
 
 T5_TOKENS = 12

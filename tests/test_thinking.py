@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from thinking_reference import thinking_attention
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.parallel.chips import find_chip
 from tp_jax.thinking import Conditioning, RoutingNoise, ThinkingConfig

@@ -7,8 +7,9 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from tp_jax import cli
-from tp_jax.ahead.report import Ahead, run_ahead
+from tp_jax.cli import start
+from tp_jax.cli.flags import required
+from tp_jax.performance.predicted import Ahead, run_ahead
 
 config_flags.DEFINE_config_file("config", None, "a config file, as configs/imagenet256.py")
 flags.DEFINE_string("topology", None, "KIND:SHAPE of a slice in chips, as v5e:4x4 or v5p:4x4x8")
@@ -23,8 +24,8 @@ def main() -> None:
     values = flags.FLAGS.flag_values_dict()
     run_ahead(
         Ahead(
-            cli.required_config(),
-            cli.required("topology"),
+            start.required_config(),
+            required("topology"),
             json=epath.Path(values["json"]) if values["json"] else None,
             **{name: values[name] for name in ("slices", "job", "full", "advise")},
         )
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__, processes=False)
+    start.run(main, __doc__, processes=False)

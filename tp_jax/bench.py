@@ -3,8 +3,9 @@
 from absl import flags
 from etils import epath
 
-from tp_jax import cli
-from tp_jax.benching import Bench, run_bench
+from tp_jax.cli import start
+from tp_jax.cli.flags import required
+from tp_jax.performance.measured import Bench, run_bench
 
 flags.DEFINE_string("what", None, "prepare: JPEG to latents; evaluate: images to statistics")
 flags.DEFINE_float("seconds", 30, "how long to measure, after compiling")
@@ -19,8 +20,8 @@ def main() -> None:
     values = flags.FLAGS.flag_values_dict()
     names = ("seconds", "image_size", "batch_size", "workers", "dtype")
     out = epath.Path(values["json"]) if values["json"] else None
-    run_bench(Bench(cli.required("what"), json=out, **{name: values[name] for name in names}))
+    run_bench(Bench(required("what"), json=out, **{name: values[name] for name in names}))
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    start.run(main, __doc__)

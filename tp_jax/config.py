@@ -11,12 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tp_jax.diffusion import OBJECTIVES, Objective, SamplerConfig
-from tp_jax.errors import UserError
-from tp_jax.frozenlake.maps import NavigationConfig
+from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, TransformerConfig
-from tp_jax.models.decoding import check_decodable
+from tp_jax.models.latent_step_frames import check_decodable
 from tp_jax.parallel.mesh import DATA_PARALLEL
 from tp_jax.thinking import ThinkingConfig
+from tp_jax.worlds.frozenlake.settings import NavigationConfig
 
 TRAINABLE = ("thinking", "all")
 SCHEDULES = ("constant", "cosine")
@@ -69,8 +69,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Pixels a side of the overlapping tiles that large images are cut into; 0 takes them whole.
     config.autoencoder.tile = 0
 
-    # Of models that take text: "shapes" knows the few words of `tp_jax.shapes`; "sd3" is CLIP and
-    # T5 in `path`, a folder laid out as Stable Diffusion 3's in diffusers.
+    # Of models that take text: "shapes" knows the few words of `tp_jax.worlds.shapes`; "sd3" is
+    # CLIP and T5 in `path`, a folder laid out as Stable Diffusion 3's in diffusers.
     config.text = ConfigDict()
     config.text.encoder = "sd3"
     config.text.path = ""

@@ -3,7 +3,8 @@
 from absl import flags
 from etils import epath
 
-from tp_jax import cli
+from tp_jax.cli import start
+from tp_jax.cli.flags import required
 from tp_jax.pretrained.convert import Conversion, convert
 
 flags.DEFINE_string("kind", None, "what the weights are of: dit, sd3, sd-vae or inception")
@@ -19,13 +20,13 @@ flags.DEFINE_integer("heads", None, "attention heads, of a DiT or SD3 of no publ
 def main() -> None:
     convert(
         Conversion(
-            kind=cli.required("kind"),
-            source=epath.Path(cli.required("source")),
-            out=epath.Path(cli.required("out")),
+            kind=required("kind"),
+            source=epath.Path(required("source")),
+            out=epath.Path(required("out")),
             heads=flags.FLAGS["heads"].value,
         )
     )
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__, processes=False)
+    start.run(main, __doc__, processes=False)

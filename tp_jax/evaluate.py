@@ -16,11 +16,15 @@ import jax
 from absl import flags
 from etils import epath
 
-from tp_jax import benchmarks, cli, collecting, navigating, verdicts
-from tp_jax.errors import UserError
-from tp_jax.evals import SUITES, run_suite
-from tp_jax.evals.task import Task
-from tp_jax.sweeping import Sweep, run_sweep
+from tp_jax.cli import start
+from tp_jax.cli.flags import integers, numbers, required
+from tp_jax.evals import SUITES, run_suite, verdicts
+from tp_jax.evals import over_seeds as collecting
+from tp_jax.evals import prompted as benchmarks
+from tp_jax.evals.adm.suite import Task
+from tp_jax.evals.adm.sweep import Sweep, run_sweep
+from tp_jax.evals.frozenlake import suite as navigating
+from tp_jax.messages.errors import UserError
 
 flags.DEFINE_string(
     "suite",
@@ -95,8 +99,8 @@ def main() -> None:
     run_suite(
         values["suite"],
         Task(
-            samples=epath.Path(cli.required("samples")),
-            inception=epath.Path(cli.required("inception")),
+            samples=epath.Path(required("samples")),
+            inception=epath.Path(required("inception")),
             **{
                 name: epath.Path(values[name]) if values[name] else None
                 for name in ("reference", "out", "save_statistics")
@@ -117,23 +121,23 @@ def run_benchmark(values: dict) -> None:
     if len(given) > 1 and set(given) != {"score", "results"}:
         raise UserError(f"--{given[0]} and --{given[1]} don't go together: give one")
     if suite == "shapes" and values["collect"]:
-        collecting.collect(epath.Path(values["collect"]), epath.Path(cli.required("out")), suite)
+        collecting.collect(epath.Path(values["collect"]), epath.Path(required("out")), suite)
     elif suite == "shapes" and not (values["workdir"] or values["make"]):
-        verdicts.score_shapes(epath.Path(cli.required("samples")), epath.Path(cli.required("out")))
+        verdicts.score_shapes(epath.Path(required("samples")), epath.Path(required("out")))
     elif values["make"] or suite == "shapes":
-        images = epath.Path(cli.required("out"))
+        images = epath.Path(required("out"))
         images = images if values["make"] else images / "images"
         make_images(values, images, path("prompts"))
         if not values["make"] and jax.process_index() == 0:
             verdicts.score_shapes(images, images.parent)
     elif suite == "dpg":
-        results = epath.Path(cli.required("results"))
+        results = epath.Path(required("results"))
         verdicts.score_dpg(results, path("questions"), path("out"))
     else:
-        results, weights = epath.Path(cli.required("results")), {}
+        results, weights = epath.Path(required("results")), {}
         if values["score"]:
             names = ("samples", "detector", "clip")
-            weights = {name: epath.Path(cli.required(name)) for name in names}
+            weights = {name: epath.Path(required(name)) for name in names}
         verdicts.score_geneval(results, path("prompts"), path("out"), **weights)
 
 
@@ -151,7 +155,7 @@ def make_images(values: dict, out: epath.Path, prompts: epath.Path | None) -> No
 
 
 def run_navigation(values: dict) -> None:
-    out = epath.Path(cli.required("out"))
+    out = epath.Path(required("out"))
     others = (
         "make", "score", "results", "prompts", "samples", "negative_prompt", "height", "width",
         "thinking", "truncate", "text",
@@ -178,12 +182,12 @@ def refuse(suite: str, given: list[str]) -> None:
 
 def request(values: dict) -> dict:
     """What every drawing of a workdir is asked for."""
-    steps = cli.integers("latent_steps") if flags.FLAGS["latent_steps"].present else (None,)
+    steps = integers("latent_steps") if flags.FLAGS["latent_steps"].present else (None,)
     if len(steps) > 1:
         raise UserError("--latent_steps: give one number; a --sweep takes several")
     names = ("num", "seed", "batch_size", "checkpoint", "dtype", "matmul_precision", "autoencoder")
     return {
-        "workdir": epath.Path(cli.required("workdir")),
+        "workdir": epath.Path(required("workdir")),
         "sampler_changes": {
             "sampler": values["sampler"],
             "steps": values["sampler_steps"],
@@ -203,11 +207,11 @@ def sweep(values: dict) -> None:
     run_sweep(
         Sweep(
             **{
-                name: epath.Path(cli.required(name))
+                name: epath.Path(required(name))
                 for name in ("workdir", "out", "reference", "inception")
             },
-            guidance_scales=cli.numbers("guidance_scales"),
-            latent_steps=cli.integers("latent_steps"),
+            guidance_scales=numbers("guidance_scales"),
+            latent_steps=integers("latent_steps"),
             sampler_changes={
                 name: values[flag]
                 for name, flag in (("steps", "sampler_steps"), ("guidance_channels",) * 2)
@@ -220,4 +224,4 @@ def sweep(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    start.run(main, __doc__)

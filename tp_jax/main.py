@@ -4,7 +4,8 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from tp_jax import cli
+from tp_jax.cli import start
+from tp_jax.cli.flags import required
 from tp_jax.train.loop import train
 
 config_flags.DEFINE_config_file("config", None, "a config file, as configs/quickstart.py")
@@ -12,9 +13,9 @@ flags.DEFINE_string("workdir", None, "the folder for checkpoints, metrics and sa
 
 
 def main() -> None:
-    config, workdir = cli.required_config(), cli.required("workdir")
+    config, workdir = start.required_config(), required("workdir")
     train(config, epath.Path(workdir))
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    start.run(main, __doc__)

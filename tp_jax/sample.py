@@ -3,8 +3,10 @@
 from absl import flags
 from etils import epath
 
-from tp_jax import cli
-from tp_jax.drawing import Drawing, draw_samples, read_prompts
+from tp_jax.cli import start
+from tp_jax.cli.flags import integers, required
+from tp_jax.sampling.draw import Drawing, draw_samples
+from tp_jax.sampling.prompts import read_prompts
 
 flags.DEFINE_string("workdir", None, "a folder that was trained in")
 flags.DEFINE_string("out", None, "FILE.npz, or a folder for PNGs and grid.png")
@@ -38,9 +40,9 @@ def main() -> None:
     values = flags.FLAGS.flag_values_dict()
     draw_samples(
         Drawing(
-            workdir=epath.Path(cli.required("workdir")),
-            out=epath.Path(cli.required("out")),
-            labels=cli.integers("labels"),
+            workdir=epath.Path(required("workdir")),
+            out=epath.Path(required("out")),
+            labels=integers("labels"),
             prompts=read_prompts(values["prompts"]) if values["prompts"] else (),
             sampler_changes={
                 "sampler": values["sampler"],
@@ -74,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    start.run(main, __doc__)

@@ -8,17 +8,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tp_jax.data.captions import open_captions, open_coco
-from tp_jax.data.digits import open_digits
-from tp_jax.data.folder import open_folder
-from tp_jax.data.frozenlake import make_frozenlake
-from tp_jax.data.latents import LatentSource, open_latents
-from tp_jax.data.shapes import open_shapes
-from tp_jax.data.source import LatentSpace, Source
-from tp_jax.data.synthetic import make_synthetic
-from tp_jax.data.tfds_images import open_tfds
+from tp_jax.data.source import Source
+from tp_jax.data.sources.captions import open_captions, open_coco
+from tp_jax.data.sources.digits import open_digits
+from tp_jax.data.sources.folder import open_folder
+from tp_jax.data.sources.frozenlake import make_frozenlake
+from tp_jax.data.sources.latents import LatentSource, open_latents
+from tp_jax.data.sources.shapes import open_shapes
+from tp_jax.data.sources.synthetic import make_synthetic
+from tp_jax.data.sources.tfds_images import open_tfds
 from tp_jax.data.transforms import ReadExample
-from tp_jax.errors import UserError
+from tp_jax.latents.space import LatentSpace
+from tp_jax.messages.errors import UserError
 from tp_jax.text import WITHOUT_WEIGHTS, TextEncoder, TextSpace, load_encoder
 
 # `config.data.source` -> function of (dir, split, section of the config). `tfds/NAME` is any TFDS

@@ -10,10 +10,16 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from tqdm import tqdm
 
-from tp_jax.data.captions import EncodedText
-from tp_jax.data.latents import HEADER, NULL_TEXT, LatentsHeader, LatentsPlan, pack_null_text
-from tp_jax.errors import UserError
-from tp_jax.output import write_bytes, write_json
+from tp_jax.data.sources.captions import EncodedText
+from tp_jax.data.sources.latents import (
+    HEADER,
+    NULL_TEXT,
+    LatentsHeader,
+    LatentsPlan,
+    pack_null_text,
+)
+from tp_jax.files.atomic import write_bytes, write_json
+from tp_jax.messages.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

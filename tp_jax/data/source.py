@@ -14,23 +14,6 @@ Decode = Callable[[Any, np.random.Generator], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class LatentSpace:
-    """What data has to know of an autoencoder.
-
-    Attributes:
-      identity: SHA-256 of its weights.
-      channels, scale, shift: latents are (z - shift) · scale.
-      factor: pixels of an image's side for one of its latents.
-    """
-
-    identity: str
-    channels: int
-    scale: float
-    shift: float
-    factor: int = 8
-
-
-@dataclasses.dataclass(frozen=True)
 class Source:
     """Random access to records {"image": encoded image bytes, "label": int or "captions": [str]}.
 

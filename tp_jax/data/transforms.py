@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 # What Pillow and ArrayRecord raise for damaged bytes.
 UNREADABLE = (

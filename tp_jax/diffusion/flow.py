@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 # Below, training doesn't magnify errors of predicted data further, as that paper has it.
 LEAST_SIGMA = 0.05

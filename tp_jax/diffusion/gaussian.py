@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tp_jax.diffusion.gaussian import (
     respaced_timesteps,
 )
 from tp_jax.diffusion.objective import Objective
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 # (x [B, …], timestep [B], key) -> output; the key is for whatever the model draws itself.
 KeyedPredict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

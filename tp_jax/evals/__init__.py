@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from tp_jax.errors import UserError
-from tp_jax.evals import adm
-from tp_jax.evals.task import Task
+from tp_jax.evals.adm import suite as adm
+from tp_jax.evals.adm.suite import Task
+from tp_jax.messages.errors import UserError
 
 # `--suite` -> what runs it
 SUITES: dict[str, Callable[[Task], Any]] = {"adm": adm.run}

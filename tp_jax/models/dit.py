@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import stack
 from tp_jax.models.attention import IMPLEMENTATIONS, attention, split_heads
 from tp_jax.models.layers import (

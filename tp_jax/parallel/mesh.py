@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 AXES = ("slices", "data", "fsdp", "tensor", "expert")
 # A batch is cut along every axis that doesn't cut the layers themselves.

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tp_jax.errors import TrainingError, UserError
+from tp_jax.messages.errors import TrainingError, UserError
 
 # Set by hand, all three, where nothing tells jax who the others are.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.parallel.mesh import BATCH_AXES
 
 # Logical axis -> mesh axis. An axis that isn't here, or maps to None, is replicated.
@@ -190,3 +190,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """Abstract arrays that carry their shardings, for Orbax to restore onto."""
+
+    def leaf(array, sharding: NamedSharding):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, tree, shardings)

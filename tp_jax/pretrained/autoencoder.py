@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from tp_jax.pretrained.folder import load_folder
 from tp_jax.pretrained.state_dict import StateDict, stack_qkv

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from tp_jax.errors import UserError
-from tp_jax.output import say
+from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import say
 from tp_jax.pretrained.autoencoder import convert_autoencoder
 from tp_jax.pretrained.dit import infer_dit, read_dit
 from tp_jax.pretrained.files import load_state_dict

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig
 from tp_jax.models.dit import SIZES
 from tp_jax.models.layers import position_embedding

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 # Where training scripts keep the weights in their checkpoints; averaged ones first.
 NESTED = ("ema", "state_dict", "model")

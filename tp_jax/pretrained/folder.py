@@ -13,8 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from tp_jax.errors import UserError
-from tp_jax.output import write_json
+from tp_jax.files.atomic import write_json
+from tp_jax.files.orbax import absolute, save_weights, stored_shapes
+from tp_jax.messages.errors import UserError
 from tp_jax.parallel.sharding import path_name
 
 DESCRIPTION = "description.json"
@@ -56,19 +57,6 @@ def save_folder(
     fields["sha256"] = fields.pop("identity")
     write_json(folder / DESCRIPTION, fields)
     return description
-
-
-def save_weights(folder: epath.Path, params: Any) -> None:
-    """Writes a tree of arrays alone; Orbax renames it into place when it is whole."""
-    if folder.exists() and not any(folder.iterdir()):
-        folder.rmdir()
-    # By default Orbax copies all arrays first, so that they may change while it writes.
-    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
-    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as checkpointer:
-        arrays = jax.tree.map(np.asarray, params)
-        checkpointer.save(absolute(folder), args=ocp.args.PyTreeSave(arrays))
 
 
 def check_free(folder: epath.Path) -> None:
@@ -117,19 +105,6 @@ def load_folder(folder: epath.Path, kind: str) -> tuple[Description, Any]:
         raise UserError(f"{folder} is damaged: convert the weights again") from error
 
 
-def stored_shapes(folder: epath.Path) -> Any:
-    """The tree of shapes and dtypes that an Orbax folder holds.
-
-    Raises:
-      UserError: it holds none.
-    """
-    with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.metadata(folder).item_metadata
-    if found is None:
-        raise UserError(f"{folder} is damaged or no checkpoint of tp_jax: use another checkpoint")
-    return found.tree
-
-
 def weights_identity(params: Any) -> str:
     """SHA-256 over the names, shapes, dtypes and values of a tree of arrays, sorted by name."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -140,9 +115,3 @@ def weights_identity(params: Any) -> str:
         digest.update(f"{name} {array.shape} {array.dtype.name}\n".encode())
         digest.update(little.data)
     return digest.hexdigest()
-
-
-def absolute(path: epath.Path) -> epath.Path:
-    """The path as Orbax takes it: never relative."""
-    # epath would spoil gs:// by making it absolute.
-    return path if path.is_absolute() else path.absolute()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.models import MMDiTConfig
 from tp_jax.models.layers import position_embedding
 from tp_jax.pretrained.state_dict import StateDict, square_side, stacked

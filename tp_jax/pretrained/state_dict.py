@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 # Published files hold their position tables in half precision: values up to 1, so 2^-11 apart.
 TABLE_TOLERANCE = 1e-3

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from tp_jax.errors import UserError
-from tp_jax.shapes.scenes import LONGEST, WORDS
+from tp_jax.messages.errors import UserError
 from tp_jax.text.encoder import TextEncoder, TextSpace, ZeroNull
 from tp_jax.text.sd3 import load_sd3_encoder
 from tp_jax.text.words import WordEncoder
+from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
 
 
 def _load_sd3(config: ConfigDict) -> TextEncoder:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tp_jax.errors import UserError
-from tp_jax.output import say
+from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import say
 from tp_jax.text.encoder import TextSpace
 
 # Subfolders of the encoder and its tokenizer, and the encoder's name to a person.

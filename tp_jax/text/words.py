@@ -1,7 +1,7 @@
 """A text encoder without weights: one-hot words, each beside the one-hot of its place.
 
 The model's own projection of them is then a learned embedding of words and of places. For
-pictures whose captions are of a few words, as those of `tp_jax.shapes`.
+pictures whose captions are of a few words, as those of `tp_jax.worlds.shapes`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 from tp_jax.text.encoder import TextSpace
 
 

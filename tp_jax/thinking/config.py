@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tp_jax.errors import UserError
+from tp_jax.messages.errors import UserError
 
 CHOICES = {
     "gate": ("learned", "random", "first"),

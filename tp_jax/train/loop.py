@@ -1,6 +1,5 @@
 """The training loop, top to bottom."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,28 +9,22 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax import data
-from tp_jax.codec import load_codec
-from tp_jax.generation import Generator, choose_labels
-from tp_jax.images import make_grid, save_png, to_uint8
+from tp_jax.latents.codec import load_codec
+from tp_jax.messages.progress import say
 from tp_jax.models import build_model
 from tp_jax.models.flops import train_step_flops
-from tp_jax.output import say, write_json
-from tp_jax.parallel.mesh import BATCH_AXES, check_batch_size, create_mesh
-from tp_jax.parallel.sharding import batch_sharding, device_bytes
-from tp_jax.scoring import load_scorer, picture_size
-from tp_jax.thinking.dispatch import get_dispatch
+from tp_jax.models.parameters import init_params
+from tp_jax.parallel.mesh import check_batch_size, create_mesh
+from tp_jax.parallel.sharding import batch_sharding, device_bytes, with_shardings
 from tp_jax.train import checkpoint, metrics
-from tp_jax.train import workdir as workdir_lib
 from tp_jax.train.liveness import Preemption, Watchdog
 from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import (
-    abstract_state,
-    init_params,
-    make_state,
-    on_device,
-    with_shardings,
-)
+from tp_jax.train.periodic import _Evaluation, _picture_conditions, _Pictures
+from tp_jax.train.state import abstract_state, make_state, on_device
 from tp_jax.train.step import jit_train_step
+from tp_jax.train.summary import _start_lines
+from tp_jax.workdir import record as workdir_lib
+from tp_jax.workdir.checkpoints import FOLDER, load_base
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> None:
@@ -75,12 +68,12 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         params = jax.jit(lambda: init_params(model, config.seed), out_shardings=params_shardings)()
         if config.init.base:
             target = with_shardings(params_shapes["base"], params_shardings["base"])
-            params["base"] = checkpoint.load_base(config.init.base, target, config.model)
+            params["base"] = load_base(config.init.base, target, config.model)
         return params
 
     # A folder of checkpoints is made only when nothing can be refused any more.
     restored, checkpoints = None, None
-    if (workdir / checkpoint.FOLDER).exists():
+    if (workdir / FOLDER).exists():
         checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint)
         newest = max(checkpoints.steps(), default=0)
         if newest >= steps:
@@ -183,116 +176,3 @@ def _to_devices(batch: Any, mesh) -> Any:
         lambda leaf: jax.make_array_from_process_local_data(sharding, leaf),
         batch | {"index": index},
     )
-
-
-def _picture_conditions(source, encoder, config) -> Any:
-    """Labels that go round, or the text of the first records."""
-    if not config.train.samples:
-        return {}
-    if source.gives == "label":
-        labels = choose_labels((), config.train.samples, config.model.num_classes)
-        return {"label": labels}
-    return data.example_conditions(source, encoder, config.train.samples)
-
-
-class _Pictures:
-    """A grid of EMA samples every so often, always from the same noise."""
-
-    def __init__(self, model, built, config, mesh, codec, workdir, writer, conditions):
-        shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-        self._count = config.train.samples
-        batch_size = -(-max(self._count, 1) // shards) * shards
-        self._generator = Generator(
-            model, built.objective, built.sampler, mesh, batch_size, codec=codec
-        )
-        self._conditions, self._seed, self._workdir = conditions, config.seed, workdir
-        self._writer = writer
-
-    def draw(self, train_step: int, params: Any) -> None:
-        """Samples, writes `samples/<train_step>.png` and an image to TensorBoard."""
-        if not self._count:
-            return
-        batches = self._generator.batches(params, self._conditions, self._seed)
-        grid = make_grid(to_uint8(np.concatenate(list(batches))))
-        if jax.process_index() == 0:
-            path = self._workdir / "samples" / f"{train_step:08d}.png"
-            save_png(path, grid)
-            shown = grid if grid.shape[-1] in (1, 3) else grid[..., :3]
-            self._writer.write_images(train_step, {"samples": shown[None]})
-            say(f"samples of step {train_step}: {path}")
-
-
-class _Evaluation:
-    """Scores of EMA samples every so often, always from the same noise."""
-
-    def __init__(self, model, built, config, mesh, codec, workdir):
-        self._config, self._workdir = config, workdir
-        fields = config.evaluation
-        if not fields.suite:
-            return
-        size = picture_size(built.model, codec)
-        self._scorer = load_scorer(
-            fields.reference, fields.inception, fields.protocol, fields.batch_size, size
-        )
-        self._generator = Generator(
-            model, built.objective, built.sampler, mesh, fields.batch_size, codec=codec
-        )
-
-    def is_due(self, train_step: int) -> bool:
-        """Whether to score now: every so often, and at the end."""
-        fields = self._config.evaluation
-        last = train_step == self._config.train.steps
-        return bool(fields.suite) and (train_step % fields.every_steps == 0 or last)
-
-    def run(self, train_step: int, params: Any, writer) -> None:
-        """Scores, into TensorBoard and `evaluations/<train_step>.json`."""
-        config = self._config
-        num_classes = getattr(config.model, "num_classes", 0)
-        scores = self._scorer.score(
-            self._generator, params, config.evaluation.num, num_classes, config.seed
-        )
-        fields = dataclasses.asdict(scores)
-        numbers = {f"evaluation/{k}": v for k, v in fields.items() if isinstance(v, float)}
-        writer.write_scalars(train_step, numbers)
-        if jax.process_index() == 0:
-            path = self._workdir / "evaluations" / f"{train_step:08d}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, fields)
-        values = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
-        say(f"step {train_step}: {values}")
-
-
-def _start_lines(
-    config, model, workdir, source, params_shapes, mesh, sizes, first, changes
-) -> list[str]:
-    def millions(tree):
-        return f"{sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) / 1e6:,.2f} M"
-
-    thinking = config.model.thinking
-    shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    device = jax.devices()[0].device_kind
-    lines = [
-        f"tp_jax in {workdir}: {jax.device_count()} × {device}, mesh {shape}",
-        f"data {config.data.source}: {len(source.records):,} images, batch "
-        f"{config.train.batch_size}",
-        f"model {config.model.kind}: base {millions(params_shapes['base'])} parameters, thinking "
-        f"{millions(params_shapes.get('thinking', {}))} in blocks {thinking.layers} "
-        f"(M={thinking.experts}, T={thinking.latent_steps}, r={thinking.rank}), "
-        f"training {config.train.trainable}",
-    ]
-    if thinking.layers:
-        batch = config.train.batch_size // config.train.accumulate
-        with jax.set_mesh(mesh):
-            dispatch = get_dispatch(model.thinking, batch, model.tokens, model.width, model.dtype)
-        lines.append(dispatch.describe())
-    largest = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in list(sizes.items())[:3])
-    host = ", the last two on its host" if config.train.offload else ""
-    lines.append(
-        f"state: {sum(sizes.values()) / 2**20:,.1f} MiB for each device (parameters, average, "
-        f"optimizer{host}); largest: {largest}"
-    )
-    lines += [f"changed since the last start: {change}" for change in changes]
-    if first:
-        lines.append(f"going on from checkpoint {first}")
-    lines.append("compiling the first step …")
-    return lines

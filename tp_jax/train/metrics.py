@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tp_jax.errors import TrainingError, UserError
+from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.parallel.chips import find_chip
 from tp_jax.train.step import Metrics
 

@@ -7,13 +7,10 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
+from tp_jax.models.parameters import Params, abstract_params
 from tp_jax.parallel.sharding import tree_shardings
-from tp_jax.rng import stream_key
-from tp_jax.thinking import RoutingNoise, ThinkingOptions
-
-Params = dict[str, Any]
 
 
 @struct.dataclass
@@ -38,24 +35,6 @@ def split_trainable(params: Params, trainable: str) -> tuple[Params, Params]:
     trained = {name: part for name, part in params.items() if trainable in ("all", name)}
     frozen = {name: part for name, part in params.items() if name not in trained}
     return trained, frozen
-
-
-def abstract_params(model: nn.Module) -> Params:
-    """Shapes and dtypes of a model's parameters."""
-    return jax.eval_shape(lambda: init_params(model, seed=0))
-
-
-def init_params(model: nn.Module, seed: int) -> Params:
-    """Random parameters; to be jitted with shardings, so that none is made whole."""
-    config = model.config
-    image = (1, config.image_size, config.image_size, config.channels)
-    condition = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.example_condition(1)
-    )
-    # A random gate wants noise, whatever for.
-    options = ThinkingOptions(RoutingNoise(jax.random.key(0), jnp.zeros(1, jnp.int32)))
-    inputs = jnp.zeros(image), jnp.zeros(1), condition, options
-    return model.init(stream_key(seed, "init"), *inputs)["params"]
 
 
 def make_state(
@@ -99,12 +78,3 @@ def _in_memory(shardings: Any, kind: str) -> Any:
 def on_device(tree: Any, shardings: Any) -> Any:
     """A tree of arrays with these shardings, brought to the devices' memory where it isn't."""
     return jax.device_put(tree, _in_memory(shardings, "device"))
-
-
-def with_shardings(tree: Any, shardings: Any) -> Any:
-    """Abstract arrays that carry their shardings, for Orbax to restore onto."""
-
-    def leaf(array, sharding: NamedSharding):
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-    return jax.tree.map(leaf, tree, shardings)

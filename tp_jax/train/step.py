@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from tp_jax.diffusion import Objective
 from tp_jax.diffusion.objective import expand
-from tp_jax.models.decoding import decode_latent_steps
+from tp_jax.models.latent_step_frames import decode_latent_steps
+from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
-from tp_jax.rng import sample_keys, stream_key
 from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
 from tp_jax.thinking.recursion import balance_loss
 from tp_jax.train.state import TrainState, on_device, split_trainable

@@ -1,0 +1,31 @@
+"""Values of flags, checked."""
+
+from absl import flags
+
+from tp_jax.messages.errors import UserError
+
+
+def required(name: str) -> str:
+    """The value of a flag that must be given."""
+    value = flags.FLAGS[name].value
+    if not value:
+        raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
+    return value
+
+
+def integers(name: str) -> tuple[int, ...]:
+    """The value of a list flag, as integers."""
+    return _listed(name, int, "whole numbers, as 0,1,2")
+
+
+def numbers(name: str) -> tuple[float, ...]:
+    """The value of a list flag, as floats."""
+    return _listed(name, float, "numbers, as 1,1.5,2")
+
+
+def _listed(name: str, kind: type, what: str) -> tuple:
+    values = flags.FLAGS[name].value
+    try:
+        return tuple(kind(value) for value in values)
+    except ValueError as error:
+        raise UserError(f"--{name}={','.join(values)}: give {what}") from error

@@ -1,0 +1,1 @@
+"""Data sources by the name that `config.data.source` gives them, one file each."""

@@ -1,0 +1,1 @@
+"""The ADM suite: FID, sFID, Inception Score, precision and recall."""

@@ -1,0 +1,1 @@
+"""FrozenLake: drawn walks, read, played in the environment, and judged."""

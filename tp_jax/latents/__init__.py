@@ -1,0 +1,1 @@
+"""Between pixels and the latents that a model diffuses."""

@@ -1,0 +1,189 @@
+"""Between pixels and the latents that a model diffuses: an autoencoder on a mesh.
+
+B images of the global batch, H×W pixels, h×w latents of c channels.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from tp_jax.latents.space import LatentSpace
+from tp_jax.messages.errors import UserError
+from tp_jax.models.autoencoder import (
+    from_latents,
+    sample_posterior,
+    tiled_decode,
+    tiled_encode,
+    to_latents,
+)
+from tp_jax.parallel.mesh import BATCH_AXES
+from tp_jax.parallel.randomness import sample_keys, stream_key
+from tp_jax.parallel.sharding import replicated
+from tp_jax.pretrained.autoencoder import LoadedAutoencoder, load_autoencoder
+
+
+def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | Pooling | None":
+    """The codec of `config.autoencoder`, or None where it names none.
+
+    Raises:
+      UserError: its folder isn't one of a converted autoencoder, or the tile doesn't divide.
+    """
+    if config.path and config.pool:
+        raise UserError(
+            f"config.autoencoder.path={config.path} and .pool={config.pool}: give one of the two"
+        )
+    if config.pool:
+        return Pooling(config.pool)
+    if not config.path:
+        return None
+    loaded = load_autoencoder(config.path, config.dtype)
+    unit = 4 * loaded.config.factor
+    if config.tile % unit:
+        raise UserError(f"config.autoencoder.tile={config.tile}: give 0 or a multiple of {unit}")
+    return Codec(loaded, mesh, config.tile)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """Encodes and decodes batches cut over a mesh, frozen, one image at a time on each device.
+
+    One at a time, because then an image's numbers don't depend on its batch, and because one
+    image fills an accelerator. With float32, matrix products are float32 on TPUs too.
+
+    Attributes:
+      tile: pixels a side of overlapping tiles; 0 takes images whole.
+    """
+
+    autoencoder: LoadedAutoencoder
+    mesh: Mesh
+    tile: int = 0
+
+    @property
+    def space(self) -> LatentSpace:
+        """What data has to know of the latents."""
+        config = self.autoencoder.config
+        return LatentSpace(
+            self.autoencoder.identity, config.channels, config.scale, config.shift, config.factor
+        )
+
+    @functools.cached_property
+    def _params(self):
+        return jax.device_put(self.autoencoder.params, replicated(self.mesh))
+
+    def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Posterior of images [B, H, W, 3] in [-1, 1]: mean and std [B, h, w, c], unscaled."""
+        return self._moments(self._params, images)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Images [B, H, W, 3] float32 of scaled latents [B, h, w, c]."""
+        return self._decode(self._params, latents)
+
+    def encode(self, images: jax.Array, index: jax.Array, seed: int, train_step: int) -> jax.Array:
+        """Scaled draws [B, h, w, c] of the posteriors of images [B, H, W, 3].
+
+        Args:
+          index: [B] int32 place of each image in the global batch; decides its noise.
+        """
+        # Explicitly, because the training loop forbids transfers that happen by themselves.
+        step = jax.device_put(np.int32(train_step), replicated(self.mesh))
+        return self._encode(self._params, images, index, seed, step)
+
+    @functools.cached_property
+    def _moments(self) -> Callable:
+        return jax.jit(self._each(self._moments_of_one))
+
+    @functools.cached_property
+    def _decode(self) -> Callable:
+        return jax.jit(self._each(self._decode_one))
+
+    @functools.cached_property
+    def _encode(self) -> Callable:
+        moments = self._each(self._moments_of_one)
+
+        def encode(params, images, index, seed, train_step):
+            mean, std = moments(params, images)
+            keys = sample_keys(stream_key(seed, "posterior", train_step), index)
+            noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+            return to_latents(self.autoencoder.config, sample_posterior(mean, std, noise))
+
+        return jax.jit(encode, static_argnums=3)
+
+    def _moments_of_one(self, params, image):
+        model = self.autoencoder.model
+        if not self.tile:
+            return model.apply({"params": params}, image, method="encode")
+        run = functools.partial(model.apply, {"params": params}, method="moments")
+        return tiled_encode(run, image, model.config.factor, self.tile)
+
+    def _decode_one(self, params, latents):
+        model = self.autoencoder.model
+        z = from_latents(model.config, latents)
+        run = functools.partial(model.apply, {"params": params}, method="decode")
+        return tiled_decode(run, z, model.config.factor, self.tile) if self.tile else run(z)
+
+    def _each(self, f: Callable) -> Callable:
+        """Maps (params, [1, …]) -> tree of [1, …] over a batch, on each device its own share."""
+
+        def share(params, batch):
+            with self._precision():
+                out = jax.lax.map(lambda one: f(params, one[None]), batch)
+            return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 1), out)
+
+        cut = PartitionSpec(BATCH_AXES)
+        return jax.shard_map(
+            share, mesh=self.mesh, in_specs=(PartitionSpec(), cut), out_specs=cut, check_vma=False
+        )
+
+    def _precision(self):
+        if self.autoencoder.model.dtype == "float32":
+            return jax.default_matmul_precision("float32")
+        return contextlib.nullcontext()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """The autoencoder without weights: latents are means of pixels, decoded by enlarging them.
+
+    For pictures of few and large things, as those of `tp_jax.worlds.shapes`, whose layout a small
+    model learns much sooner on few places. Takes and gives what `Codec` does.
+
+    Attributes:
+      factor: pixels of a side that one latent stands for.
+    """
+
+    factor: int
+
+    @property
+    def space(self) -> LatentSpace:
+        """As of `Codec`: three channels in [-1, 1]."""
+        return LatentSpace(f"pool {self.factor}", 3, 1.0, 0.0, self.factor)
+
+    def encode(self, images: jax.Array, index: jax.Array, seed: int, train_step: int) -> jax.Array:
+        """Means [B, h, w, 3] of images [B, H, W, 3]; nothing is drawn."""
+        return self._encode(images)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Images [B, H, W, 3] float32, bicubic, of latents [B, h, w, 3]."""
+        return self._decode(latents)
+
+    @functools.cached_property
+    def _encode(self) -> Callable:
+        k = self.factor
+        return jax.jit(lambda x: einops.reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=k, j=k))
+
+    @functools.cached_property
+    def _decode(self) -> Callable:
+        def decode(z):
+            batch, height, width, channels = z.shape
+            shape = (batch, height * self.factor, width * self.factor, channels)
+            return jax.image.resize(z.astype(jnp.float32), shape, "cubic")
+
+        return jax.jit(decode)

@@ -1,0 +1,20 @@
+"""What data and models have to know of an autoencoder."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpace:
+    """What data has to know of an autoencoder.
+
+    Attributes:
+      identity: SHA-256 of its weights.
+      channels, scale, shift: latents are (z - shift) · scale.
+      factor: pixels of an image's side for one of its latents.
+    """
+
+    identity: str
+    channels: int
+    scale: float
+    shift: float
+    factor: int = 8

@@ -1,0 +1,66 @@
+"""Frames decoded from the latent steps of a thinking layer, for visual navigation.
+
+The recursion itself stays as it is. What it leaves behind at latent step t, ã^t, is read: the
+block's own projection and MLP, the blocks after it and the head make a frame of ã^t - x̃, which is
+what attention gave, without the base's part. The last latent step is what the model draws.
+
+T latent steps, B samples, N tokens, D width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tp_jax.messages.errors import UserError
+from tp_jax.models.dit import DiT, DiTBase, DiTConfig, TransformerConfig
+from tp_jax.thinking import ThinkingOptions, Thought
+
+
+def check_decodable(config: TransformerConfig) -> None:
+    """Raises a UserError unless a model has one thinking layer, whose steps are to be decoded."""
+    if not isinstance(config, DiTConfig) or not config.frame:
+        raise UserError(
+            "latent steps are decoded by a dit model that is given a frame: set config.model.frame"
+        )
+    if len(config.thinking.layers) != 1:
+        raise UserError(
+            f"config.model.thinking.layers={config.thinking.layers}: latent steps are decoded of "
+            f"one layer; name one"
+        )
+
+
+def decode_latent_steps(
+    model: DiT,
+    params: Any,
+    x: jax.Array,
+    timestep: jax.Array,
+    condition: dict[str, jax.Array],
+    options: ThinkingOptions = ThinkingOptions(),
+) -> tuple[jax.Array, dict[int, Thought]]:
+    """What every latent step of the one thinking layer decodes to.
+
+    Args:
+      model, x, timestep, condition, options: as of `DiT`.
+      params: {"base", "thinking"}.
+
+    Returns:
+      [T, B, H, W, out_channels] float32, the last being what the model predicts, and
+      {block index: Thought}.
+    """
+    (layer,) = model.config.thinking.layers
+    last, thoughts = model.apply(
+        {"params": params}, x, timestep, condition, options.replace(trace=True)
+    )
+    tokens = thoughts[layer].tokens  # ã⁰ … ã^{T-1}, and ã⁰ = x̃
+    if len(tokens) == 1:
+        return last[None], thoughts
+
+    def read(attended):
+        ended = {layer: (lambda attended, *_: (attended, None, None), attended)}
+        base, variables = DiTBase(model.config), {"params": params["base"]}
+        label, frame = condition["label"], condition["frame"]
+        return base.apply(variables, x, timestep, label, ended, frame)[0]
+
+    before = jax.vmap(read)(tokens[1:] - tokens[0])
+    return jnp.concatenate([before, last[None]]), thoughts

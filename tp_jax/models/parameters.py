@@ -1,0 +1,30 @@
+"""Parameters of a model: their shapes, and random ones."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tp_jax.parallel.randomness import stream_key
+from tp_jax.thinking import RoutingNoise, ThinkingOptions
+
+Params = dict[str, Any]
+
+
+def abstract_params(model: nn.Module) -> Params:
+    """Shapes and dtypes of a model's parameters."""
+    return jax.eval_shape(lambda: init_params(model, seed=0))
+
+
+def init_params(model: nn.Module, seed: int) -> Params:
+    """Random parameters; to be jitted with shardings, so that none is made whole."""
+    config = model.config
+    image = (1, config.image_size, config.image_size, config.channels)
+    condition = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.example_condition(1)
+    )
+    # A random gate wants noise, whatever for.
+    options = ThinkingOptions(RoutingNoise(jax.random.key(0), jnp.zeros(1, jnp.int32)))
+    inputs = jnp.zeros(image), jnp.zeros(1), condition, options
+    return model.init(stream_key(seed, "init"), *inputs)["params"]

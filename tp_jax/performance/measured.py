@@ -1,0 +1,198 @@
+"""Speed of the parts, on random weights and pictures of the real sizes.
+
+What is measured is the code that runs in earnest; its compilation isn't counted.
+"""
+
+import dataclasses
+import io
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+import tp_jax
+from tp_jax.config import default
+from tp_jax.data.prepare import encoded, make_plan
+from tp_jax.data.source import Source
+from tp_jax.data.sources.latents import LatentsPlan
+from tp_jax.data.transforms import decode_pixels
+from tp_jax.evals.adm.features import SIDE, Extractor
+from tp_jax.evals.adm.reference import measure
+from tp_jax.files.atomic import write_json
+from tp_jax.latents.codec import Codec
+from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import say
+from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from tp_jax.models.inception import Inception
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
+from tp_jax.pretrained.autoencoder import LoadedAutoencoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What to measure; the flags of `tp_jax.bench`.
+
+    Attributes:
+      seconds: how long, after compiling.
+      image_size: pixels a side.
+      batch_size: images at once, on all devices.
+      workers: processes that decode images; 0 is threads of this one.
+    """
+
+    what: str
+    seconds: float = 30.0
+    image_size: int = 256
+    batch_size: int = 64
+    workers: int = 0
+    dtype: str = "float32"
+    json: epath.Path | None = None
+
+
+def run_bench(bench: Bench) -> dict[str, Any]:
+    """Measures, prints and, if asked, writes images per second, per device, and peak memory.
+
+    Raises:
+      UserError: there is nothing of this name.
+    """
+    if bench.what not in BENCHES:
+        raise UserError(f"--what={bench.what!r} is unknown: choose one of {', '.join(BENCHES)}")
+    if bench.image_size < 8 or bench.image_size % 8:
+        raise UserError(f"--image_size={bench.image_size}: give a multiple of 8")
+    rates = BENCHES[bench.what](bench)
+    device, count = jax.devices()[0], jax.device_count()
+    result = {
+        **rates,
+        "images_per_second_per_device": rates["images_per_second"] / count,
+        "peak_device_bytes": (device.memory_stats() or {}).get("peak_bytes_in_use"),
+        # Linux counts it in KiB, macOS in bytes.
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024),
+        "device": device.device_kind,
+        "devices": count,
+        "jax": jax.__version__,
+        "tp_jax": tp_jax.__version__,
+        **{k: v for k, v in dataclasses.asdict(bench).items() if k != "json"},
+    }
+    for name, value in result.items():
+        print(f"{name:32}{_as_text(name, value)}")
+    if bench.json:
+        write_json(bench.json, result)
+    return result
+
+
+def _as_text(name: str, value: Any) -> str:
+    if value is None:
+        return "not known here"
+    if name.endswith("bytes"):
+        return f"{value / 2**30:.2f} GiB"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def bench_prepare(bench: Bench) -> dict[str, float]:
+    """JPEG to records: decoding, cropping, both flips through Stable Diffusion's encoder."""
+    source, codec, config = _photos(bench), _random_codec(bench), default()
+    config.model.image_size = bench.image_size // codec.space.factor
+    config.prepare.update(source="photos", batch_size=bench.batch_size, skip_corrupt=False)
+    config.prepare.records_per_shard = len(source.records)
+    config.autoencoder.dtype, config.data.workers = bench.dtype, bench.workers
+    plan: LatentsPlan = make_plan(config, source, codec)
+
+    started, read = time.monotonic(), 0
+    while time.monotonic() - started < min(bench.seconds / 4, 5):
+        decode_pixels(source.records[read]["image"], bench.image_size, 3)
+        read += 1
+    decoding = read / (time.monotonic() - started)
+    chosen = np.arange(plan.records)
+    records = encoded(config, source, plan, codec, None, chosen, [0])
+    return {
+        "images_per_second": _rate(records, bench, lambda record: 1),
+        "decoded_per_second_on_one_core": decoding,
+    }
+
+
+def bench_evaluate(bench: Bench) -> dict[str, float]:
+    """uint8 images to the statistics of FID, sFID and Inception Score."""
+    model = Inception()
+    shape = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
+    params = _random(jax.eval_shape(model.init, jax.random.key(0), shape)["params"])
+    mesh = create_mesh(DATA_PARALLEL)
+    extractor = Extractor(
+        lambda params, images: model.apply({"params": params}, images),
+        params, "adm", "random weights", mesh, bench.batch_size,
+    )  # fmt: skip
+    rng, shape = np.random.default_rng(0), (bench.batch_size, bench.image_size, bench.image_size, 3)
+    batch = rng.integers(0, 256, shape, np.uint8)
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            yield batch
+
+    features = extractor.batches(endless())
+    rate = _rate(features, bench, lambda found: len(found.pool))
+    started = time.monotonic()
+    measure(iter([batch] * 2), 2 * len(batch), extractor, "statistics")
+    seconds = time.monotonic() - started
+    return {"images_per_second": rate, "two_batches_to_statistics_seconds": seconds}
+
+
+BENCHES: dict[str, Callable[[Bench], dict[str, float]]] = {
+    "prepare": bench_prepare,
+    "evaluate": bench_evaluate,
+}
+
+
+def _rate(items: Iterator[Any], bench: Bench, count: Callable[[Any], int]) -> float:
+    """Images per second, after the two batches that compile and fill the pipeline."""
+    say(f"{bench.what}: compiling, then measuring for {bench.seconds:g} s …")
+    done = 0
+    while done < 2 * bench.batch_size:
+        done += count(next(items))
+    started, done = time.monotonic(), 0
+    while (seconds := time.monotonic() - started) < bench.seconds or done < bench.batch_size:
+        done += count(next(items))
+    return done / seconds
+
+
+def _random_codec(bench: Bench) -> Codec:
+    config = AutoencoderConfig()
+    model = Autoencoder(config, bench.dtype)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    params = _random(jax.eval_shape(model.init, jax.random.key(0), image)["params"])
+    mesh = create_mesh(DATA_PARALLEL)
+    return Codec(LoadedAutoencoder(model, params, config, "random weights"), mesh)
+
+
+def _random(shapes: Any) -> Any:
+    rng = np.random.default_rng(0)
+
+    def leaf(shape):
+        scale = np.float32(np.prod(shape.shape[:-1]) ** -0.5)
+        return rng.standard_normal(shape.shape, np.float32) * scale
+
+    return jax.tree.map(leaf, shapes)
+
+
+class _Photos:
+    """As many as anyone wants, of ImageNet's usual size."""
+
+    def __init__(self):
+        colours = np.random.default_rng(0).integers(0, 256, (25, 20, 3), np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(colours).resize((500, 400), Image.Resampling.BICUBIC).save(buffer, "jpeg")
+        self._photo = buffer.getvalue()
+
+    def __len__(self):
+        return 200_000
+
+    def __getitem__(self, index):
+        return {"image": self._photo, "label": index % 1000}
+
+
+def _photos(bench: Bench) -> Source:
+    return Source(_Photos(), None, 3, tuple(str(label) for label in range(1000)))

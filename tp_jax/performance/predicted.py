@@ -1,0 +1,287 @@
+"""What a program takes on each chip, and what bounds its speed."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import tp_jax
+from tp_jax import config as config_lib
+from tp_jax.files.atomic import write_json
+from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import say
+from tp_jax.parallel.mesh import create_mesh
+from tp_jax.performance.collectives import Collective, read_collectives
+from tp_jax.performance.counted_flops import traced_flops
+from tp_jax.performance.programs import JOBS, Program, trace
+from tp_jax.performance.topology import Topology, open_topology
+
+GIB = 2**30
+# Fewer of the compiler's searches: a quarter of the time, for memory that is the same within a few
+# percent.
+QUICK = {"exec_time_optimization_effort": -1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """What to compile; the flags of `tp_jax.aot`.
+
+    Attributes:
+      topology, slices: as of `open_topology`.
+      job: one of `JOBS`.
+      full: compile with all of the compiler's searches, as a run does.
+      advise: where it doesn't fit, look for a change that does.
+    """
+
+    config: ConfigDict
+    topology: str
+    slices: int = 1
+    job: str = "train"
+    full: bool = False
+    advise: bool = True
+    json: epath.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Per chip, unless said; bytes, FLOPs and seconds of one update or one batch of samples.
+
+    Attributes:
+      held: bytes of what the program starts with.
+      on_host: bytes of what it keeps in the memory of the hosts.
+      temporaries, peak: bytes, as compiled; None where it didn't fit the compiler's limit.
+      model_flops, program_flops: without and with recomputation.
+      bounds: seconds that compute, memory and exchanges each take at least.
+      model_flops_utilisation: at most, if all three overlap.
+      advice: what to change, where it doesn't fit; None where nothing that was tried helps.
+    """
+
+    topology: str
+    slices: int
+    chips: int
+    mesh: dict[str, int]
+    job: str
+    held: dict[str, int]
+    on_host: int
+    temporaries: int | None
+    peak: int | None
+    memory: int
+    model_flops: float
+    program_flops: float
+    collectives: list[Collective]
+    bounds: dict[str, float]
+    model_flops_utilisation: float
+    compile_seconds: float
+    full: bool
+    advice: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip has the memory."""
+        return self.peak is not None and self.peak <= self.memory
+
+
+def run_ahead(ahead: Ahead) -> Report:
+    """Compiles, prints the report, and writes it as JSON where asked.
+
+    Raises:
+      UserError: there is no such topology or job, or the config can't be built for it.
+    """
+    if ahead.job not in JOBS:
+        raise UserError(f"--job={ahead.job!r}: choose one of {', '.join(JOBS)}")
+    if ahead.json and not ahead.json.parent.is_dir():
+        raise UserError(f"--json={ahead.json}: there is no folder {ahead.json.parent}: make it")
+    topology = open_topology(ahead.topology, ahead.slices)
+    config = ahead.config.copy_and_resolve_references()
+    config.mesh.slices = ahead.slices
+    say(f"compiling for {len(topology.devices)} × {topology.devices[0].device_kind} …")
+    report = compile_ahead(config, topology, ahead)
+    if not report.fits and ahead.advise:
+        found = advise(
+            config,
+            len(topology.devices) // topology.slices,
+            ahead.job,
+            lambda changed: compile_ahead(changed, topology, ahead),
+        )
+        report = dataclasses.replace(report, advice=found)
+    print(as_text(report))
+    if ahead.json:
+        write_json(ahead.json, as_json(report))
+    return report
+
+
+def compile_ahead(config: ConfigDict, topology: Topology, ahead: Ahead) -> Report:
+    """Traces and compiles one config for a topology."""
+    mesh = create_mesh(config.mesh, list(topology.devices))
+    started = time.monotonic()
+    program = trace(config, ahead.job, mesh)
+    try:
+        compiled = program.traced.lower().compile(compiler_options={} if ahead.full else QUICK)
+    except jax.errors.JaxRuntimeError as error:
+        # Past its memory the compiler gives up.
+        if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
+            raise
+        compiled = None
+    return _report(program, compiled, mesh, topology, ahead, time.monotonic() - started)
+
+
+def _report(program: Program, compiled, mesh, topology, ahead, seconds) -> Report:
+    chip, chips = topology.chip, len(topology.devices)
+    program_flops = traced_flops(program.traced.jaxpr) / chips
+    # Everything that is kept somewhere is read once or more, and what an update changes written.
+    touched = sum(program.held.values()) + program.changed
+    collectives, temporaries, peak = [], None, None
+    if compiled is not None:
+        collectives = read_collectives(compiled.as_text(), chips, topology.slices)
+        memory = compiled.memory_analysis()
+        temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
+        touched += 2 * temporaries
+    far = sum(each.between_slices for each in collectives)
+    near = sum(each.received for each in collectives) - far
+    bounds = {
+        "compute": program_flops / chip.peak_flops,
+        "memory": touched / chip.bandwidth,
+        "interconnect": near / chip.interconnect,
+    }
+    if far and chip.network:
+        bounds["data-centre network"] = far / chip.network
+    utilisation = program.model_flops / chips / chip.peak_flops / max(bounds.values())
+    return Report(
+        topology=topology.name,
+        slices=topology.slices,
+        chips=chips,
+        mesh={name: size for name, size in mesh.shape.items() if size > 1},
+        job=ahead.job,
+        held=program.held,
+        on_host=program.on_host,
+        temporaries=temporaries,
+        peak=peak,
+        memory=int(chip.memory),
+        model_flops=program.model_flops / chips,
+        program_flops=program_flops,
+        collectives=collectives,
+        bounds=bounds,
+        model_flops_utilisation=utilisation,
+        compile_seconds=seconds,
+        full=ahead.full,
+    )
+
+
+def _remat(config: ConfigDict, devices: int) -> None:
+    config.model.remat = "full"
+
+
+def _bfloat16(config: ConfigDict, devices: int) -> None:
+    config.model.dtype = "bfloat16"
+
+
+def _fsdp(config: ConfigDict, devices: int) -> None:
+    """The longest axis that divides the width of every weight."""
+    width = config.model.width
+    size = max(n for n in range(1, devices + 1) if devices % n == 0 and width % n == 0)
+    config.mesh.update(data=-1, fsdp=size, tensor=1, expert=1)
+
+
+def _offload(config: ConfigDict, devices: int) -> None:
+    config.train.offload = True
+
+
+def _accumulate(config: ConfigDict, devices: int) -> None:
+    config.train.accumulate *= 2
+
+
+def _halve(config: ConfigDict, devices: int) -> None:
+    config.train.batch_size //= 2
+
+
+# What may be changed, from what costs least speed to what costs most.
+CHANGES = {
+    "train": (_remat, _bfloat16, _fsdp, _offload, _accumulate, _accumulate),
+    "sample": (_bfloat16, _fsdp, _halve, _halve),
+}
+
+
+def advise(
+    config: ConfigDict, devices: int, job: str, compile_changed: Callable[[ConfigDict], Report]
+) -> str | None:
+    """Changes one thing after another until it fits; None where it never does.
+
+    Args:
+      devices: of a slice.
+      compile_changed: compiles a config; a UserError is a change that can't be.
+    """
+    original, current = config_lib.flat(config), config
+    for change in CHANGES[job]:
+        changed = current.copy_and_resolve_references()
+        change(changed, devices)
+        fields = config_lib.flat(changed)
+        made = [
+            f"--config.{name}={value}" for name, value in fields.items() if original[name] != value
+        ]
+        if fields == config_lib.flat(current):
+            continue
+        say(f"it doesn't fit; trying {' '.join(made)} …")
+        try:
+            report = compile_changed(changed)
+        except UserError as error:
+            say(f"that can't be: {error}")
+            continue
+        current = changed
+        if report.fits:
+            return f"{' '.join(made)}: peak {report.peak / GIB:.2f} GiB"
+    return None
+
+
+def as_text(report: Report) -> str:
+    """A table for people."""
+    mesh = " × ".join(f"{name} {size}" for name, size in report.mesh.items()) or "one chip"
+    lines = [
+        f"{report.topology}"
+        + (f" × {report.slices} slices" if report.slices > 1 else "")
+        + f": {report.chips} chips, {mesh}; {report.job}, per chip:"
+    ]
+
+    def line(name, value, note=""):
+        lines.append(f"  {name:24}{value:>14}  {note}".rstrip())
+
+    for name, size in report.held.items():
+        line(name, f"{size / GIB:.3f} GiB")
+    if report.on_host:
+        line("on its host", f"{report.on_host / GIB:.3f} GiB", "average and optimizer")
+    if report.peak is None:
+        line("peak", "too much", f"the compiler gave up at {report.memory / GIB:.0f} GiB")
+    else:
+        line("temporaries", f"{report.temporaries / GIB:.3f} GiB", "activations, gradients")
+        share = report.peak / report.memory
+        line(
+            "peak", f"{report.peak / GIB:.3f} GiB", f"{share:.0%} of {report.memory / GIB:.0f} GiB"
+        )
+    line("model FLOPs", f"{report.model_flops / 1e12:.3f} T")
+    line("with recomputation", f"{report.program_flops / 1e12:.3f} T")
+    for each in report.collectives:
+        note = f"{each.count:,} times"
+        if each.between_slices:
+            note += f", {each.between_slices / 2**20:,.1f} MiB between slices"
+        line(each.kind, f"{each.received / 2**20:,.1f} MiB", note)
+    far = sum(each.between_slices for each in report.collectives)
+    if far and "data-centre network" not in report.bounds:
+        lines.append("  the network between slices isn't in the bounds: its speed isn't published")
+    slowest = max(report.bounds, key=report.bounds.get)
+    for name, seconds in report.bounds.items():
+        line(f"{name} at least", f"{1e3 * seconds:,.2f} ms", "the bound" * (name == slowest))
+    line("MFU at most", f"{report.model_flops_utilisation:.1%}")
+    line("compiled in", f"{report.compile_seconds:.1f} s", "" if report.full else "quickly: --full")
+    if not report.fits:
+        known = f"What does: {report.advice}" if report.advice else "Take more chips"
+        lines.append(f"It doesn't fit. {known}")
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything of the report, and the versions that compiled."""
+    versions = {"jax": jax.__version__, "tp_jax": tp_jax.__version__}
+    return {**dataclasses.asdict(report), "fits": report.fits, "versions": versions}

@@ -1,0 +1,127 @@
+"""The programs of a config, traced for devices that aren't here."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tp_jax import config as config_lib
+from tp_jax.models import build_model
+from tp_jax.models.flops import forward_flops, train_step_flops
+from tp_jax.models.parameters import abstract_params
+from tp_jax.parallel.mesh import check_batch_size
+from tp_jax.parallel.sharding import batch_sharding, device_bytes, tree_shardings
+from tp_jax.sampling.generator import Generator
+from tp_jax.train.optimizer import make_optimizer
+from tp_jax.train.state import abstract_state, split_trainable
+from tp_jax.train.step import jit_train_step
+
+JOBS = ("train", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is to be compiled.
+
+    Attributes:
+      traced: jax's.
+      model_flops: analytic, of one run on all devices, without recomputation.
+      held: bytes on one device of what the program starts with, by its name.
+      changed: bytes of those that it changes.
+      on_host: bytes, for one device, that stay in the memory of its host.
+    """
+
+    traced: Any
+    model_flops: float
+    held: dict[str, int]
+    changed: int = 0
+    on_host: int = 0
+
+
+def trace(config: ConfigDict, job: str, mesh: Mesh) -> Program:
+    """Traces one update, or the sampling of one batch of `config.train.batch_size` images.
+
+    Raises:
+      UserError: the config, or the mesh it asks for, can't be.
+    """
+    built = config_lib.build(config)
+    model = build_model(built.model)
+    batch_size = config.train.batch_size
+    check_batch_size(mesh, "config.train.batch_size", batch_size)
+    if job == "train":
+        return _trace_train(config, built, model, mesh)
+    return _trace_sample(config, built, model, mesh)
+
+
+def _trace_train(config, built, model, mesh) -> Program:
+    batch_size, trainable = config.train.batch_size, config.train.trainable
+    micro_batch = batch_size // config.train.accumulate
+    check_batch_size(mesh, "config.train.batch_size / accumulate", micro_batch)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    offload = config.train.offload
+    state, shardings = abstract_state(model, optimizer, trainable, mesh, offload)
+    step = jit_train_step(model, built.objective, optimizer, config, mesh, shardings)
+    batch = {
+        "x": _images(model.config, batch_size),
+        "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        "condition": model.example_condition(batch_size),
+    }
+    before = built.model.thinking.latent_steps - 1
+    if getattr(built.model, "frame", "") and before:
+        one = batch["x"]
+        batch["frames"] = jax.ShapeDtypeStruct((batch_size, before, *one.shape[1:]), one.dtype)
+    with jax.set_mesh(mesh):
+        traced = step.trace(state, batch)
+    trained, _ = split_trainable(state.params, trainable)
+    cut, _ = split_trainable(shardings.params, trainable)
+    memory = {
+        "average": _held(state.ema, shardings.ema),
+        "optimizer": _held(state.opt_state, shardings.opt_state),
+    }
+    rows = batch_size * mesh.shape["tensor"] // mesh.size
+    return Program(
+        traced,
+        train_step_flops(built.model, batch_size, trainable),
+        held={
+            "parameters": _held(state.params, shardings.params),
+            **({} if offload else memory),
+            "batch": rows
+            * sum(leaf.size * leaf.dtype.itemsize // batch_size for leaf in jax.tree.leaves(batch)),
+        },
+        changed=_held(trained, cut) + (0 if offload else sum(memory.values())),
+        on_host=sum(memory.values()) if offload else 0,
+    )
+
+
+def _trace_sample(config, built, model, mesh) -> Program:
+    batch_size = config.train.batch_size
+    generator = Generator(model, built.objective, built.sampler, mesh, batch_size)
+    shapes = abstract_params(model)
+    shardings = tree_shardings(shapes, mesh)
+    cut = batch_sharding(mesh)
+
+    def placed(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    params = jax.tree.map(placed, shapes, shardings)
+    index = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    condition = jax.tree.map(lambda leaf: placed(leaf, cut), model.example_condition(batch_size))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.set_mesh(mesh):
+        traced = generator.compiled().trace(params, key, index, condition)
+    predictions = built.sampler.steps * (1 if built.sampler.guidance_scale == 1 else 2)
+    predictions *= 2 if built.sampler.sampler == "heun" else 1
+    flops = predictions * batch_size * forward_flops(built.model)
+    return Program(traced, flops, {"parameters": _held(shapes, shardings)})
+
+
+def _images(config, batch_size):
+    shape = (batch_size, config.image_size, config.image_size, config.channels)
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _held(tree, shardings) -> int:
+    return sum(device_bytes(tree, shardings).values())

@@ -1,0 +1,1 @@
+"""From model outputs to pictures, and from files of pictures to arrays."""

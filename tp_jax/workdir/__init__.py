@@ -1,0 +1,1 @@
+"""What a workdir holds: its record, its checkpoints, and their checksums."""

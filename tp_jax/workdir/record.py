@@ -1,0 +1,159 @@
+"""What a workdir holds beside checkpoints: the config, the versions and the text it knows."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+import tp_jax
+from tp_jax import config as config_lib
+from tp_jax.files.atomic import make_folder, write_json
+from tp_jax.messages.errors import UserError
+from tp_jax.text import TextSpace
+
+CONFIG, VERSIONS, TEXT = "config.json", "versions.json", "text.json"
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "clu", "numpy",
+    "ml_collections", "tensorflow-datasets",
+)  # fmt: skip
+
+# What a run can't change on the way: its weights or their meaning would not fit any more.
+FIXED = ("model", "diffusion", "navigation", "train.trainable", "init.base")
+# Inside those, what changes how numbers are computed but not what they are.
+FREE = (
+    "model.remat", "model.scan_blocks", "model.attention", "model.dtype",
+    "model.thinking.dispatch", "model.thinking.balance_weight",
+    "navigation.frames_weight", "navigation.read_sigma",
+)  # fmt: skip
+
+
+def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
+    """Checks, without writing, that a run of this config may start or go on here.
+
+    Returns:
+      One line for each field that differs from the last run here and may.
+
+    Raises:
+      UserError: a foreign folder, or a field that a run can't change.
+    """
+    if not workdir.exists():
+        return []
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file: name a folder")
+    if not (workdir / CONFIG).exists():
+        # A kill at the very start leaves the config under its temporary name.
+        if any(path.name != f"{CONFIG}.tmp" for path in workdir.iterdir()):
+            raise UserError(
+                f"--workdir={workdir} holds files but no {CONFIG}, so no run of tp_jax made it: "
+                f"name a new or empty folder"
+            )
+        return []
+    old, new = config_lib.flat(read_config(workdir)), config_lib.flat(config)
+    changes = [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    refused = [change for change in changes if _is_fixed(change.split(":")[0])]
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise UserError(
+            f"--workdir={workdir} was trained with another config: {refused[0]}{more}; "
+            f"go on with the old value or name a new workdir"
+        )
+    return changes
+
+
+def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "--workdir") -> None:
+    """Raises a UserError if a workdir was trained with the embeddings of another text encoder.
+
+    Args:
+      text: of what encodes the prompts; None, where no text is known, fits.
+      name: of the flag or field that names the workdir.
+    """
+    trained = read_text_space(workdir)
+    if trained is None or text is None or trained == text:
+        return
+    for field in dataclasses.fields(TextSpace):
+        old, new = (str(getattr(space, field.name)) for space in (trained, text))
+        if old != new:
+            raise UserError(
+                f"{name}={workdir} was trained with the embeddings of another encoder: "
+                f"{field.name} {old[:20]}, now {new[:20]}; go on with that encoder and its "
+                f"settings, or name a new workdir"
+            )
+
+
+def _is_fixed(name: str) -> bool:
+    def under(prefixes):
+        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+    return under(FIXED) and not under(FREE)
+
+
+def write_workdir(workdir: epath.Path, config: ConfigDict, text: TextSpace | None = None) -> None:
+    """Writes the config, the versions and, where it is known, the text space, once for all."""
+    if jax.process_index():
+        return
+    make_folder(workdir, f"--workdir={workdir}")
+    write_json(workdir / CONFIG, config.to_dict())
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions |= {
+        "tp_jax": tp_jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+    }
+    write_json(workdir / VERSIONS, versions)
+    if text:
+        write_json(workdir / TEXT, dataclasses.asdict(text))
+
+
+def read_text_space(workdir: epath.Path) -> TextSpace | None:
+    """What encoded the text that a workdir was trained with.
+
+    Returns:
+      None where the model takes no text, or trained on none but synthetic text.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / TEXT
+    if not path.exists():
+        return None
+    try:
+        return TextSpace(**json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it if you are sure of the text encoder"
+        ) from error
+
+
+def read_config(workdir: epath.Path) -> ConfigDict:
+    """The config that a workdir was trained with.
+
+    Raises:
+      UserError: the folder isn't a workdir, or is of a version with other fields.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise UserError(f"--workdir={workdir} has no {CONFIG}: name a folder that was trained in")
+    try:
+        fields = json.loads(path.read_text(), object_hook=_tuples)
+        config = config_lib.default(fields["model"]["kind"], fields["diffusion"]["kind"])
+        config.update(fields)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} can't be read as a config of this version of tp_jax: "
+            f"{str(error).split(' Other fields present')[0]}; name another workdir"
+        ) from error
+    return config
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}

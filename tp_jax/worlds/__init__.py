@@ -1,0 +1,1 @@
+"""Worlds whose pictures a program can draw and check."""
