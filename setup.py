@@ -12,7 +12,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece", "safetensors"],
     "convert": ["torch>=2.5"],
-    "navigation": ["gymnasium[toy-text]>=1.4,<2"],
+    "frozenlake": ["gymnasium[toy-text]>=1.4,<2"],
     "notebooks": ["ipykernel>=6", "papermill>=2.6"],
     "test": [
         "pytest>=8",

@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = default(model="dit", diffusion="flow")
     config.data.source = "frozenlake"
     # Maps of 3 and 5 cells a side are trained on, of 4 only tested; one token a cell.
-    config.navigation.update(sizes=(3, 5), unseen_sizes=(4,), tile=8)
+    config.frozenlake.update(sizes=(3, 5), unseen_sizes=(4,), tile=8)
     config.model.update(
         image_size=40,
         channels=3,
@@ -57,7 +57,7 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
         if word not in ("single", "random", "large"):
             raise UserError(f"--config: unknown argument {word!r}: choose of single, random, large")
     if "large" in words:
-        config.navigation.update(sizes=(3, 4, 5, 7), unseen_sizes=(6, 8))
+        config.frozenlake.update(sizes=(3, 4, 5, 7), unseen_sizes=(6, 8))
         config.model.update(image_size=64, depth=12, width=384, heads=6, dtype="bfloat16")
         config.model.thinking.update(layers=(6,), rank=128, gate_width=128)
         config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)

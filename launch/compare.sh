@@ -17,7 +17,7 @@ root="${2:?name a folder: $usage}"
 shift 2
 case "$what" in
   shapes) suite=shapes extras=train variants="base lora think" ;;
-  frozenlake) suite=navigation extras=train,navigation variants="recursive random single" ;;
+  frozenlake) suite=frozenlake extras=train,frozenlake variants="recursive random single" ;;
   *) echo "error: $what is neither shapes nor frozenlake: $usage" >&2; exit 2 ;;
 esac
 # They are what the variants differ in.

@@ -61,3 +61,10 @@ def make_fake_captions(folder) -> None:
                     yield i, example | {"captions": said}
 
     FakeCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
+
+
+def spoil_coco(change, folder):
+    path = folder / "annotations" / "captions_train2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))

@@ -22,6 +22,7 @@ import jax
 import pytest
 from absl import flags
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
@@ -53,6 +54,50 @@ def trained(tmp_path_factory) -> epath.Path:
     workdir = epath.Path(tmp_path_factory.mktemp("trained")) / "run"
     train(tiny_config(), workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def drawn_from(tmp_path_factory):
+    """A workdir of a model that takes text. Read it only."""
+    workdir = epath.Path(tmp_path_factory.mktemp("text")) / "run"
+    from small_configs import tiny_shapes
+
+    config = tiny_shapes()
+    # Enough for what the text says to reach the output, which starts at zero.
+    config.train.update(steps=8, ema_decay=0.1)
+    config.optimizer.learning_rate = 3e-2
+    train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs that this file compiles, for its own runs and for the processes that it starts."""
+    folder = tmp_path_factory.mktemp("cache")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, cache):
+    """A workdir that was trained in one go, and its losses. Read it only."""
+    from resuming import STEPS, small_config, trained_losses
+
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    losses = trained_losses(small_config(every_steps=STEPS), workdir)
+    assert list(losses) == list(range(1, STEPS + 1))
+    return workdir, losses
 
 
 @pytest.fixture
@@ -123,3 +168,26 @@ def converted(tmp_path_factory):
         return place / "out"
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def extractor():
+    from stand_in_extractor import make_extractor
+
+    return make_extractor()
+
+
+@pytest.fixture(scope="session")
+def coco(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets") / "coco"
+    from captioned import make_coco
+
+    make_coco(folder)
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path):
+    from fake_machine import Machine
+
+    return Machine(tmp_path)

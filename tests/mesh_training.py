@@ -25,7 +25,7 @@ from tp_jax.parallel.sharding import batch_sharding, tree_shardings
 from tp_jax.sampling.generator import Generator
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.state import make_state
-from tp_jax.train.step import jit_train_step
+from tp_jax.train.step import choose_gradient, jit_train_step
 
 STEPS, BATCH = 20, 8
 # Sizes on eight devices, and how tokens meet experts there. `uneven` has fewer experts than devices
@@ -96,7 +96,8 @@ def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
 
     shardings = tree_shardings(jax.eval_shape(init), mesh)
     state = jax.jit(init, out_shardings=shardings)()
-    step = jit_train_step(model, built.objective, optimizer, config, mesh, shardings)
+    gradient = choose_gradient(model, built.objective, config)
+    step = jit_train_step(gradient, optimizer, config, mesh, shardings)
     rng = np.random.default_rng(0)
     shape = (BATCH, 8, 8, config.model.channels)
     condition = condition_of(model, rng)

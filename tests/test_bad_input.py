@@ -1,40 +1,27 @@
 """What a person can get wrong ends in one line that says what would be right, and harms nothing."""
 
 import dataclasses
-import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import pytest
+from bad_input_files import config_file, make_foreign
 from conftest import snapshot, tiny_config
 from etils import epath
 
 from tp_jax import config as config_lib
+from tp_jax import data
 from tp_jax.data.source import Source
-from tp_jax.files.orbax import save_weights
 from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
 from tp_jax.sampling import loaded as loading
+from tp_jax.sampling import request
 from tp_jax.sampling.generator import choose_labels
-from tp_jax.train import checkpoint, loop
-from tp_jax.workdir import record as workdir
 
 TESTS = pathlib.Path(__file__).parent
-
-
-def config_file(folder, *changes, name="config.py"):
-    """A config file with tiny_config and these lines; beside none of what a test watches."""
-    path = folder / "configs" / name
-    path.parent.mkdir(exist_ok=True)
-    body = "\n    ".join(["config = tiny_config()", *changes, "return config"])
-    path.write_text(f"from conftest import tiny_config\n\n\ndef get_config():\n    {body}\n")
-    return path
 
 
 @pytest.fixture
@@ -192,143 +179,7 @@ def test_sampler_steps_that_gaussian_diffusion_does_not_have(steps, match):
 # Workdirs.
 
 
-def make_foreign(folder):
-    folder.mkdir()
-    (folder / "thesis.txt").write_text("years of work")
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("kind", "match"),
-    [
-        ("none", "has no config.json: name a folder that was trained in"),
-        ("empty", "has no config.json: name a folder that was trained in"),
-        ("foreign", "has no config.json: name a folder that was trained in"),
-        ("begun", "no checkpoint in .*: train there first"),
-        ("broken", "config.json can't be read as a config.*name another workdir"),
-        ("other version", 'config.json can\'t be read as a config.*"old".*name another workdir'),
-    ],
-)
-def test_sampling_from_what_is_no_workdir(kind, match, refused, tmp_path):
-    folder, config = tmp_path / "place" / "run", tiny_config().to_dict()
-    if kind == "foreign":
-        make_foreign(folder)
-    elif kind != "none":
-        folder.mkdir()
-    if kind == "begun":
-        (folder / "config.json").write_text(json.dumps(config))
-    if kind == "broken":
-        (folder / "config.json").write_text("{")
-    if kind == "other version":
-        config["train"]["old"] = 1
-        (folder / "config.json").write_text(json.dumps(config))
-    out = tmp_path / "place" / "out.npz"
-    refused("sample", f"--workdir={folder}", f"--out={out}", match=match)
-
-
-def test_training_into_what_is_no_workdir(refused, tmp_path):
-    config = config_file(tmp_path)
-    foreign = make_foreign(tmp_path / "place" / "foreign")
-    match = "foreign holds files but no config.json.*name a new or empty folder"
-    refused("main", f"--config={config}", f"--workdir={foreign}", match=match)
-    file = foreign / "thesis.txt"
-    match = "thesis.txt is a file: name a folder"
-    refused("main", f"--config={config}", f"--workdir={file}", match=match)
-
-
-def test_a_workdir_that_can_not_be_made(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--workdir=.*can't be made.*name another"):
-        workdir.write_workdir(epath.Path(tmp_path / "file" / "new"), tiny_config())
-
-
-def test_a_workdir_that_was_killed_before_its_first_file_is_whole_is_free(tmp_path):
-    (tmp_path / f"{workdir.CONFIG}.tmp").write_text("{")
-    assert workdir.check_workdir(epath.Path(tmp_path), tiny_config()) == []
-
-
-@pytest.mark.parametrize(
-    ("override", "match"),
-    [
-        ("model.depth=5", "another config: model.depth: 4 -> 5; go on with the old value or name"),
-        ("model.thinking.rank=3", "another config: model.thinking.rank: 2 -> 3;"),
-        ("diffusion.shift=1", "another config: diffusion.shift: 3.0 -> 1.0;"),
-        ("init.base=/somewhere", "another config: init.base: '' -> '/somewhere'"),
-    ],
-)
-def test_going_on_with_another_model(override, match, refused, trained, tmp_path):
-    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={trained}"]
-    refused("main", *arguments, f"--config.{override}", match=match, watch=[trained])
-
-
 # Bases.
-
-
-@pytest.mark.parametrize(
-    ("kind", "match"),
-    [("none", "there is no such folder; name a base"), ("foreign", "neither a base checkpoint")],
-)
-def test_no_base_there(kind, match, refused, tmp_path):
-    folder = tmp_path / "place" / "base"
-    if kind == "foreign":
-        make_foreign(folder)
-    # An empty folder stays empty: filled, it would be taken for a foreign one at the next start.
-    (tmp_path / "place" / "new").mkdir()
-    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'place' / 'new'}"]
-    refused("main", *arguments, f"--config.init.base={folder}", match=f"{folder}.*{match}")
-
-
-BASE = {"blocks": {"kernel": jnp.zeros((2, 3))}, "final": {"bias": jnp.zeros(3)}}
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bases") / "base"
-    save_weights(epath.Path(folder), BASE)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("wanted", "match"),
-    [
-        (BASE | {"norm": {"scale": jnp.zeros(3)}}, "norm/scale is missing; make config.model"),
-        ({"blocks": BASE["blocks"]}, "final/bias is left over; make config.model"),
-        (
-            BASE | {"final": {"bias": jnp.zeros(4)}},
-            r"final/bias has shape \(3,\), the model wants \(4,\)",
-        ),
-        ({"blocks": {"bias": jnp.zeros(3)}, "final": BASE["final"]}, r"\(and 1 more\)"),
-    ],
-)
-def test_a_base_that_does_not_fit(wanted, match, base_folder):
-    with pytest.raises(UserError, match=f"{re.escape(str(base_folder))} doesn't fit .*{match}"):
-        checkpoint.load_base(str(base_folder), jax.eval_shape(lambda: wanted))
-
-
-def test_a_base_may_be_named_from_here(base_folder, monkeypatch):
-    monkeypatch.chdir(base_folder.parent)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), BASE
-    )
-    found = checkpoint.load_base(base_folder.name, wanted)
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), found, BASE))
-
-
-def test_a_damaged_base(base_folder, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(base_folder, broken)
-    (broken / "_METADATA").write_text("?")
-    with pytest.raises(UserError, match="broken is damaged or no checkpoint.*use another"):
-        checkpoint.load_base(str(broken), jax.eval_shape(lambda: BASE))
-
-
-def test_a_bucket_is_left_as_it_is_named(monkeypatch):
-    seen = []
-    monkeypatch.setattr(type(epath.Path("gs://x")), "exists", lambda path: seen.append(str(path)))
-    with pytest.raises(UserError, match="gs://bucket/base: there is no such folder"):
-        checkpoint.load_base("gs://bucket/base", BASE)
-    assert seen == ["gs://bucket/base"]
 
 
 # Sampling.
@@ -344,7 +195,7 @@ def refused_samples(refused, loaded, trained, tmp_path, monkeypatch):
     """As `refused`, for sampling from the trained workdir, which is loaded once."""
 
     def check(*arguments, match, loaded=loaded, out=None):
-        monkeypatch.setattr(loading, "load", lambda *args, **kwargs: loaded)
+        monkeypatch.setattr(request, "load", lambda *args, **kwargs: loaded)
         out = out or tmp_path / "place" / "out.npz"
         flags = [f"--workdir={trained}", f"--out={out}", *arguments]
         refused("sample", *flags, match=match, watch=[trained])
@@ -391,7 +242,7 @@ def test_more_latent_steps_than_there_are_experts_for(refused_samples, loaded):
 def test_guiding_a_model_without_classes(refused_samples, loaded):
     model = dataclasses.replace(loaded.built.model, num_classes=0)
     built = dataclasses.replace(loaded.built, model=model)
-    loaded = dataclasses.replace(loaded, built=built, num_classes=0)
+    loaded = dataclasses.replace(loaded, built=built)
     match = "guidance_scale=4.0: a model without classes has nothing to guide; use 1"
     refused_samples("--guidance_scale=4", loaded=loaded, match=match)
 
@@ -432,7 +283,7 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
 def test_data_smaller_than_a_batch():
     source = Source([{}] * 7, image_size=8, channels=1, class_names=tuple("0123456789"))
     with pytest.raises(UserError, match="batch_size=8 is larger than digits.* 7 images"):
-        loop.data.make_iterator(source, tiny_config())
+        data.make_iterator(source, tiny_config())
 
 
 # The same from outside.

@@ -2,51 +2,34 @@
 
 import dataclasses
 import json
-import pathlib
-import runpy
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from captioned import EACH, IMAGES, captions_of, make_coco, make_fake_captions
+from captioned import EACH, IMAGES, captions_of, spoil_coco
 from etils import epath
-from imagenet import make_autoencoder, photo
-from test_resume import Curves, assert_identical, cache, stored
+from imagenet import make_autoencoder
+from resuming import Curves, assert_identical, stored
 
 from tp_jax import config as config_lib
 from tp_jax import data
 from tp_jax.data import prepare as preparation
-from tp_jax.data.pipeline import open_named
 from tp_jax.data.prepare import prepare
 from tp_jax.data.sources.latents import HEADER, NULL_TEXT, open_latents
 from tp_jax.files.atomic import write_json
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.errors import UserError
-from tp_jax.models import build_model
-from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 from tp_jax.text.words import WordEncoder
-from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.cost import equal_rank, layer_parameters
-from tp_jax.thinking.layer import init_thinking_layer
 from tp_jax.train import metrics
 from tp_jax.train.loop import train
 from tp_jax.workdir.record import read_text_space
 from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
 
-# Compiled once for the runs of this file too.
-__all__ = ["cache"]
+# The runs of this file share what they compile.
+pytestmark = pytest.mark.usefixtures("cache")
 ENCODER = WordEncoder(WORDS, LONGEST)
-SD3 = pathlib.Path(__file__).parents[1] / "configs" / "sd3_coco.py"
-get_sd3 = runpy.run_path(str(SD3))["get_config"]
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sets") / "coco"
-    make_coco(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -106,170 +89,6 @@ def copied(prepared, config):
 
 def written(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def write_lines(path, entries):
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-
-
-def write_jsonl(folder, name, make):
-    """Photos in a folder, and a JSONL of what `make` says of each."""
-    folder.mkdir(parents=True)
-    for i in range(IMAGES):
-        (folder / f"{i}.jpg").write_bytes(photo(i))
-    write_lines(folder / name, [make(i) for i in range(IMAGES)])
-
-
-def check_records(source, count=IMAGES):
-    assert source.gives == "caption" and len(source.records) == count
-    assert source.image_size is None and source.channels == 3 and source.class_names == ()
-    for i in range(count):
-        record = source.records[i]
-        assert bytes(record["image"]) == photo(i)
-        assert record["captions"] == tuple(captions_of(i))
-
-
-def test_coco_is_read_in_the_order_of_its_ids(coco):
-    source = open_named("config.data", "coco", str(coco), "train2017")
-    check_records(source)
-    assert source.record_name(3).endswith("train2017/000000000003.jpg")
-
-
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("captions.jsonl", lambda i: {"file": f"{i}.jpg", "captions": captions_of(i)}),
-        ("train.jsonl", lambda i: {"file": f"./{i}.jpg", "captions": captions_of(i)}),
-        ("metadata.jsonl", lambda i: {"file_name": f"{i}.jpg", "text": captions_of(i)}),
-        ("train/metadata.jsonl", lambda i: {"file_name": f"{i}.jpg", "text": captions_of(i)}),
-    ],
-)
-def test_a_folder_with_a_jsonl_is_read_in_the_order_of_its_lines(tmp_path, name, make):
-    place = tmp_path / "set" / name
-    write_jsonl(place.parent, place.name, make)
-    if place.name == "train.jsonl":
-        # Another split's images lie beside this one's.
-        write_lines(place.with_name("captions.jsonl"), [{"file": "x.jpg", "caption": "a ring"}])
-        place.with_name("x.jpg").write_bytes(photo(0))
-    check_records(open_named("config.data", "captions", str(tmp_path / "set"), "train"))
-
-
-def test_lines_of_one_image_are_its_captions(tmp_path):
-    write_jsonl(tmp_path / "set", "captions.jsonl", lambda i: {})
-    lines = [{"file": f"{i}.jpg", "caption": c} for i in range(IMAGES) for c in captions_of(i)]
-    write_lines(tmp_path / "set" / "captions.jsonl", lines[::-1])
-    source = open_named("config.data", "captions", str(tmp_path / "set"), "")
-    assert source.records[IMAGES - 1]["captions"] == tuple(captions_of(0)[::-1])
-
-
-def test_tfds_sets_with_captions_give_captions(tmp_path):
-    make_fake_captions(tmp_path)
-    source = open_named("config.data", "tfds/fake_captions", str(tmp_path), "train")
-    # TFDS shuffles what it writes.
-    records = [source.records[i] for i in range(IMAGES)]
-    found = {bytes(record["image"]): record["captions"] for record in records}
-    assert found == {photo(i): tuple(captions_of(i)) for i in range(IMAGES)}
-    assert source.gives == "caption" and len(source.records) == IMAGES
-
-
-def test_one_of_the_captions_is_drawn_beside_the_same_pixels(coco):
-    source = open_named("config.data", "coco", str(coco), "train2017")
-    decode = source.decoder(32, False)
-    drawn = [decode(source.records[2], np.random.default_rng(seed)) for seed in range(60)]
-    said = [example["condition"]["caption"] for example in drawn]
-    assert all(said.count(caption) > 8 for caption in captions_of(2))
-    assert drawn[0]["x"].shape == (32, 32, 3) and drawn[0]["x"].dtype == np.float32
-    assert all((example["x"] == drawn[0]["x"]).all() for example in drawn)
-    np.testing.assert_array_equal(
-        source.decoder(32, True)(source.records[2], np.random.default_rng(0))["x"],
-        data.source.DecodeImage(32, 3, True)(
-            {"image": photo(2), "label": 0}, np.random.default_rng(0)
-        )["x"],
-    )
-
-
-def spoil_coco(change, folder):
-    path = folder / "annotations" / "captions_train2017.json"
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-COCO = [
-    (lambda f: shutil.rmtree(f / "annotations"), "captions_train2017.json isn't there: in MSCOCO"),
-    (
-        lambda f: shutil.rmtree(f / "train2017"),
-        "train2017 isn't there: in MSCOCO's layout config.d",
-    ),
-    (lambda f: shutil.rmtree(f), "config.data.dir=.*coco' isn't there: name a folder"),
-    (
-        lambda f: (f / "annotations" / "captions_train2017.json").write_text('{"images": ['),
-        "captions_train2017.json is damaged JSON: .*mend it",
-    ),
-    (
-        lambda f: (f / "annotations" / "captions_train2017.json").write_bytes(b"\xff\xfe{}"),
-        "captions_train2017.json: isn't text in UTF-8",
-    ),
-    (lambda f: spoil_coco(lambda c: c.pop("images"), f), "isn't laid out as MSCOCO's captions"),
-    (
-        lambda f: spoil_coco(lambda c: c["images"].clear(), f),
-        ": 34 captions are of no image in it",
-    ),
-    (
-        lambda f: spoil_coco(lambda c: c["annotations"][0].update(caption=" "), f),
-        "annotation 110: the caption ' ' is empty",
-    ),
-    (
-        lambda f: spoil_coco(lambda c: c.update(annotations=c["annotations"][7:]), f),
-        "3 images in .* have no caption in .*json, the first 000000000009.jpg: write captions",
-    ),
-    (
-        lambda f: (f / "train2017" / "extra.jpg").write_bytes(photo(0)),
-        "1 images in .* have no caption in .*json, the first extra.jpg",
-    ),
-    (
-        lambda f: (f / "train2017" / "000000000004.jpg").unlink(),
-        "names 1 images that aren't in .*train2017, the first 000000000004.jpg: add the images",
-    ),
-]
-
-
-@pytest.mark.parametrize(("spoil", "match"), COCO)
-def test_what_is_wrong_with_coco_is_named(coco, tmp_path, spoil, match):
-    shutil.copytree(coco, tmp_path / "coco")
-    spoil(tmp_path / "coco")
-    with pytest.raises(UserError, match=match):
-        open_named("config.data", "coco", str(tmp_path / "coco"), "train2017")
-
-
-LINES = [
-    ('{"file": "0.jpg", "caption"', "captions.jsonl, line 2 is damaged JSON"),
-    ('["0.jpg", "a ring"]', "line 2 names no image: write"),
-    ('{"caption": "a ring"}', "line 2 names no image: write"),
-    ('{"file": "0.jpg"}', "line 2: 0.jpg has no caption: add one"),
-    ('{"file": "0.jpg", "captions": []}', "line 2: 0.jpg has no caption: add one"),
-    ('{"file": "0.jpg", "caption": "  "}', "line 2: the caption '  ' is empty"),
-    ('{"file": "0.jpg", "captions": ["a ring", 3]}', "line 2: the caption '3' is empty or no text"),
-    ('{"file": "9.jpg", "caption": "a ring"}', "names 1 images that aren't in .*the first 9.jpg"),
-    ("", "1 images in .* have no caption in .*captions.jsonl, the first 0.jpg"),
-]
-
-
-@pytest.mark.parametrize(("line", "match"), LINES)
-def test_what_is_wrong_with_a_line_is_named(tmp_path, line, match):
-    for i in range(2):
-        (tmp_path / f"{i}.jpg").write_bytes(photo(i))
-    (tmp_path / "captions.jsonl").write_text(f'{{"file": "1.jpg", "caption": "a ring"}}\n{line}\n')
-    with pytest.raises(UserError, match=match):
-        open_named("config.data", "captions", str(tmp_path), "train")
-
-
-def test_a_folder_without_captions_is_named(tmp_path):
-    with pytest.raises(UserError, match="has none of train.jsonl, captions.jsonl, metadata.jsonl"):
-        open_named("config.data", "captions", str(tmp_path), "train")
-    (tmp_path / "captions.jsonl").write_text("\n")
-    with pytest.raises(UserError, match="captions.jsonl holds no captions"):
-        open_named("config.data", "captions", str(tmp_path), "train")
 
 
 def test_prepared_text_is_the_encoders(prepared):
@@ -489,50 +308,3 @@ def test_pictures_are_drawn_of_the_first_captions(prepared, config):
     # Again the first record.
     drawn = (ENCODER.encode(captions_of(0))["pooled"] == found["pooled"][-2]).all(1)
     assert drawn.sum() == 1 and found["null_text"].shape == found["text"].shape
-
-
-def count(config, width):
-    layer = jax.eval_shape(lambda key: init_thinking_layer(key, config, width), jax.random.key(0))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(layer))
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"experts": 5, "latent_steps": 5},
-        {"latent_steps": 3, "share_across_steps": False, "rank": 7},
-        {"gate": "random"},
-        {"gate_inputs": ("token",), "gate_width": 40},
-    ],
-)
-def test_plain_lora_of_equal_rank_has_as_many_parameters(fields):
-    width, config = 96, ThinkingConfig(**fields)
-    assert layer_parameters(width, config) == count(config, width)
-    lora = ThinkingConfig(experts=1, latent_steps=1, gate="first", rank=equal_rank(width, config))
-    # To the nearest: one rank is 6·width parameters.
-    assert abs(count(lora, width) - count(config, width)) <= 6 * width / 2
-    assert count(dataclasses.replace(lora, rank=1), width) == (2 + 6) * width
-
-
-def trained_parameters(argument):
-    config = get_sd3(argument)
-    params = abstract_params(build_model(config_lib.build(config).model))["thinking"]
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-
-
-def test_the_variants_of_sd3_are_what_they_say():
-    ours, lora = trained_parameters(""), trained_parameters("lora")
-    assert abs(lora / ours - 1) < 2e-3 and ours == pytest.approx(8.86e6, rel=0.01)
-    thinking = get_sd3("lora,one-layer,no-mod").model.thinking
-    assert (thinking.experts, thinking.latent_steps, thinking.gate) == (1, 1, "first")
-    assert thinking.layers == (12,) and not thinking.modulate
-    assert trained_parameters("one-layer") * 3 == ours
-    five = get_sd3("m5t5,512")
-    assert (five.model.thinking.experts, five.model.thinking.latent_steps) == (5, 5)
-    assert five.model.image_size == 64 and five.data.dir != get_sd3().data.dir
-    assert abs(trained_parameters("m5t5,lora") / trained_parameters("m5t5") - 1) < 2e-3
-    config_lib.build(get_sd3("debug,lora,512"))
-    assert get_sd3("debug").data.source == "synthetic"
-    with pytest.raises(UserError, match="unknown argument 'lara': choose of one-layer, m5t5"):
-        get_sd3("lora,lara")

@@ -98,7 +98,12 @@ def test_out_may_be_empty_and_nothing_else(refused, tmp_path):
     arguments = ["--kind=dit", "--source=nowhere.pt"]
     for name in ("empty", "file"):
         out = place / name
-        refused("convert", *arguments, f"--out={out}", match=f"--out={out} is there already")
+        refused(
+            "convert",
+            *arguments,
+            f"--out={out}",
+            match=f"--out={out} (is a file|holds files already)",
+        )
     save_file(torch_state("dit"), tmp_path / "w.safetensors")
     arguments = ["--kind=dit", "--heads=4", f"--source={tmp_path / 'w.safetensors'}"]
     refused("convert", *arguments, f"--out={place / 'file' / 'x'}", match="can't be written")

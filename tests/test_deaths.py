@@ -5,7 +5,6 @@ import contextlib
 import io
 import os
 import re
-import resource
 import shutil
 import signal
 import time
@@ -13,28 +12,27 @@ import time
 import numpy as np
 import pytest
 from etils import epath
-from test_resume import (
+from resuming import (
     STEPS,
     WITHOUT_CURVES,
     Processes,
     assert_identical,
-    cache,  # noqa: F401
     small_config,
     steps_kept,
     stored,
     trained_losses,
-    uninterrupted,  # noqa: F401
 )
 
 from tp_jax.messages.errors import UserError
 from tp_jax.sampling.loaded import load
-from tp_jax.train import loop
 from tp_jax.train.liveness import Watchdog
 from tp_jax.workdir.integrity import file_checksums, find_damage
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 @pytest.fixture(scope="module")
-def half_way(tmp_path_factory, cache):  # noqa: F811
+def half_way(tmp_path_factory, cache):
     """A workdir that was stopped at step 9, with checkpoints 4 and 8. Copy it."""
     workdir = tmp_path_factory.mktemp("half_way") / "run"
     trained_losses(small_config(every_steps=4), workdir, stop_at=10)
@@ -90,7 +88,7 @@ def test_checksums_are_kept_for_the_checkpoints_that_are(workdir):
     }
 
 
-def test_it_goes_on_on_another_mesh(workdir, uninterrupted):  # noqa: F811
+def test_it_goes_on_on_another_mesh(workdir, uninterrupted):
     config = small_config(every_steps=4)
     config.mesh.update(data=1, fsdp=2, expert=2)
     config.model.thinking.dispatch = "expert_parallel"
@@ -106,7 +104,7 @@ def test_it_goes_on_on_another_mesh(workdir, uninterrupted):  # noqa: F811
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     damage,
     workdir,
-    uninterrupted,  # noqa: F811
+    uninterrupted,
     capsys,
 ):
     spoilt = max(files_of(workdir, 8), key=lambda path: path.stat().st_size)
@@ -120,7 +118,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     assert_identical(stored(workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
 
 
-def test_without_checksums_what_cannot_be_read_is_set_aside(workdir, uninterrupted):  # noqa: F811
+def test_without_checksums_what_cannot_be_read_is_set_aside(workdir, uninterrupted):
     # As after a kill in the moment between a save's end and its checksums.
     (workdir / "checksums" / "8.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "8" / "ema")
@@ -144,19 +142,8 @@ def test_nothing_is_sampled_from_a_damaged_checkpoint(workdir):
     assert load(epath.Path(workdir), 4).train_step == 4
 
 
-def slow_down(seconds):
-    """Makes every step take longer, so that a signal comes between two of them."""
-    to_devices = loop._to_devices
-
-    def slower(*args):
-        time.sleep(seconds)
-        return to_devices(*args)
-
-    loop._to_devices = slower
-
-
-def test_sigterm_saves_and_ends_well(uninterrupted, tmp_path, cache):  # noqa: F811
-    lines = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.slow_down(0.3)"
+def test_sigterm_saves_and_ends_well(uninterrupted, tmp_path, cache):
+    lines = f"{WITHOUT_CURVES}\nresuming.slow_down(0.3)"
     processes = Processes(tmp_path, cache, lines=lines)
     process = processes.start("--config.checkpoint.every_steps=50")
     while f"step  3/{STEPS}" not in processes.said():
@@ -174,28 +161,13 @@ def test_sigterm_saves_and_ends_well(uninterrupted, tmp_path, cache):  # noqa: F
     assert_identical(stored(processes.workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
 
 
-def fill_disk(step):
-    """From that step on no file can grow beyond a few bytes, as on a full disk."""
-    to_devices, seen = loop._to_devices, []
-
-    def full(*args):
-        seen.append(0)
-        time.sleep(0.2)  # So that the save before is written.
-        if len(seen) == step:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-        return to_devices(*args)
-
-    loop._to_devices = full
-
-
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
-    uninterrupted,  # noqa: F811
+    uninterrupted,
     tmp_path,
-    cache,  # noqa: F811
+    cache,
 ):
     # What the process says goes through a pipe, which has no size.
-    lines = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.fill_disk(step=12)"
+    lines = f"{WITHOUT_CURVES}\nresuming.fill_disk(step=12)"
     processes = Processes(tmp_path, cache, lines=lines)
     code, said = processes.finish("--config.checkpoint.every_steps=6", through_pipe=True)
     assert code == 1, said
@@ -214,12 +186,12 @@ LONG = 60  # steps of the run that dies at random
 
 
 @pytest.mark.slow
-def test_it_outlives_random_deaths(tmp_path, cache):  # noqa: F811
+def test_it_outlives_random_deaths(tmp_path, cache):
     """TP_JAX_DEATHS=N runs longer; TP_JAX_DEATHS_SEED=N dies otherwise."""
     rng = np.random.default_rng(int(os.environ.get("TP_JAX_DEATHS_SEED", 0)))
     trained_losses(small_config(steps=LONG, every_steps=LONG), tmp_path / "uninterrupted")
-    slow = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.slow_down(0.05)"
-    full = f"{WITHOUT_CURVES}\nimport test_deaths\ntest_deaths.fill_disk(step={{}})"
+    slow = f"{WITHOUT_CURVES}\nresuming.slow_down(0.05)"
+    full = f"{WITHOUT_CURVES}\nresuming.fill_disk(step={{}})"
     processes = Processes(tmp_path, cache, steps=LONG, lines=slow)
     died = collections.Counter()
     for _ in range(int(os.environ.get("TP_JAX_DEATHS", 50))):

@@ -339,7 +339,7 @@ def test_grids_and_answers_that_do_not_fit(grids, tmp_path):
     with fails("12.png: (7, 7) can't be a grid of 2×2 images"):
         dpg.answer_images(folder, questions, vqa, out)
     (folder / "12.png").write_bytes(b"png")
-    with fails("12.png: can't be read as an image"):
+    with fails("12.png can't be read as an image"):
         dpg.answer_images(folder, questions, vqa, out)
 
 

@@ -2,271 +2,30 @@
 
 import dataclasses
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-import tracemalloc
-import zipfile
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import run_entry
 from etils import epath
-from feature_formula import image
-from PIL import Image
+from stand_in_extractor import (
+    REFERENCE,
+    SAMPLE,
+    make_extractor,
+    network,
+    pictures,
+    save,
+    save_pngs,
+)
 
-from tp_jax.evals.adm import manifold
+from tp_jax.evals.adm import manifold, suite
 from tp_jax.evals.adm import reference as reference_lib
 from tp_jax.evals.adm import scores as adm
-from tp_jax.evals.adm.features import PROTOCOLS, Extractor, rebatched
 from tp_jax.evals.adm.reference import complete, measure, read_reference, save_statistics
 from tp_jax.evals.adm.statistics import frechet_distance, inception_score, moments
-from tp_jax.evals.adm.suite import Task
+from tp_jax.evals.adm.suite import Task, score_images
 from tp_jax.messages.errors import UserError
-from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
-from tp_jax.pictures.reading import open_images
-
-WIDTHS = dict(pool=16, spatial=12, logits=10)
-
 
 # The extractor.
-
-
-class Found(NamedTuple):
-    pool: jax.Array
-    spatial: jax.Array
-    logits: jax.Array
-
-
-def network(params, x):
-    tiles = x.reshape(len(x), 13, 23, 13, 23, 3).mean(axis=(2, 4)).reshape(len(x), -1)
-    return Found(**{name: jnp.abs(tiles @ matrix) for name, matrix in params.items()})
-
-
-def make_extractor(devices=None, **fields):
-    random = np.random.RandomState(5)
-    params = {
-        name: random.standard_normal((507, width)).astype(np.float32)
-        for name, width in WIDTHS.items()
-    }
-    mesh = create_mesh(DATA_PARALLEL, devices)
-    defaults = dict(protocol="adm", identity="stand-in 1", mesh=mesh, batch_size=8)
-    return Extractor(network, params, **(defaults | fields))
-
-
-@pytest.fixture(scope="module")
-def extractor():
-    return make_extractor()
-
-
-def pictures(count, side=16, channels=3, seed=0):
-    """Noise around a colour of each picture's own, uint8."""
-    random = np.random.RandomState(seed)
-    colour = random.uniform(60, 190, (count, 1, 1, channels))
-    noise = 30 * random.standard_normal((count, side, side, channels))
-    return np.clip(colour + noise, 0, 255).astype(np.uint8)
-
-
-def test_batches_of_any_size_give_each_picture_its_features(extractor):
-    images = pictures(21)
-    whole = network(extractor.params, PROTOCOLS["adm"].prepare(jnp.asarray(images)))
-    parts = list(extractor.batches([images[:3], images[3:20], images[20:]]))
-    assert [len(part.pool) for part in parts] == [8, 8, 5]
-    for name in WIDTHS:
-        found = np.concatenate([getattr(part, name) for part in parts])
-        np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-4, atol=1e-4)
-
-
-def test_four_devices_give_the_features_of_one(extractor, one_device):
-    assert extractor.mesh.size == 4
-    images = pictures(10)
-    alone = make_extractor(one_device, batch_size=5)
-    found, expected = (
-        np.concatenate([part.pool for part in which.batches([images])])
-        for which in (extractor, alone)
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_batch_is_cut_over_the_devices(extractor):
-    [inputs, _], _ = (
-        extractor._run.lower(extractor.params, jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8))
-        .compile()
-        .input_shardings,
-        None,
-    )
-    assert inputs[1].shard_shape((8, 16, 16, 3)) == (2, 16, 16, 3)
-
-
-def extract_as_process(index, port, out):
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", 2, index)
-    assert jax.device_count() == 8  # four here
-    np.save(out, np.concatenate([part.pool for part in make_extractor().batches([pictures(21)])]))
-
-
-@pytest.mark.slow
-def test_each_of_two_processes_gets_all_features(extractor, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    tests = pathlib.Path(__file__).parent
-    search = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    outs = [tmp_path / f"{index}.npy" for index in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", "import sys, test_evals as t; t.extract_as_process("
-             "int(sys.argv[1]), *sys.argv[2:])", str(index), str(port), str(out)],
-            env=os.environ | {"PYTHONPATH": search},
-        )
-        for index, out in enumerate(outs)
-    ]  # fmt: skip
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    expected = np.concatenate([part.pool for part in extractor.batches([pictures(21)])])
-    for out in outs:
-        np.testing.assert_allclose(np.load(out), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_rebatched_keeps_the_order():
-    parts = np.split(np.arange(23), [1, 2, 15, 15])
-    assert [list(part) for part in rebatched(parts, 6)] == [
-        list(range(start, min(start + 6, 23))) for start in range(0, 23, 6)
-    ]
-    assert list(rebatched([], 6)) == []
-
-
-def test_unknown_protocols_and_batches_are_refused():
-    with pytest.raises(UserError, match="protocol 'tf' is unknown: choose one of adm, pytorch-fid"):
-        make_extractor(protocol="tf")
-    with pytest.raises(UserError, match="batch_size=6 does not divide .* a multiple of 4"):
-        make_extractor(batch_size=6)
-
-
-# Files and folders of images.
-
-
-def save(path, compressed=False, **arrays):
-    (np.savez_compressed if compressed else np.savez)(path, **arrays)
-    return epath.Path(path)
-
-
-def read(path, rows=4, count=None):
-    found = open_images(epath.Path(path))
-    return np.concatenate(list(found.batches(rows, count or found.count)))
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_an_npz_is_read_in_blocks(compressed, tmp_path):
-    images = pictures(11)
-    path = save(tmp_path / "a.npz", compressed, arr_1=np.arange(11), arr_0=images)
-    np.testing.assert_array_equal(read(path), images)
-    np.testing.assert_array_equal(read(path, count=5), images[:5])
-    assert open_images(path).count == 11 and open_images(path).size == (16, 16)
-    assert [len(batch) for batch in open_images(path).batches(4, 11)] == [4, 4, 3]
-    assert [len(batch) for batch in open_images(path).batches(4, 8)] == [4, 4]
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_an_npz_is_never_in_memory_as_a_whole(compressed, tmp_path):
-    path = save(tmp_path / "a.npz", compressed, arr_0=np.zeros((2000, 64, 64, 3), np.uint8))
-    tracemalloc.start()
-    for _ in open_images(path).batches(16, 2000):
-        pass
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 3e6  # of 24.6e6
-
-
-def test_grey_is_repeated(tmp_path):
-    images = pictures(3, channels=1)
-    path = save(tmp_path / "a.npz", arr_0=images)
-    np.testing.assert_array_equal(read(path), images.repeat(3, axis=-1))
-    Image.fromarray(images[0, ..., 0]).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read(tmp_path), images[:1].repeat(3, axis=-1))
-
-
-def save_pngs(folder, images):
-    folder.mkdir(exist_ok=True)
-    for i, picture in enumerate(images):
-        Image.fromarray(picture).save(folder / f"{i:05d}.png")
-    return epath.Path(folder)
-
-
-def test_a_folder_is_read_in_the_order_of_names_without_its_grid(tmp_path):
-    images = pictures(6)
-    folder = save_pngs(tmp_path / "a", images)
-    Image.fromarray(image(90, 90)).save(folder / "grid.png")
-    (folder / "notes.txt").touch()
-    np.testing.assert_array_equal(read(folder), images)
-
-
-def test_images_that_are_none(tmp_path):
-    def check(match, **arrays):
-        with pytest.raises(UserError, match=match):
-            open_images(save(tmp_path / "a.npz", **arrays))
-
-    images = pictures(3)
-    check("a.npz has no arr_0 but images.npy: name", images=images)
-    check(r"arr_0 is float32 \[3, 16, 16, 3\], but images are uint8", arr_0=np.float32(images))
-    check(r"arr_0 is uint8 \[3, 16, 16, 4\], but", arr_0=images.repeat(2, axis=-1)[..., :4])
-    check(r"arr_0 is uint8 \[16, 16, 3\], but", arr_0=images[0])
-    check(r"arr_0 is object \[1\], but", arr_0=np.array([None]))
-    check("in Fortran order, but", arr_0=np.asfortranarray(images))
-    check(r"arr_0 has no images: its shape is \[0, 16, 16, 3\]", arr_0=images[:0])
-    with pytest.raises(UserError, match="no such file or folder; name"):
-        open_images(epath.Path(tmp_path / "b"))
-    (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match="has no PNGs .*name another"):
-        open_images(epath.Path(tmp_path / "b"))
-
-
-def test_an_npz_that_is_cut_short(tmp_path):
-    path = save(tmp_path / "a.npz", arr_0=pictures(20))
-    path.write_bytes(path.read_bytes()[:10_000])
-    with pytest.raises(UserError, match=r"a.npz can't be read as an npz \(.*cut short"):
-        open_images(path)
-
-
-def test_an_array_that_ends_early_names_its_row(tmp_path):
-    np.save(tmp_path / "arr_0.npy", pictures(20))
-    data = (tmp_path / "arr_0.npy").read_bytes()[: 128 + 768 * 13 + 5]
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("arr_0.npy", data)
-    with pytest.raises(UserError, match="arr_0 ends in row 13 of 20: write it again"):
-        open_images(epath.Path(tmp_path / "a.npz"))
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_damaged_rows_are_named(compressed, tmp_path):
-    path = save(tmp_path / "a.npz", compressed, arr_0=pictures(20))
-    data = bytearray(path.read_bytes())
-    middle = len(data) * 2 // 5
-    data[middle : middle + 40] = bytes(255 - byte for byte in data[middle : middle + 40])
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a.npz: arr_0 is damaged at or before row (11|15|19) \("):
-        read(path)
-
-
-def test_pngs_that_do_not_fit(tmp_path):
-    folder = save_pngs(tmp_path / "a", pictures(3))
-    whole = (folder / "00001.png").read_bytes()
-    (folder / "00001.png").write_bytes(whole[:300])
-    with pytest.raises(UserError, match=r"00001.png can't be read as a PNG .*write it again"):
-        read(folder)
-    (folder / "00001.png").write_bytes(b"text")
-    with pytest.raises(UserError, match=r"00001.png can't be read as a PNG"):
-        open_images(folder)
-    Image.fromarray(image(16, 8)).save(folder / "00001.png")
-    with pytest.raises(UserError, match="00001.png is 8×16, the first of its folder 16×16"):
-        open_images(folder)
-    Image.fromarray(pictures(1)[0]).convert("RGBA").save(folder / "00001.png")
-    with pytest.raises(UserError, match="00001.png has mode RGBA: save 8-bit RGB or grey"):
-        open_images(folder)
 
 
 # References and scores.
@@ -295,9 +54,6 @@ def expected_scores(extractor, sample, reference):
         precision=precision,
         recall=recall,
     )
-
-
-SAMPLE, REFERENCE = pictures(50, seed=1), pictures(60, seed=2) // 2 + 60
 
 
 def check_scores(found, expected, **changes):
@@ -470,7 +226,7 @@ def inception(monkeypatch, extractor):
     def load(folder, protocol, batch_size):
         return dataclasses.replace(extractor, protocol=protocol, batch_size=batch_size)
 
-    monkeypatch.setattr(adm, "load_extractor", load)
+    monkeypatch.setattr(suite, "load_extractor", load)
 
 
 def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, capsys):
@@ -483,7 +239,7 @@ def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, c
         save_statistics=epath.Path(tmp_path / "statistics.npz"),
         batch_size=16,
     )
-    check_scores(adm.run(task), expected)
+    check_scores(score_images(task), expected)
     table = capsys.readouterr().out
     assert f"fid             {expected['fid']:.4f}\n" in table and "protocol        adm\n" in table
     written = json.loads(task.out.read_text())
@@ -504,7 +260,7 @@ def test_statistics_alone_need_no_reference(inception, expected, tmp_path):
         save_statistics=epath.Path(tmp_path / "b.npz"),
         num=20,
     )
-    scores = adm.run(task)
+    scores = score_images(task)
     assert scores.fid is None and scores.reference is None and scores.count == 20
     assert read_reference(task.save_statistics).statistics.count == 20
 
@@ -522,7 +278,7 @@ def test_what_was_computed_stays(inception, tmp_path):
         save_statistics=epath.Path(tmp_path / "c.npz"),
     )
     with pytest.raises(UserError, match="a.npz: arr_0 is damaged at or before row 59"):
-        adm.run(task)
+        score_images(task)
     assert read_reference(task.save_statistics).statistics.count == 50
 
 
@@ -535,7 +291,7 @@ BASIC = ["--samples={a}", "--reference={a}", "--inception={none}"]
         (BASIC[1:], "--samples is missing: FILE.npz with arr_0"),
         (BASIC[:2], "--inception is missing: a folder written by"),
         ([BASIC[0], BASIC[2]], "--reference is missing: name one, or --save_statistics=FILE.npz"),
-        ([*BASIC, "--suite=fid"], "suite 'fid' is unknown: choose one of adm"),
+        ([*BASIC, "--suite=fid"], "--suite='fid' is unknown: choose one of adm"),
         ([*BASIC, "--protocol=tf"], "protocol 'tf' is unknown: choose one of adm, pytorch-fid"),
         ([*BASIC, "--num=51"], "51 images asked for, but .*a.npz holds 50: choose 2 to 50"),
         ([*BASIC, "--num=1"], "1 images asked for, but .*choose 2 to 50"),

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from navigation import lake_config
+from small_configs import lake_config
 
 from tp_jax.data.sources.frozenlake import make_frozenlake
 from tp_jax.messages.errors import UserError
@@ -14,7 +14,7 @@ from tp_jax.worlds.frozenlake import frames as frames_lib
 from tp_jax.worlds.frozenlake import maps
 from tp_jax.worlds.frozenlake.frames import Canvas, render
 from tp_jax.worlds.frozenlake.maps import check_map, distances, held_out, make_map
-from tp_jax.worlds.frozenlake.settings import NavigationConfig, canvas_of
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
 
 # TP_JAX_FRAMES=10000 takes some minutes on one core.
 FRAMES = int(os.environ.get("TP_JAX_FRAMES", "100"))
@@ -170,15 +170,15 @@ def test_maps_that_cannot_be_played_are_named(desc, reason):
 @pytest.mark.parametrize(
     "changes,match",
     [
-        ({"navigation.tile": 6}, "tile=6.*only at 8, 16, 32, 64"),
-        ({"navigation.tile": 4}, "tile=4.*only at 8"),
-        ({"navigation.tile": 16, "model.image_size": 40}, "image_size=40 isn't a multiple"),
-        ({"navigation.unseen_sizes": (5,)}, "5×5 can't be shown sharply"),
-        ({"navigation.sizes": (3, 4), "navigation.unseen_sizes": (4,)}, r"both name \[4\]"),
-        ({"navigation.sizes": ()}, "sizes is empty"),
-        ({"navigation.frozen": (0.9, 0.6)}, "two probabilities"),
-        ({"navigation.frozen": (0.1, 0.6)}, "probabilities from 0.5"),
-        ({"navigation.read_sigma": 1.0}, "read_sigma=1.0"),
+        ({"frozenlake.tile": 6}, "tile=6.*only at 8, 16, 32, 64"),
+        ({"frozenlake.tile": 4}, "tile=4.*only at 8"),
+        ({"frozenlake.tile": 16, "model.image_size": 40}, "image_size=40 isn't a multiple"),
+        ({"frozenlake.unseen_sizes": (5,)}, "5×5 can't be shown sharply"),
+        ({"frozenlake.sizes": (3, 4), "frozenlake.unseen_sizes": (4,)}, r"both name \[4\]"),
+        ({"frozenlake.sizes": ()}, "sizes is empty"),
+        ({"frozenlake.frozen": (0.9, 0.6)}, "two probabilities"),
+        ({"frozenlake.frozen": (0.1, 0.6)}, "probabilities from 0.5"),
+        ({"frozenlake.read_sigma": 1.0}, "read_sigma=1.0"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, match):
@@ -199,9 +199,9 @@ def test_maps_that_are_not_to_be_had_are_not_sought_for_ever():
 @pytest.mark.parametrize("module", ["gymnasium.envs.toy_text", "pygame"])
 def test_without_gymnasium_or_pygame_the_remedy_is_said(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match="pip install -e '.\\[navigation\\]'"):
+    with pytest.raises(UserError, match="pip install -e '.\\[frozenlake\\]'"):
         maps.frozen_lake()
 
 
 def test_defaults_are_a_config():
-    assert NavigationConfig().sizes
+    assert FrozenLakeConfig().sizes

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import fails, grey, write_lines
 from etils import epath
 
+from tp_jax.evals.geneval import prompts as layout
 from tp_jax.evals.geneval import results as geneval
 from tp_jax.evals.geneval.rules import Detection, judge, relations, select
 
@@ -30,7 +31,7 @@ PROMPTS = [
 
 @pytest.fixture
 def prompts(tmp_path):
-    return geneval.read_prompts(write_lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
+    return layout.read_prompts(write_lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
 
 
 def test_geneval_prompts_keep_their_metadata_and_number_their_folders(prompts):
@@ -42,9 +43,9 @@ def test_geneval_prompts_keep_their_metadata_and_number_their_folders(prompts):
 
 def test_geneval_layout_is_the_evaluator_s(prompts, tmp_path):
     out = epath.Path(tmp_path / "out")
-    path = geneval.image_path(out, prompts[2], 3)
+    path = layout.image_path(out, prompts[2], 3)
     assert path.relative_to(out).as_posix() == "00002/samples/0003.png"
-    geneval.write_metadata(out, prompts[2])
+    layout.write_metadata(out, prompts[2])
     assert json.loads((out / "00002" / "metadata.jsonl").read_text()) == PROMPTS[2]
 
 
@@ -71,7 +72,7 @@ def test_geneval_layout_is_the_evaluator_s(prompts, tmp_path):
 def test_bad_geneval_prompts_are_named_by_line(change, words, tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [PROMPTS[0], PROMPTS[2] | change])
     with fails(words) as caught:
-        geneval.read_prompts(path)
+        layout.read_prompts(path)
     assert str(caught.value).startswith(f"{path}, line 2: ")
 
 
@@ -90,7 +91,7 @@ def test_a_file_that_is_no_list_of_prompts(content, words, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with fails(words):
-        geneval.read_prompts(epath.Path(path))
+        layout.read_prompts(epath.Path(path))
 
 
 # Rules.
@@ -231,7 +232,7 @@ def test_geneval_scores_by_hand(prompts, tmp_path):
 
 
 def test_each_tag_counts_the_same_however_many_prompts_it_has(tmp_path):
-    cases = {tag: [i < 7 for i in range(count)] for tag, count in geneval.PROMPTS.items()}
+    cases = {tag: [i < 7 for i in range(count)] for tag, count in layout.PROMPTS.items()}
     lines = []
     for tag, rights in cases.items():
         for i, right in enumerate(rights):
@@ -240,7 +241,7 @@ def test_each_tag_counts_the_same_however_many_prompts_it_has(tmp_path):
                                 metadata=json.dumps(metadata), filename=f"{tag}{i}"))  # fmt: skip
     path = write_lines(tmp_path / "r.jsonl", lines)
     scores = geneval.read_results(path)
-    expected = {tag: 7 / count for tag, count in geneval.PROMPTS.items()}
+    expected = {tag: 7 / count for tag, count in layout.PROMPTS.items()}
     assert scores.tags == pytest.approx(expected)
     assert scores.overall == pytest.approx(sum(expected.values()) / 6)
     assert scores.prompts == 553
@@ -288,9 +289,9 @@ def drawn(prompts, tmp_path):
     """Images as grey as their number, two a prompt."""
     folder = epath.Path(tmp_path / "out")
     for prompt in prompts:
-        geneval.write_metadata(folder, prompt)
+        layout.write_metadata(folder, prompt)
         for sample in range(2):
-            path = geneval.image_path(folder, prompt, sample)
+            path = layout.image_path(folder, prompt, sample)
             path.parent.mkdir(exist_ok=True)
             grey(10 * prompt.index + sample).save(path)
         (folder / prompt.name / "grid.png").write_bytes(b"not looked at")
@@ -379,10 +380,10 @@ def test_bad_folders_of_images(drawn, prompts, tmp_path):
         run()
     assert out.read_text() == "my notes"
     out.unlink()
-    geneval.image_path(drawn, prompts[1], 1).unlink()
+    layout.image_path(drawn, prompts[1], 1).unlink()
     with fails("'a photo of two cats' has 1 images, another prompt 2"):
         run()
-    geneval.image_path(drawn, prompts[1], 0).unlink()
+    layout.image_path(drawn, prompts[1], 0).unlink()
     with fails("samples: has no images 0000.png"):
         run()
     (drawn / "00001" / "metadata.jsonl").write_text("{}\n{}")
@@ -395,6 +396,6 @@ def test_bad_folders_of_images(drawn, prompts, tmp_path):
 
 
 def test_an_image_that_cannot_be_read_is_named(drawn, prompts, tmp_path):
-    geneval.image_path(drawn, prompts[2], 0).write_bytes(b"png")
-    with fails("00002/samples/0000.png: can't be read as an image"):
+    layout.image_path(drawn, prompts[2], 0).write_bytes(b"png")
+    with fails("00002/samples/0000.png can't be read as an image"):
         geneval.score_images(drawn, Detector(), red, epath.Path(tmp_path / "r"), prompts)

@@ -50,7 +50,7 @@ def velocity(x, timestep):
 
 def trajectory(objective, config, predict, start, noise):
     """Every sample [steps, B, H, W, C] that a sampler's steps give with this noise."""
-    steps, step = SAMPLERS[config.sampler][1](objective, config)
+    steps, step = SAMPLERS[config.sampler].start(objective, config)
 
     def body(x, inputs):
         row, noise = inputs

@@ -30,7 +30,7 @@ from tp_jax.pretrained.autoencoder import convert_autoencoder
 from tp_jax.pretrained.dit import infer_dit, read_dit
 from tp_jax.pretrained.inception import convert_inception
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.train import checkpoint
+from tp_jax.workdir.checkpoints import load_base
 
 NO_THINKING = ThinkingConfig(layers=())
 # Of the largest value; torch's own rounding is about a tenth of it.
@@ -108,7 +108,7 @@ def test_dit(name, converted):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         abstract_params(model)["base"],
     )
-    base = checkpoint.load_base(str(folder), wanted)
+    base = load_base(str(folder), wanted)
     if name == "dit":
         x = arrays["x"]
     else:
@@ -303,7 +303,7 @@ def test_a_dit_of_another_size_is_named_when_it_is_loaded(converted):
     size = dict(image_size=8, depth=3, width=64, heads=4, num_classes=10)
     model = build_model(DiTConfig(**size, thinking=NO_THINKING))
     with pytest.raises(UserError, match="doesn't fit config.model: .*has shape.*the model wants"):
-        checkpoint.load_base(str(converted("dit")), abstract_params(model)["base"])
+        load_base(str(converted("dit")), abstract_params(model)["base"])
 
 
 def test_sizes_that_no_autoencoder_has():

@@ -11,18 +11,21 @@ import time
 import numpy as np
 import pytest
 from conftest import run_entry
-from test_resume import STEPS, TESTS, cache, stored, uninterrupted  # noqa: F401
+from resuming import STEPS, TESTS, stored
 
 CONFIG = """
-import test_resume
+import resuming
 
 {lines}
 
 def get_config():
-    return test_resume.small_config()
+    return resuming.small_config()
 """
-QUIET = "test_resume.metrics.open_writer = lambda workdir: test_resume.Curves()"
-SLOW = f"{QUIET}\nimport test_deaths\ntest_deaths.slow_down(0.5)"
+QUIET = "resuming.metrics.open_writer = lambda workdir: resuming.Curves()"
+SLOW = f"{QUIET}\nresuming.slow_down(0.5)"
+
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def free_port():
@@ -99,7 +102,7 @@ def assert_close(workdir, wanted):
         np.testing.assert_allclose(ours, array, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
-def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):  # noqa: F811
+def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
     workdir, losses = uninterrupted
     job = Job(tmp_path, cache, 2, 2)
     said = job.run("main", "--config=config.py", "--config.train.samples=3")
@@ -124,7 +127,7 @@ def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache): 
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):  # noqa: F811
+def test_sigterm_to_one_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):
     job = Job(tmp_path, cache, 2, 2, SLOW)
     running = job.start("main", "--config=config.py", "--config.checkpoint.every_steps=100")
     job.wait_for(f"step  2/{STEPS}", running)
@@ -141,9 +144,9 @@ def test_sigterm_to_one_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_p
 
 @pytest.mark.slow
 def test_when_one_is_killed_the_others_end_and_the_same_command_goes_on(
-    uninterrupted,  # noqa: F811
+    uninterrupted,
     tmp_path,
-    cache,  # noqa: F811
+    cache,
 ):
     job = Job(tmp_path, cache, 2, 2, SLOW)
     running = job.start("main", "--config=config.py")

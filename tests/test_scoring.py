@@ -9,7 +9,7 @@ import pytest
 from conftest import run_entry, tiny_config
 from etils import epath
 from PIL import Image
-from test_evals import make_extractor
+from stand_in_extractor import make_extractor
 
 from tp_jax.evals.adm import scorer as scoring
 from tp_jax.evals.adm.reference import read_reference
@@ -115,9 +115,8 @@ def test_the_base_is_what_the_model_was_trained_from(trained, tmp_path):
 
 def test_training_scores_its_average(reference, extractor, tmp_path):
     config, workdir = tiny_config(), epath.Path(tmp_path) / "run"
-    config.evaluation.update(
-        suite="adm", every_steps=4, num=NUM, batch_size=8, reference=str(reference), inception="x"
-    )
+    config.evaluation.update(suite="adm", every_steps=4, batch_size=8)
+    config.evaluation.adm.update(num=NUM, reference=str(reference), inception="x")
     train(config, workdir)
     found = sorted(path.name for path in (workdir / "evaluations").iterdir())
     assert found == ["00000004.json", "00000006.json"]
@@ -131,7 +130,8 @@ def test_a_reference_of_another_size_is_refused_before_training(reference, tmp_p
     config, workdir = tiny_config(), epath.Path(tmp_path) / "run"
     config.model.update(image_size=16, channels=3)
     config.data.source = "synthetic"
-    config.evaluation.update(suite="adm", reference=str(reference), inception="x")
+    config.evaluation.suite = "adm"
+    config.evaluation.adm.update(reference=str(reference), inception="x")
     with pytest.raises(UserError, match="images are 16×16, those of real.npz 8×8"):
         train(config, workdir)
     assert not workdir.exists()
@@ -143,7 +143,7 @@ def test_sweeps_that_are_refused_before_anything_is_drawn(sweep, tmp_path):
         (dict(num=1), "--num=1: 2 or more"),
         (dict(guidance_scales=()), "give one or more of each"),
         (dict(out=epath.Path(tmp_path) / "file"), "is a file: name a folder"),
-        (dict(out=epath.Path(tmp_path)), "holds other files"),
+        (dict(out=epath.Path(tmp_path)), "holds files but no description.json"),
         (dict(sampler_changes={"guidance_channels": 9}), "guidance_channels=9: the model has 1"),
         (dict(guidance_scales=(float("nan"),)), "guidance_scale=nan: give a finite number"),
     ]
@@ -156,11 +156,12 @@ def test_sweeps_that_are_refused_before_anything_is_drawn(sweep, tmp_path):
 def test_latents_that_nothing_decodes_are_not_scored(reference, tmp_path):
     config = tiny_config()
     config.model.channels, config.data.source = 4, "synthetic"
-    config.evaluation.update(suite="adm", reference=str(reference), inception="x")
+    config.evaluation.suite = "adm"
+    config.evaluation.adm.update(reference=str(reference), inception="x")
     with pytest.raises(UserError, match="4 channels draws latents.*config.autoencoder.path"):
         train(config, epath.Path(tmp_path) / "run")
-    config.evaluation.inception = ""
-    with pytest.raises(UserError, match="config.evaluation.inception is empty"):
+    config.evaluation.adm.inception = ""
+    with pytest.raises(UserError, match="config.evaluation.adm.inception is empty"):
         train(config, epath.Path(tmp_path) / "run")
 
 

@@ -23,7 +23,7 @@ from tp_jax.parallel.sharding import path_name, tree_shardings, with_shardings
 from tp_jax.pretrained import convert as convert_lib
 from tp_jax.pretrained import infer_sd3, read_description, read_sd3
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.train import checkpoint
+from tp_jax.workdir.checkpoints import load_base
 
 NO_THINKING = ThinkingConfig(layers=())
 
@@ -55,7 +55,7 @@ def load(folder, mesh=None, **changes):
     wanted = abstract_params(model)["base"]
     shardings = tree_shardings({"base": wanted}, mesh or create_mesh(ONE_DEVICE, jax.devices()[:1]))
     wanted = with_shardings(wanted, shardings["base"])
-    return model, checkpoint.load_base(str(folder), wanted, {"image_size": 8} | fields), wanted
+    return model, load_base(str(folder), wanted, {"image_size": 8} | fields), wanted
 
 
 def assert_output(model, base, arrays, suffix=""):

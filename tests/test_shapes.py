@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from tp_jax.evals.geneval.prompts import find_images
 from tp_jax.evals.geneval.rules import judge, select
-from tp_jax.evals.shapes import suite
+from tp_jax.evals.shapes import scores as suite
 from tp_jax.messages.errors import UserError
 from tp_jax.text.encoder import ZeroNull
 from tp_jax.text.words import WordEncoder

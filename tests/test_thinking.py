@@ -2,122 +2,31 @@
 
 import functools
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from thinking_reference import thinking_attention
+from layer_inputs import (
+    HEADS,
+    LAYER,
+    B,
+    D,
+    N,
+    assert_close,
+    layer_inputs,
+    make_noise,
+    ours,
+    reference,
+    small,
+)
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models.attention import attention, split_heads
-from tp_jax.parallel.chips import find_chip
-from tp_jax.thinking import Conditioning, RoutingNoise, ThinkingConfig
-from tp_jax.thinking.cost import Setting, cheapest
-from tp_jax.thinking.dispatch import LOCAL, get_dispatch, megablox
-from tp_jax.thinking.experts import Experts
+from tp_jax.thinking import RoutingNoise, ThinkingConfig
+from tp_jax.thinking.dispatch import LOCAL
 from tp_jax.thinking.gate import draw_routing
 from tp_jax.thinking.layer import init_thinking_layer
-from tp_jax.thinking.recursion import Thought, balance_loss, think
-
-B, N, L, D, HEADS = 2, 5, 3, 8, 2
-LAYER = 7
-
-
-def normal(seed, *shape):
-    # NumPy's, because every shape that JAX draws has to be compiled.
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
-
-
-def layer_inputs(config, text):
-    """Arguments of a layer, with every parameter random (B isn't zero)."""
-    shapes = jax.eval_shape(lambda key: init_thinking_layer(key, config, D), jax.random.key(0))
-    leaves, tree = jax.tree.flatten(shapes)
-    params = tree.unflatten([0.5 * normal(i, *x.shape) for i, x in enumerate(leaves)])
-    params["norm"]["scale"] += 1
-    inputs = {
-        "params": params,
-        "vision": normal(20, B, N, D),
-        "scale": 0.5 * normal(21, B, D),
-        "shift": normal(22, B, D),
-        "time": normal(23, B, D),
-        "condition": normal(24, B, D),
-        "kernel": 0.5 * normal(25, D, 3, D),
-    }
-    return inputs | ({"text": normal(26, B, L, 3, D)} if text else {})
-
-
-def ours(inputs, config, noise=None, **options):
-    """The layer of the package, as a block calls it."""
-    text = inputs.get("text")
-
-    def attend(qkv):
-        if text is None:
-            return attention(split_heads(qkv, HEADS), HEADS), None
-        out = attention(split_heads(jnp.concatenate([qkv, text], 1), HEADS), HEADS)
-        return out[:, :N], out[:, N:]
-
-    return think(
-        inputs["params"],
-        inputs["vision"],
-        inputs["scale"],
-        inputs["shift"],
-        Conditioning(inputs["time"], inputs["condition"]),
-        lambda x: jnp.einsum("bnd,dpe->bnpe", x, inputs["kernel"]),
-        attend,
-        config=config,
-        draws=draw_routing(
-            noise, config, LAYER, options.get("latent_steps") or config.latent_steps, N
-        ),
-        **options,
-    )
-
-
-def reference(inputs, config, noise=None, latent_steps=None):
-    """The plain loop, fed the same draws."""
-    steps = latent_steps or config.latent_steps
-    params = dict(inputs["params"])
-    if "step_experts" in params:
-        params["experts"] = params.pop("step_experts")
-    drawn, draws = draw_routing(noise, config, LAYER, steps, N), {}
-    if drawn is not None:
-        draws["random_experts" if config.gate == "random" else "gumbel"] = drawn
-    text = inputs.get("text")
-    return thinking_attention(
-        inputs["vision"],
-        inputs["scale"],
-        inputs["shift"],
-        inputs["time"],
-        inputs["condition"],
-        params,
-        lambda x: tuple(x @ inputs["kernel"][:, i] for i in range(3)),
-        text=None if text is None else tuple(text[:, :, i] for i in range(3)),
-        heads=HEADS,
-        latent_steps=steps,
-        temperature=config.temperature,
-        gate=config.gate,
-        gate_inputs=config.gate_inputs,
-        modulate=config.modulate,
-        base_input=config.base_input,
-        base_every_step=config.base_every_step,
-        share_across_steps=config.share_across_steps,
-        **draws,
-    )
-
-
-def make_noise(train=True):
-    return RoutingNoise(jax.random.key(3), jnp.array([4, 9]), train)
-
-
-def small(**fields):
-    return ThinkingConfig(**dict(experts=3, rank=2, latent_steps=3, gate_width=4) | fields)
-
-
-def assert_close(actual, wanted, tolerance):
-    actual, wanted = np.asarray(actual), np.asarray(wanted)
-    np.testing.assert_allclose(actual, wanted, atol=tolerance * max(1, np.abs(wanted).max()))
-
+from tp_jax.thinking.recursion import Thought, balance_loss
 
 VARIANTS = {
     "dit": (small(), False, True),
@@ -211,97 +120,6 @@ def test_experts_start_as_lecun_normal_and_zero():
     assert params["lora_a"].shape == (3, 256, 3, 16)
     assert params["lora_a"].std() == pytest.approx(1 / 16, rel=0.02)
     assert not params["lora_b"].any()
-
-
-def plain_dispatch(u, expert, weight, experts):
-    """Token by token, one matrix-vector product at a time."""
-    rows = []
-    for b in range(u.shape[0]):
-        for n in range(u.shape[1]):
-            m = int(expert[b, n])
-            parts = [
-                weight[b, n] * (u[b, n] @ experts.lora_a[m, :, i]) @ experts.lora_b[m, i]
-                for i in range(3)
-            ]
-            rows.append(jnp.stack(parts))
-    return jnp.stack(rows).reshape(*u.shape[:2], 3, u.shape[2])
-
-
-EXPERTS = 4
-u_, weight_ = normal(30, B, N, D), 1 + 0.1 * normal(31, B, N)
-experts_ = Experts(normal(32, EXPERTS, D, 3, 2), normal(33, EXPERTS, 3, 2, D))
-
-
-def dispatch_values(dispatch):
-    def run(expert):
-        def f(u, weight, experts):
-            out = dispatch(u, expert, weight, experts)
-            return jnp.sum(jnp.sin(out)), out
-
-        return jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(u_, weight_, experts_)
-
-    return run
-
-
-compiled_dispatches = {name: jax.jit(dispatch_values(f)) for name, f in LOCAL.items()}
-
-routings = st.one_of(
-    st.integers(0, EXPERTS - 1).map(lambda m: [m] * (B * N)),  # all to one
-    st.lists(st.sampled_from([0, EXPERTS - 1]), min_size=B * N, max_size=B * N),  # some get none
-    st.lists(st.integers(0, EXPERTS - 1), min_size=B * N, max_size=B * N),
-)
-
-
-@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
-@hypothesis.given(routings)
-def test_dispatches_equal_token_by_token_whatever_the_routing(routing):
-    expert = jnp.array(routing, jnp.int32).reshape(B, N)
-    (_, wanted), wanted_grads = dispatch_values(plain_dispatch)(np.asarray(expert))
-    for name, run in compiled_dispatches.items():
-        (_, found), grads = run(expert)
-        assert_close(found, wanted, 1e-5)
-        jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), grads, wanted_grads)
-        assert found.shape == (B, N, 3, D), name
-
-
-@pytest.mark.parametrize("dispatch", LOCAL)
-def test_dispatch_in_bfloat16_stays_near_float32(dispatch):
-    expert = jnp.arange(B * N).reshape(B, N) % EXPERTS
-    exact = LOCAL[dispatch](u_, expert, weight_, experts_)
-    found = LOCAL[dispatch](u_.astype(jnp.bfloat16), expert, weight_, experts_)
-    assert found.dtype == jnp.bfloat16
-    assert_close(found.astype(jnp.float32), exact, 0.02)
-
-
-def test_auto_dispatch_follows_the_cost_rule():
-    def chosen(experts, kind, devices=1, tokens=4096):
-        chip = find_chip(kind)
-        return cheapest(Setting(experts, 1152, 128, 2, tokens, devices, 1, 1, chip, itemsize=2))
-
-    # v5p groups, and ordering a token moves 4·4·D bytes: 6.7 ns at 2.77 TB/s for D = 1152.
-    # One wasted expert costs 12·D·r FLOPs: 3.9 ns at 459 TFLOP/s for r = 128.
-    assert [chosen(m, "TPU v5") for m in (2, 3)] == ["dense", "grouped"]
-    # v5e: 22.5 ns against 9.0 ns.
-    assert [chosen(m, "TPU v5 lite") for m in (2, 3, 4)] == ["dense", "dense", "grouped"]
-    # Where nothing groups, dense is left.
-    assert chosen(64, "NVIDIA H100") == "dense"
-    # The weights of a layer are 12·M·D·r bytes, and travel once; tokens 10·D, T times. At 200 GB/s
-    # that is 0.53 ms for M = 64 and 0.44 ms, but tokens are then ordered twice, 0.2 ms each.
-    found = [chosen(m, "TPU v5 lite", devices=16) for m in (4, 64, 128, 256)]
-    assert found == ["grouped", "grouped", "expert_parallel", "expert_parallel"]
-    assert chosen(256, "TPU v5 lite", devices=16, tokens=65536) == "grouped"
-    assert get_dispatch(ThinkingConfig(), B, N, D, jnp.float32).name == "dense"
-    alone = ThinkingConfig(dispatch="expert_parallel")
-    assert get_dispatch(alone, B, N, D, jnp.float32).name == "dense"
-
-
-@pytest.mark.parametrize("sizes", [[5, 0, 7, 1], [0, 0, 0, 0], [13, 0, 0, 0], [2, 3, 1, 0]])
-def test_the_kernel_for_tpus_multiplies_as_ragged_dot_does(sizes):
-    rows, weights = normal(40, 13, 6), normal(41, 4, 6, 3)
-    sizes = jnp.array(sizes, jnp.int32)
-    found = megablox(rows, weights, sizes, jnp.float32, interpret=True)
-    wanted = jax.lax.ragged_dot(rows, weights, sizes)
-    assert_close(found, wanted, 1e-5)
 
 
 def test_one_step_and_one_expert_is_plain_lora():

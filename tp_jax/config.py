@@ -16,7 +16,7 @@ from tp_jax.models import MODELS, TransformerConfig
 from tp_jax.models.latent_step_frames import check_decodable
 from tp_jax.parallel.mesh import DATA_PARALLEL
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.worlds.frozenlake.settings import NavigationConfig
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
 
 TRAINABLE = ("thinking", "all")
 SCHEDULES = ("constant", "cosine")
@@ -58,7 +58,7 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.model = ConfigDict({"kind": model} | fields)
     config.diffusion = ConfigDict({"kind": diffusion} | dataclasses.asdict(OBJECTIVES[diffusion]()))
     config.sampling = ConfigDict(dataclasses.asdict(SamplerConfig()))
-    config.sampling.sampler = "ddpm" if diffusion == "gaussian" else "euler"
+    config.sampling.sampler = OBJECTIVES[diffusion].default_sampler
 
     config.autoencoder = ConfigDict()
     # A folder made by `tp_jax.convert --kind=sd-vae`; "" diffuses what the source holds.
@@ -111,7 +111,7 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.data.workers = 0
 
     # Of data.source="frozenlake": its maps, and frames decoded from latent steps.
-    config.navigation = ConfigDict(dataclasses.asdict(NavigationConfig()))
+    config.frozenlake = ConfigDict(dataclasses.asdict(FrozenLakeConfig()))
 
     config.train = ConfigDict()
     config.train.steps = 400_000
@@ -146,16 +146,28 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Beside the newest, every step that is a multiple of this is kept; 0 keeps no others.
     config.checkpoint.keep_every_steps = 0
 
-    # Scores of the averaged parameters every so often; suite "" has none.
+    # Scores of the averaged parameters during training; suite "" computes none. A suite that has
+    # settings of its own reads them from the section with its name.
     config.evaluation = ConfigDict()
     config.evaluation.suite = ""
     config.evaluation.every_steps = 50_000
-    config.evaluation.num = 10_000
+    # Samples drawn at once; doesn't change them.
     config.evaluation.batch_size = 64
+    config.evaluation.adm = ConfigDict()
+    # Number of images.
+    config.evaluation.adm.num = 10_000
     # A file of statistics or images, and the folder of the converted Inception.
-    config.evaluation.reference = ""
-    config.evaluation.inception = ""
-    config.evaluation.protocol = "adm"
+    config.evaluation.adm.reference = ""
+    config.evaluation.adm.inception = ""
+    config.evaluation.adm.protocol = "adm"
+    config.evaluation.shapes = ConfigDict()
+    # Number of prompts, the first of all 240; 0 takes all.
+    config.evaluation.shapes.num = 0
+    config.evaluation.frozenlake = ConfigDict()
+    # Number of maps of each size.
+    config.evaluation.frozenlake.num = 100
+    # Draw every time from the true frame, instead of from the last drawn one.
+    config.evaluation.frozenlake.look = False
 
     # -1 takes the devices that are left; 0 slices are as many as there are.
     config.mesh = ConfigDict(DATA_PARALLEL)
@@ -194,15 +206,15 @@ def build(config: ConfigDict) -> Built:
     sampler.check(objective)
     check_guidance(sampler, model)
     _check_train(config)
-    NavigationConfig(**config.navigation.to_dict())
-    if config.data.source == "frozenlake":
+    FrozenLakeConfig(**config.frozenlake.to_dict())
+    if model.takes == "frame":
         check_decodable(model)
-    if getattr(model, "frame", "") and getattr(objective, "prediction", "") != "data":
-        raise UserError(
-            f"config.model.frame={model.frame!r}: what is drawn is added to the frame, which only "
-            f"a flow that predicts data can do; set config.diffusion.kind='flow' and .prediction="
-            f"'data'"
-        )
+        if objective.predicts != "data":
+            raise UserError(
+                f"config.model.frame={config.model.frame!r}: what is drawn is added to the frame, "
+                f"which only a flow that predicts data can do; set config.diffusion.kind='flow' "
+                f"and .prediction='data'"
+            )
     if config.train.trainable == "thinking":
         if not model.thinking.layers:
             raise UserError(
@@ -226,11 +238,16 @@ def check_guidance(sampler: SamplerConfig, model: TransformerConfig) -> None:
         )
     if not math.isfinite(sampler.guidance_scale):
         raise UserError(f"guidance_scale={sampler.guidance_scale}: give a finite number")
-    if sampler.guidance_scale != 1 and getattr(model, "num_classes", None) == 0:
+    if sampler.guidance_scale != 1 and model.unconditional:
         raise UserError(
             f"guidance_scale={sampler.guidance_scale}: a model without classes has nothing to "
             f"guide; use 1"
         )
+
+
+def model_config(config: ConfigDict) -> TransformerConfig:
+    """The dataclass that `config.model` describes, with the output channels of its objective."""
+    return build_model_config(config.model, build_objective(config.diffusion))
 
 
 def build_objective(fields: ConfigDict) -> Objective:
@@ -290,21 +307,6 @@ def _check_train(config: ConfigDict) -> None:
             f"config.train.accumulate={config.train.accumulate} does not divide "
             f"config.train.batch_size={config.train.batch_size}: choose a divisor"
         )
-    _choice("config.evaluation.suite", config.evaluation.suite, ("", "adm"))
-    if config.evaluation.suite and (config.model.kind != "dit" or config.model.frame):
-        raise UserError(
-            f"config.evaluation.suite={config.evaluation.suite!r} draws one image for each class, "
-            f"but this {config.model.kind} model takes text or a frame: score it with "
-            f"tp_jax.evaluate"
-        )
-    if config.evaluation.suite and config.evaluation.num < 2:
-        raise UserError(f"config.evaluation.num={config.evaluation.num}: must be 2 or more")
-    for field in ("reference", "inception"):
-        if config.evaluation.suite and not config.evaluation[field]:
-            raise UserError(
-                f"config.evaluation.{field} is empty: config.evaluation.suite="
-                f"{config.evaluation.suite!r} needs it"
-            )
     for field in ("ema_decay", "condition_dropout"):
         if not 0 <= config.train[field] < 1:
             raise UserError(f"config.train.{field}={config.train[field]}: must be in [0, 1)")

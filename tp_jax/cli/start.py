@@ -11,14 +11,25 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tp_jax.messages.errors import TrainingError, UserError
+from tp_jax.messages.renamed import CONFIG_KEYS, config_key_hint
 from tp_jax.parallel.processes import join_processes
 
 
-def run(main: Callable[[], None], usage: str, *, processes: bool = True) -> None:
+def run(
+    main: Callable[[], None],
+    usage: str,
+    *,
+    processes: bool = True,
+    define_flags: Callable[[], None] | None = None,
+    explain_unknown: Callable[[str], str | None] | None = None,
+) -> None:
     """Parses the flags, joins the other processes of the job, runs `main`, and exits.
 
     Args:
+      usage: the text above the list of flags in --help.
       processes: False for an entry that runs by itself.
+      define_flags: defines flags that depend on another flag, which `peek` reads.
+      explain_unknown: from the name of an unknown flag to what to say of it; None says nothing.
 
     Exit code 2 for a UserError or bad flags, 1 for a TrainingError: one line on stderr each.
     Anything else is a bug and keeps its traceback.
@@ -28,7 +39,9 @@ def run(main: Callable[[], None], usage: str, *, processes: bool = True) -> None
     # So does Orbax of what is no trouble; trouble it raises.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        _parse_flags(usage)
+        if define_flags:
+            define_flags()
+        _parse_flags(usage, explain_unknown or (lambda flag: None))
         if processes:
             join_processes()
         main()
@@ -44,7 +57,22 @@ def _exit(code: int, error: Exception) -> None:
     sys.exit(code)
 
 
-def _parse_flags(usage: str) -> None:
+def peek(name: str) -> str | None:
+    """The value of a flag on the command line, before flags are parsed; None where it isn't."""
+    return _given().get(name)
+
+
+def _given() -> dict[str, str]:
+    """Values on the command line by the names of their flags."""
+    given = {}
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-"):
+            given[name] = value if equals else following
+    return given
+
+
+def _parse_flags(usage: str, explain_unknown: Callable[[str], str | None]) -> None:
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(f"{usage}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
@@ -53,7 +81,8 @@ def _parse_flags(usage: str) -> None:
     try:
         rest = flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"{error}; --help names all flags") from error
+        known = explain_unknown(error.flagname)
+        raise UserError(known or f"{error}; --help names all flags") from error
     except flags.Error as error:
         raise UserError(_without_trace(str(error))) from error
     except OSError as error:
@@ -82,15 +111,15 @@ def _shorten(error: Exception) -> str:
         str(error.args[0] if error.args else error).strip("'\"").replace("\\n", "\n").split("\n")
     )
     head = lines[0].split(" Other fields present")[0]
-    return " ".join([head, *lines[1:]]).strip("'\"")
+    message = " ".join([head, *lines[1:]]).strip("'\"")
+    key = re.search(r'Key "(\w+)"', message) or re.fullmatch(r"(\w+)", message)
+    renamed = [config_key_hint(old) for old in CONFIG_KEYS if key and old.endswith(key[1])]
+    return "; ".join([message, *filter(None, renamed)])
 
 
 def _unknown_key() -> str | None:
     """Names the first `--config.a.b` on the command line that the config file doesn't have."""
-    given = {}
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
-        name, equals, value = argument.lstrip("-").partition("=")
-        given[name] = value if equals else following
+    given = _given()
     overrides = [name for name in given if name.startswith("config.")]
     if not overrides or not given.get("config"):
         return None
@@ -103,6 +132,9 @@ def _unknown_key() -> str | None:
         for key in name.split(".")[1:]:
             if not isinstance(node, ConfigDict) or key not in node:
                 known = list(node) if isinstance(node, ConfigDict) else []
+                renamed = config_key_hint(name.removeprefix("config."))
+                if renamed:
+                    return f"unknown config key --{name}: {renamed}"
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
                 return f"unknown config key --{name}: {path} has no {key!r}; {hint}"

@@ -3,6 +3,7 @@
 from tp_jax.data.pipeline import (
     LatentSpace,
     Source,
+    abstract_batch,
     check_text,
     encodes_on_the_fly,
     example_conditions,
@@ -14,6 +15,7 @@ from tp_jax.data.pipeline import (
 __all__ = [
     "LatentSpace",
     "Source",
+    "abstract_batch",
     "check_text",
     "encodes_on_the_fly",
     "example_conditions",

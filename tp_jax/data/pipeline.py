@@ -1,65 +1,26 @@
 """The input pipeline: one seeded, global, elastic order, whatever the hosts and workers."""
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from tp_jax import config as config_lib
 from tp_jax.data.source import Source
-from tp_jax.data.sources.captions import open_captions, open_coco
-from tp_jax.data.sources.digits import open_digits
-from tp_jax.data.sources.folder import open_folder
-from tp_jax.data.sources.frozenlake import make_frozenlake
-from tp_jax.data.sources.latents import LatentSource, open_latents
-from tp_jax.data.sources.shapes import open_shapes
-from tp_jax.data.sources.synthetic import make_synthetic
-from tp_jax.data.sources.tfds_images import open_tfds
+from tp_jax.data.sources import SOURCES, SourceKind, open_named
+from tp_jax.data.sources.latents import LatentSource
 from tp_jax.data.transforms import ReadExample
 from tp_jax.latents.space import LatentSpace
 from tp_jax.messages.errors import UserError
+from tp_jax.models import TransformerConfig
 from tp_jax.text import WITHOUT_WEIGHTS, TextEncoder, TextSpace, load_encoder
 
-# `config.data.source` -> function of (dir, split, section of the config). `tfds/NAME` is any TFDS
-# image data set.
-SOURCES: dict[str, Callable[[str, str, str], Source]] = {
-    "captions": open_captions,
-    "coco": open_coco,
-    "digits": open_digits,
-    "folder": open_folder,
-    "latents": open_latents,
-    "shapes": open_shapes,
-}
-# Those that are made as the whole config wants them.
-MADE: dict[str, Callable[[ConfigDict], Source]] = {
-    "frozenlake": make_frozenlake,
-    "synthetic": make_synthetic,
-}
-TFDS_PREFIX = "tfds/"
 # Batches that are read ahead; Grain's own 500 of encoded text don't fit any memory.
 AHEAD = 8
-
-
-def open_named(section: str, name: str, dir: str, split: str) -> Source:
-    """Opens a source that is on disk or in the package.
-
-    Args:
-      section: of the config, for errors.
-
-    Raises:
-      UserError: the source is unknown, or isn't on disk.
-    """
-    if name.startswith(TFDS_PREFIX):
-        return open_tfds(name.removeprefix(TFDS_PREFIX), dir, split, section)
-    if name not in SOURCES:
-        raise UserError(
-            f"{section}.source={name!r} is unknown: choose one of "
-            f"{', '.join(sorted(SOURCES | MADE))}, "
-            f"or {TFDS_PREFIX}NAME"
-        )
-    return SOURCES[name](dir, split, section)
 
 
 def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
@@ -72,39 +33,44 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
     Raises:
       UserError: the source is unknown, isn't on disk, or doesn't fit the model or the space.
     """
-    model, data = config.model, config.data
-    if data.source in MADE:
-        source = MADE[data.source](config)
+    model, data = config_lib.model_config(config), config.data
+    kind = SOURCES.get(data.source)
+    if kind and kind.from_config:
+        source = kind.from_config(config)
     else:
         source = open_named("config.data", data.source, data.dir, data.split)
         _check_fit(source, config, space)
-    if model.kind == "dit":
-        _check_classes(source, config)
-    elif source.gives == "label":
-        raise UserError(
-            f"{data.source} has labels, but a {model.kind} model takes text: choose a source with "
-            f"captions"
-        )
-    elif source.text_space:
+    _check_condition(source, config, model)
+    if source.text_space:
         check_text(source.text_space, model, f"the text in {data.dir}")
     return source
 
 
-def _check_classes(source: Source, config: ConfigDict) -> None:
-    model, data = config.model, config.data
-    if (source.gives == "frame") != bool(model.frame):
+# What a model takes -> what a source may give.
+GIVEN = {"label": ("label",), "frame": ("frame",), "text": ("caption", "text")}
+
+
+def _check_condition(source: Source, config: ConfigDict, model: TransformerConfig) -> None:
+    """Raises a UserError unless the source gives what the model takes."""
+    name, kind = config.data.source, config.model.kind
+    if source.gives not in GIVEN[model.takes]:
+        if model.takes == "label" and source.gives == "frame":
+            raise UserError(
+                f"config.model.frame={config.model.frame!r}, but {name} gives a first frame: "
+                f"choose channels or tokens"
+            )
+        if model.takes == "frame":
+            raise UserError(f"config.model.frame={config.model.frame!r}, but {name} gives none")
+        given = {"label": "labels", "frame": "frames"}.get(source.gives, "captions")
+        wanted = {"label": "labels", "text": "text"}[model.takes]
+        remedy = {
+            "label": "choose a source with labels, or a model that takes text",
+            "text": "choose a source with captions",
+        }[model.takes]
+        raise UserError(f"{name} has {given}, but a {kind} model takes {wanted}: {remedy}")
+    if model.takes != "text" and model.classes not in (0, len(source.class_names)):
         raise UserError(
-            f"config.model.frame={model.frame!r}, but {data.source} gives "
-            f"{'a first frame: choose channels or tokens' if not model.frame else 'none'}"
-        )
-    if source.gives not in ("label", "frame"):
-        raise UserError(
-            f"{data.source} has captions, but a {model.kind} model takes labels: choose a source "
-            f"with labels, or a model that takes text"
-        )
-    if model.num_classes not in (0, len(source.class_names)):
-        raise UserError(
-            f"config.model.num_classes={model.num_classes}, but {data.source} has "
+            f"config.model.num_classes={model.classes}, but {name} has "
             f"{len(source.class_names)} classes (0 trains without classes)"
         )
 
@@ -124,21 +90,24 @@ def open_text(source: Source, config: ConfigDict) -> TextEncoder | None:
             f'config.data.source="latents" reads them'
         )
     encoder = load_encoder(config.text)
-    check_text(encoder.space, config.model, "config.text.encoder")
+    check_text(encoder.space, config_lib.model_config(config), "config.text.encoder")
     return encoder
 
 
-def check_text(space: TextSpace, model: ConfigDict, what: str) -> None:
+def check_text(space: TextSpace, model: TransformerConfig, what: str) -> None:
     """Raises a UserError unless a model takes what an encoder gives."""
-    for field, found in (
-        ("text_tokens", space.tokens),
-        ("text_width", space.width),
-        ("pooled_width", space.pooled_width),
-    ):
-        if model[field] != found:
+    if model.text is None:
+        raise UserError(f"the model takes no text, but {what} gives some: choose another model")
+    found = {
+        "text_tokens": (space.tokens, model.text.tokens),
+        "text_width": (space.width, model.text.width),
+        "pooled_width": (space.pooled_width, model.text.pooled_width),
+    }
+    for field, (given, taken) in found.items():
+        if given != taken:
             raise UserError(
-                f"config.model.{field}={model[field]}, but that of {what} is {found}: set it so, "
-                f"or name another encoder"
+                f"config.model.{field}={taken}, but that of {what} is {given}: set it so, or name "
+                f"another encoder"
             )
 
 
@@ -219,6 +188,26 @@ def example_conditions(
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def abstract_batch(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
+    """Shapes and dtypes of a global batch as the training step takes it, without any data.
+
+    Args:
+      model: of `config.model`.
+
+    Returns:
+      {"x": [B, H, W, C], "index": [B], "condition": …} and what else the source's batches hold.
+    """
+    batch_size, size = config.train.batch_size, config.model.image_size
+    kind = SOURCES.get(config.data.source, SourceKind())
+    shape = (batch_size, size, size, config.model.channels)
+    return {
+        "x": jax.ShapeDtypeStruct(shape, np.float32),
+        "index": jax.ShapeDtypeStruct((batch_size,), np.int32),
+        "condition": model.example_condition(batch_size),
+        **kind.extras(config),
+    }
+
+
 def make_iterator(
     source: Source,
     config: ConfigDict,
@@ -242,7 +231,7 @@ def make_iterator(
     dataset = dataset.random_map(read)
     if encoder:
         dataset = dataset.map(_encoding(encoder))
-    if getattr(config.model, "num_classes", None) == 0:
+    if config_lib.model_config(config).unconditional:
         dataset = dataset.map(_Unlabel())
     workers = config.data.workers
     return iter(

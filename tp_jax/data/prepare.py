@@ -13,17 +13,20 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
-from tp_jax.data.pipeline import check_text, open_named
+from tp_jax.data.pipeline import check_text
 from tp_jax.data.shards import read_shard, write_header, write_shard
 from tp_jax.data.source import Source
+from tp_jax.data.sources import open_named
 from tp_jax.data.sources.captions import CaptionSource, EncodedText, check_captions, encode_captions
 from tp_jax.data.sources.latents import PLAN, LatentsPlan, plan_from_json
 from tp_jax.data.transforms import UNREADABLE, decode_pixels
-from tp_jax.files.atomic import make_folder, write_json
+from tp_jax.files.atomic import write_json
+from tp_jax.files.differences import first_difference
+from tp_jax.files.folders import is_begun, make_folder
 from tp_jax.latents.codec import Codec, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
-from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh, whole_batch
 from tp_jax.parallel.processes import by_first
 from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.text import TextEncoder, load_encoder
@@ -92,9 +95,10 @@ def _check_gives(source: Source, config: ConfigDict) -> None:
     kind, name = config.model.kind, f"config.prepare.source={config.prepare.source!r}"
     if source.gives == "caption" and not isinstance(source, CaptionSource):
         raise UserError(f"{name} is drawn as it is asked for: train on it as it is")
-    found, wanted = ("label", "caption") if kind == "dit" else ("caption", "label")
-    if source.gives == wanted:
-        raise UserError(f"{name} has {wanted}s, but a {kind} model takes {found}s: choose another")
+    takes_text = config_lib.model_config(config).takes == "text"
+    taken, other = ("caption", "label") if takes_text else ("label", "caption")
+    if source.gives == other:
+        raise UserError(f"{name} has {other}s, but a {kind} model takes {taken}s: choose another")
     if source.gives == "label" and config.prepare.captions:
         raise UserError(
             f"config.prepare.captions={config.prepare.captions}, but {name} has labels: set 0"
@@ -117,7 +121,7 @@ def make_plan(
             f"fewer, or 0 for all"
         )
     if encoder:
-        check_text(encoder.space, config.model, "config.text.encoder")
+        check_text(encoder.space, config_lib.model_config(config), "config.text.encoder")
     if not source.pixels or source.channels != 3:
         raise UserError(f"config.prepare.source={fields.source!r} doesn't hold colour images")
     return LatentsPlan(
@@ -170,27 +174,20 @@ def start(folder: epath.Path, plan: LatentsPlan) -> None:
 
 def _start(folder: epath.Path, plan: LatentsPlan) -> None:
     path = folder / PLAN
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name a folder for the latents")
-    if path.exists():
-        try:
-            old = plan_from_json(json.loads(path.read_text()))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error!r}): use a new folder") from error
-        for field in dataclasses.fields(plan):
-            found, wanted = getattr(old, field.name), getattr(plan, field.name)
-            if found != wanted:
-                raise UserError(
-                    f"{folder} was begun with other settings: {field.name} was "
-                    f"{str(found)[:200]}, now {str(wanted)[:200]}; go on as it was begun, or use "
-                    f"a new folder"
-                )
+    if not is_begun(folder, path, str(folder), "tp_jax.prepare"):
+        make_folder(folder, str(folder))
+        write_json(path, plan.to_json())
         return
-    # A kill at the very start leaves the plan under its temporary name.
-    if folder.exists() and any(path.name != f"{PLAN}.tmp" for path in folder.iterdir()):
-        raise UserError(f"{folder} holds files but no {PLAN}: use a new folder for the latents")
-    make_folder(folder, str(folder))
-    write_json(path, plan.to_json())
+    try:
+        old = plan_from_json(json.loads(path.read_text()))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): use a new folder") from error
+    changed = first_difference(vars(old), vars(plan))
+    if changed:
+        raise UserError(
+            f"{folder} was begun with other settings: {changed.name} was {str(changed.old)[:200]}, "
+            f"now {str(changed.new)[:200]}; go on as it was begun, or use a new folder"
+        )
 
 
 def encoded(
@@ -208,8 +205,7 @@ def encoded(
       UserError: an image can't be read and none may be skipped, or a caption can't be encoded.
     """
     indices = [int(index) for shard in shards for index in chosen[plan.shard_range(shard)]]
-    devices = len(codec.mesh.devices.flat)
-    batch_size = -(-config.prepare.batch_size // devices) * devices
+    batch_size = whole_batch(codec.mesh, config.prepare.batch_size)
     read = _ReadPixels(source, plan.pixel_size)
     dataset = grain.MapDataset.source(indices).map(read).to_iter_dataset()
     if config.data.workers:

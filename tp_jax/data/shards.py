@@ -18,7 +18,7 @@ from tp_jax.data.sources.latents import (
     LatentsPlan,
     pack_null_text,
 )
-from tp_jax.files.atomic import write_bytes, write_json
+from tp_jax.files.atomic import replacing, write_bytes, write_json
 from tp_jax.messages.errors import UserError
 
 
@@ -50,24 +50,22 @@ def write_shard(
     space, skipped, count = plan.autoencoder, [], 0
     total, squares = np.zeros(space.channels), np.zeros(space.channels)
     target = folder / plan.shard_name(shard)
-    # What a kill leaves under this name is written over when the shard is made again.
-    temporary = target.with_name(target.name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for _ in plan.shard_range(shard):
-        record = next(records)
-        bar.update()
-        if isinstance(record, str):
-            skipped.append(record)
-            continue
-        writer.write(record)
-        count += 1
-        mean, std = plan.decode(record)[1].astype(np.float64).transpose(1, 0, 2, 3, 4)
-        scaled = (mean - space.shift) * space.scale
-        total += scaled.sum((0, 1, 2))
-        squares += (scaled**2 + (std * space.scale) ** 2).sum((0, 1, 2))
-    writer.close()
-    size = temporary.stat().length
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for _ in plan.shard_range(shard):
+            record = next(records)
+            bar.update()
+            if isinstance(record, str):
+                skipped.append(record)
+                continue
+            writer.write(record)
+            count += 1
+            mean, std = plan.decode(record)[1].astype(np.float64).transpose(1, 0, 2, 3, 4)
+            scaled = (mean - space.shift) * space.scale
+            total += scaled.sum((0, 1, 2))
+            squares += (scaled**2 + (std * space.scale) ** 2).sum((0, 1, 2))
+        writer.close()
+        size = temporary.stat().length
     facts = Shard(count, size, tuple(skipped), tuple(total), tuple(squares))
     write_json(_facts_path(folder, plan, shard), dataclasses.asdict(facts))
 

@@ -1,6 +1,7 @@
 """Rectified flow as SD3 parametrises it (Esser et al., arXiv 2403.03206)."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,12 @@ class RectifiedFlow:
     time_mean: float = 0.0
     time_std: float = 1.0
     prediction: str = "velocity"
+    default_sampler: ClassVar[str] = "euler"
+
+    @property
+    def predicts(self) -> str:
+        """As `prediction` says."""
+        return self.prediction
 
     def __post_init__(self):
         if self.shift <= 0 or self.time_std <= 0:

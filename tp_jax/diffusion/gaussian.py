@@ -6,6 +6,7 @@ variance and the bound; Song et al. (arXiv 2010.02502) for DDIM.
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,12 @@ class GaussianDiffusion:
     num_timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    default_sampler: ClassVar[str] = "ddpm"
+
+    @property
+    def predicts(self) -> str:
+        """Noise, and with it the variance."""
+        return "noise"
 
     def tables(self, timesteps: np.ndarray | None = None) -> Tables:
         """Tables of the whole process, or of one that visits these timesteps only."""

@@ -1,7 +1,7 @@
 """What an objective is: how data is noised, what is asked of the model, how it is scored."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import jax
 
@@ -10,18 +10,36 @@ Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Objective(Protocol):
-    """A frozen dataclass of numbers with these methods."""
+    """A frozen dataclass of numbers with these methods.
+
+    Attributes:
+      default_sampler: the key of `samplers.SAMPLERS` that new configs of this objective get.
+    """
+
+    default_sampler: ClassVar[str]
+
+    @property
+    def predicts(self) -> str:
+        """What the model predicts: "noise", "velocity" or "data"."""
+        ...
 
     def out_channels(self, channels: int) -> int:
         """Channels that the model predicts for data of `channels`."""
+        ...
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
         """One training time [B] for each of B PRNG keys, in the objective's own unit."""
+        ...
+
+    def noised(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+        """Noised data of data x [B, …], noise [B, …] and times [B]."""
+        ...
 
     def losses(
         self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
     ) -> dict[str, jax.Array]:
         """Per-sample terms, each [B] float32; "loss" is what training minimises."""
+        ...
 
 
 def mean_over_sample(x: jax.Array) -> jax.Array:

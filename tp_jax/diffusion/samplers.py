@@ -69,16 +69,16 @@ class SamplerConfig:
 
     def check(self, objective: Objective) -> None:
         """Raises a UserError if this sampler isn't for this objective, or can't take the steps."""
-        kind, build = SAMPLERS[self.sampler]
-        if not isinstance(objective, kind):
+        sampler = SAMPLERS[self.sampler]
+        if not isinstance(objective, sampler.objective):
             fitting = [
-                name for name, (other, _) in SAMPLERS.items() if isinstance(objective, other)
+                name for name, other in SAMPLERS.items() if isinstance(objective, other.objective)
             ]
             raise UserError(
                 f"sampler={self.sampler!r} does not sample a {type(objective).__name__}: "
                 f"choose one of {', '.join(fitting)}"
             )
-        build(objective, self)
+        sampler.start(objective, self)
 
 
 def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
@@ -166,11 +166,27 @@ def _filled(value, x):
     return jnp.full(x.shape[:1], value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A sampler and what it needs.
+
+    Attributes:
+      objective: the objective that it samples.
+      start: (objective, config) -> arrays with a leading axis of steps, and the step function.
+      predictions: how often a step asks the model.
+    """
+
+    objective: type[Objective]
+    start: Callable[[Any, SamplerConfig], tuple[Any, Step]]
+    predictions: int = 1
+
+
+# `config.sampling.sampler` -> sampler
 SAMPLERS = {
-    "ddpm": (GaussianDiffusion, ddpm),
-    "ddim": (GaussianDiffusion, ddim),
-    "euler": (RectifiedFlow, euler),
-    "heun": (RectifiedFlow, heun),
+    "ddpm": Sampler(GaussianDiffusion, ddpm),
+    "ddim": Sampler(GaussianDiffusion, ddim),
+    "euler": Sampler(RectifiedFlow, euler),
+    "heun": Sampler(RectifiedFlow, heun, predictions=2),
 }
 
 
@@ -201,7 +217,7 @@ def sample(
     Returns:
       [B, H, W, C] float32.
     """
-    steps, step = SAMPLERS[config.sampler][1](objective, config)
+    steps, step = SAMPLERS[config.sampler].start(objective, config)
     noise_key, model_key = jax.random.split(key)
 
     def body(x, inputs):

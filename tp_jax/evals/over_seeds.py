@@ -15,37 +15,18 @@ Columns = dict[str, dict[str, float]]
 COUNTED = "plays"
 
 
-def _of_shapes(content: dict[str, Any], variant: str) -> Columns:
-    rows = {
-        f"{part} {tag}": float(value)
-        for part in ("overall", "seen", "unseen")
-        for tag, value in (content[part]["tags"] | {"mean": content[part]["overall"]}).items()
-    }
-    return {variant: rows}
+# (content of a scores.json, its variant) -> columns
+ReadColumns = Callable[[dict[str, Any], str], Columns]
 
 
-def _of_navigation(content: dict[str, Any], variant: str) -> Columns:
-    """The walkers that have nothing to learn, too, of whichever variant comes first."""
-
-    def rows(groups):
-        return {
-            f"{group} {name}": float(value)
-            for group, values in groups.items()
-            for name, value in values.items()
-        }
-
-    names = {"model": variant, "random_walker": "random walker", "oracle": "oracle"}
-    return {name: rows(content[part]) for part, name in names.items()}
-
-
-COLUMNS: dict[str, Callable[[dict[str, Any], str], Columns]] = {
-    "shapes": _of_shapes,
-    "navigation": _of_navigation,
-}
-
-
-def collect(root: epath.Path, out: epath.Path, suite: str) -> dict[str, Any]:
+def collect(
+    root: epath.Path, out: epath.Path, suite: str, read_columns: ReadColumns
+) -> dict[str, Any]:
     """Writes FILE.json and, beside it, the same as a table FILE.md.
+
+    Args:
+      suite: name of the suite that made the scores.
+      read_columns: the suite's own reading of one file.
 
     Raises:
       UserError: there are no scores of this suite, or a variant hasn't the same seeds as another.
@@ -58,7 +39,7 @@ def collect(root: epath.Path, out: epath.Path, suite: str) -> dict[str, Any]:
     for file in files:
         seed, variant = file.parent.name, file.parent.parent.name
         try:
-            columns = COLUMNS[suite](read_json(file), variant)
+            columns = read_columns(read_json(file), variant)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{file} isn't a whole score of {suite}: score it again") from error
         for name, rows in columns.items():

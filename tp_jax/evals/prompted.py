@@ -1,153 +1,206 @@
-"""Benchmarks of prompts: their images from a workdir, and their scores."""
+"""What suites of prompts share: drawing their images from a workdir as their scorers read them."""
 
+import abc
 import dataclasses
 import hashlib
-import io
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from absl import flags
 from etils import epath
-from PIL import Image
 
-from tp_jax.evals.dpg import questions as dpg
-from tp_jax.evals.geneval import prompts as geneval
+from tp_jax.cli.flags import required
+from tp_jax.cli.sampling_flags import define_prompt_flags, define_sampling_flags
 from tp_jax.evals.prompts import Prompt
-from tp_jax.evals.shapes import suite as shapes
-from tp_jax.files.atomic import make_folder, write_bytes, write_json
+from tp_jax.evals.suite import Suite, path_of
+from tp_jax.files.atomic import write_json
+from tp_jax.files.folders import is_begun, make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
 from tp_jax.parallel.processes import by_first, first_says
 from tp_jax.pictures.grids import to_uint8
-from tp_jax.sampling.prompts import encode_prompts, load_text
+from tp_jax.pictures.reading import to_rgb
+from tp_jax.sampling.generator import Generator
+from tp_jax.sampling.loaded import Loaded
+from tp_jax.sampling.prompts import Prompts, encode_prompts, load_text
 from tp_jax.sampling.request import (
     Request,
     check_same_drawing,
     describe,
     matmul_precision,
     open_generator,
+    request_fields,
 )
 
-# Suites whose scorer takes square images alone.
-SQUARE = ("dpg", "shapes")
+flags.disclaim_key_flags()
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """How a benchmark's prompts are read, and where its images lie.
-
-    Attributes:
-      read: path of the user's copy -> prompts; None where they are the package's own.
-      samples: images of each prompt, where not said.
-      joined: whether a prompt's four samples make one picture.
-    """
-
-    read: Callable[[epath.Path], list[Prompt]] | None
-    samples: int
-    joined: bool = False
-
-    def path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-        """Of the picture that holds a sample."""
-        if self.joined:
-            return dpg.image_path(out, prompt)
-        return geneval.image_path(out, prompt, sample)
-
-
-BENCHMARKS = {
-    "geneval": Benchmark(geneval.read_prompts, samples=4),
-    "dpg": Benchmark(dpg.read_prompts, samples=4, joined=True),
-    "shapes": Benchmark(None, samples=1),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Make(Request):
-    """Images to draw for a benchmark; the flags of `tp_jax.evaluate --make`.
+class PromptedRequest(Request):
+    """Images to draw of a suite's prompts.
 
     Attributes:
       num: the first so many prompts; None is all.
-      suite: a key of `BENCHMARKS`.
-      prompts: the user's copy of the benchmark's prompts; None for Shapes.
-      samples: images of each prompt; None is as the benchmark has them.
+      suite: name of the suite.
+      prompts: the user's copy of the suite's prompts; None where the package has them.
+      samples: images of each prompt; None is as the suite has them.
     """
 
-    suite: str = "shapes"
+    suite: str = ""
     prompts: epath.Path | None = None
     samples: int | None = None
 
 
-def read_prompts(suite: str, path: epath.Path | None, num: int | None = None) -> list[Prompt]:
-    """The prompts of a benchmark.
+class PromptedSuite(Suite):
+    """A suite whose images are drawn from prompts.
 
-    Raises:
-      UserError: they aren't there, or aren't that benchmark's.
+    Attributes:
+      samples: images of each prompt, where not asked for otherwise.
+      joined: whether a prompt's samples make one picture.
+      square: whether its scorer takes square images alone.
     """
-    read = BENCHMARKS[suite].read
-    if read is None:
-        found = shapes.prompts()
-    elif path is None:
-        raise UserError(f"--prompts is missing: name your copy of the prompts of {suite}")
-    else:
-        found = read(path)
-    if num is not None and not 1 <= num <= len(found):
-        raise UserError(f"--num={num}: {suite} has {len(found)} prompts here")
-    return found[:num]
 
+    samples: ClassVar[int]
+    joined: ClassVar[bool] = False
+    square: ClassVar[bool] = False
 
-def make(task: Make) -> list[Prompt]:
-    """Draws a benchmark's images as its scorer reads them, or goes on where that was killed.
+    @abc.abstractmethod
+    def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
+        """All prompts, in order.
 
-    Returns:
-      The prompts.
+        Args:
+          path: the user's copy, where the suite isn't part of the package.
 
-    Raises:
-      UserError: anything that was asked for can't be had, or the folder is of another drawing.
-    """
-    benchmark = BENCHMARKS[task.suite]
-    samples = benchmark.samples if task.samples is None else task.samples
-    if samples < 1 or (benchmark.joined and samples != benchmark.samples):
-        wanted = f"{benchmark.samples}" if benchmark.joined else "1 or more"
-        raise UserError(f"--samples_per_prompt={samples}: {task.suite} wants {wanted}")
-    prompts = read_prompts(task.suite, task.prompts, task.num)
-    loaded, generator = open_generator(task)
-    if task.suite in SQUARE and generator.size and len(set(generator.size)) > 1:
-        raise UserError(f"--height, --width: the scorer of {task.suite} wants square images")
-    encoder = load_text(loaded)
-    texts = [prompt.text for prompt in prompts]
-    _open_folder(task.out, describe(task, loaded, encoder.space.identity) | {
-        "samples": samples,
-        "images": samples * len(prompts),
-        "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
-    })  # fmt: skip
-    encoded = encode_prompts(loaded, texts, task.negative_prompt, encoder)
+        Raises:
+          UserError: they aren't there, or aren't this suite's.
+        """
 
-    count = len(prompts) * samples
-    first = first_says(_drawn(task.out, benchmark, prompts, samples))
-    rows = np.repeat(np.arange(len(prompts)), samples)
-    waiting: list[np.ndarray] = []
-    with progress_bar(count, task.suite) as bar, matmul_precision(task.matmul_precision):
-        bar.update(first)
+    @abc.abstractmethod
+    def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
+        """Where the scorer looks for the picture that holds a sample, counted from 0."""
+
+    @abc.abstractmethod
+    def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
+        """Writes a picture as the scorer reads it.
+
+        Args:
+          sample: the number of the first image.
+          images: uint8 [n, H, W, 3]; all samples of the prompt where they are `joined`, else one.
+        """
+
+    def define_drawing_flags(self, values: flags.FlagValues) -> None:
+        """Flags of drawing the suite's images."""
+        define_sampling_flags(values, "the first so many prompts; all by default")
+        define_prompt_flags(values)
+        flags.DEFINE_boolean("make", False, "draw the images into --out", flag_values=values)
+        flags.DEFINE_integer(
+            "samples_per_prompt", None, f"images of each prompt; {self.samples} by default",
+            flag_values=values,
+        )  # fmt: skip
+
+    def request(self, values: Mapping[str, Any], out: epath.Path | None = None) -> PromptedRequest:
+        """What the flags ask for; images go to `out`, or to --out."""
+        return PromptedRequest(
+            out=out or epath.Path(required("out")),
+            suite=self.name,
+            prompts=path_of(values, "prompts") if "prompts" in values else None,
+            samples=values["samples_per_prompt"],
+            **request_fields(values),
+        )
+
+    def chosen_prompts(self, path: epath.Path | None, num: int | None) -> list[Prompt]:
+        """The first `num` prompts, or all.
+
+        Raises:
+          UserError: they aren't there, or not so many.
+        """
+        found = self.read_prompts(path)
+        if num is not None and not 1 <= num <= len(found):
+            raise UserError(f"--num={num}: {self.name} has {len(found)} prompts here")
+        return found[:num]
+
+    def draw(self, task: PromptedRequest) -> list[Prompt]:
+        """Draws images as the scorer reads them, or goes on where that was killed.
+
+        Returns:
+          The prompts.
+
+        Raises:
+          UserError: anything that was asked for can't be had, or the folder is of another drawing.
+        """
+        samples = self.samples if task.samples is None else task.samples
+        if samples < 1 or (self.joined and samples != self.samples):
+            wanted = f"{self.samples}" if self.joined else "1 or more"
+            raise UserError(f"--samples_per_prompt={samples}: {self.name} wants {wanted}")
+        prompts = self.chosen_prompts(task.prompts, task.num)
+        loaded, generator = open_generator(task)
+        if self.square and generator.size and len(set(generator.size)) > 1:
+            raise UserError(f"--height, --width: the scorer of {self.name} wants square images")
+        encoder = load_text(loaded)
+        texts = [prompt.text for prompt in prompts]
+        drawing = describe(task, loaded, encoder.space.identity) | {
+            "samples": samples,
+            "images": samples * len(prompts),
+            "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        }
+        open_folder(task.out, drawing)
+        encoded = encode_prompts(loaded, texts, task.negative_prompt, encoder)
+        with matmul_precision(task.matmul_precision):
+            self.draw_encoded(loaded, generator, prompts, encoded, samples, task.seed, task.out)
+        count = samples * len(prompts)
+        say(f"{count} images of {len(prompts)} prompts, checkpoint {loaded.train_step}: {task.out}")
+        return prompts
+
+    def draw_encoded(
+        self,
+        loaded: Loaded,
+        generator: Generator,
+        prompts: Sequence[Prompt],
+        encoded: Prompts,
+        samples: int,
+        seed: int,
+        out: epath.Path,
+    ) -> None:
+        """Draws the images that aren't in `out` yet; the first process writes them."""
+        first = first_says(self._drawn(out, prompts, samples))
+        rows = np.repeat(np.arange(len(prompts)), samples)
+        waiting: list[np.ndarray] = []
         at = first
-        for batch in generator.batches(loaded.params, encoded.conditions, task.seed, first, rows):
-            for image in to_uint8(batch):
-                waiting.append(image)
-                if len(waiting) == (samples if benchmark.joined else 1):
-                    _write(task.out, benchmark, prompts[rows[at]], at % samples, waiting)
+        with progress_bar(len(rows), self.name) as bar:
+            bar.update(first)
+            conditions = encoded.conditions
+            for batch in generator.batches(loaded.params, conditions, seed, first, rows):
+                for image in to_rgb(to_uint8(batch)):
+                    waiting.append(image)
+                    at += 1
+                    if len(waiting) < (samples if self.joined else 1):
+                        continue
+                    if jax.process_index() == 0:
+                        sample = (at - len(waiting)) % samples
+                        self.write(out, prompts[rows[at - 1]], sample, np.stack(waiting))
                     waiting = []
-                at += 1
-            bar.update(len(batch))
-    say(f"{count} images of {len(prompts)} prompts, checkpoint {loaded.train_step}: {task.out}")
-    return prompts
+                bar.update(len(batch))
+
+    def _drawn(self, out: epath.Path, prompts: Sequence[Prompt], samples: int) -> int:
+        """How many samples are there, without a gap, from the first on."""
+        index = 0
+        for prompt in prompts:
+            for sample in range(samples):
+                if not self.image_path(out, prompt, sample).exists():
+                    return index - (sample if self.joined else 0)
+                index += 1
+        return index
 
 
 def description_path(out: epath.Path) -> epath.Path:
     """The file that says what decided the images of a folder."""
-    # Beside the folder, in which scorers look for images alone.
+    # Beside the folder, because scorers expect images alone inside.
     return out.with_name(f"{out.name}.drawing.json")
 
 
-def _open_folder(out: epath.Path, description: dict[str, Any]) -> None:
+def open_folder(out: epath.Path, description: dict[str, Any]) -> None:
     """Makes the folder, and writes what decides the images, or compares it with what did.
 
     Raises:
@@ -155,44 +208,10 @@ def _open_folder(out: epath.Path, description: dict[str, Any]) -> None:
     """
 
     def open_it() -> None:
-        _check_folder(out, description)
+        path = description_path(out)
+        if is_begun(out, path, f"--out={out}", "this suite") and any(out.iterdir()):
+            check_same_drawing(path, description, f"{out} holds images", f"delete {out}")
         make_folder(out, f"--out={out}")
-        write_json(description_path(out), description)
+        write_json(path, description)
 
     by_first(open_it)
-
-
-def _check_folder(out: epath.Path, description: dict[str, Any]) -> None:
-    path = description_path(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file: name a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not path.exists():
-        raise UserError(f"--out={out} holds other files: name a new or empty folder")
-    check_same_drawing(path, description, f"{out} holds images", f"delete {out}")
-
-
-def _drawn(out: epath.Path, benchmark: Benchmark, prompts: Sequence[Prompt], samples: int) -> int:
-    """How many samples are there, without a gap, from the first on."""
-    index = 0
-    for prompt in prompts:
-        for sample in range(samples):
-            if not benchmark.path(out, prompt, sample).exists():
-                return index - (sample if benchmark.joined else 0)
-            index += 1
-    return index
-
-
-def _write(out, benchmark: Benchmark, prompt: Prompt, sample: int, images) -> None:
-    if jax.process_index():
-        return
-    images = [image.repeat(3, -1) if image.shape[-1] == 1 else image for image in images]
-    picture = dpg.grid(np.stack(images)) if benchmark.joined else images[0]
-    path = benchmark.path(out, prompt, sample)
-    if not benchmark.joined:
-        geneval.write_metadata(out, prompt)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="png")
-    write_bytes(path, buffer.getvalue())

@@ -1,26 +1,23 @@
-"""What a run tells a person, and files that are there whole or not at all."""
+"""Files that are there whole or not at all."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from tp_jax.messages.errors import UserError
 
+@contextlib.contextmanager
+def replacing(path: epath.Path) -> Iterator[epath.Path]:
+    """Yields a temporary path beside `path`, and renames it to `path` when the block ends well.
 
-def make_folder(folder: epath.Path, name: str) -> None:
-    """Makes a folder, and those that it lies in.
-
-    Args:
-      name: of what was asked for, as --out=DIR.
-
-    Raises:
-      UserError: it can't be made.
+    A run that is killed meanwhile leaves the old file, and perhaps the temporary one.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{name} can't be made: {error}; name another") from error
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    # Object stores rename by copying, and epath has no `replace` for them.
+    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
 
 
 def write_json(path: epath.Path, content: dict[str, Any]) -> None:
@@ -30,6 +27,5 @@ def write_json(path: epath.Path, content: dict[str, Any]) -> None:
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
     """Writes a file; a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

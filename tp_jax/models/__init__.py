@@ -2,11 +2,15 @@
 
 import flax.linen as nn
 
-from tp_jax.models.dit import DiT, DiTConfig, TransformerConfig
+from tp_jax.models.dit import DiT, DiTConfig
 from tp_jax.models.mmdit import MMDiT, MMDiTConfig
+from tp_jax.models.transformer import TransformerConfig
 
 # `config.model.kind` -> (config class, module)
-MODELS = {"dit": (DiTConfig, DiT), "mmdit": (MMDiTConfig, MMDiT)}
+MODELS: dict[str, tuple[type[TransformerConfig], type[nn.Module]]] = {
+    "dit": (DiTConfig, DiT),
+    "mmdit": (MMDiTConfig, MMDiT),
+}
 
 __all__ = ["MODELS", "DiT", "DiTConfig", "MMDiT", "MMDiTConfig", "TransformerConfig", "build_model"]
 

@@ -4,8 +4,7 @@ B samples, N tokens, D width, C channels. Layout and numbers as facebookresearch
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models import stack
-from tp_jax.models.attention import IMPLEMENTATIONS, attention, split_heads
+from tp_jax.models.attention import attention, split_heads
 from tp_jax.models.layers import (
     QKV,
     AdaLN,
@@ -26,11 +25,10 @@ from tp_jax.models.layers import (
     patchify,
     position_embedding,
     timestep_embedding,
-    unpatchify,
-    zeros,
 )
+from tp_jax.models.transformer import FinalLayer, Takes, TransformerConfig, attention_flops
 from tp_jax.parallel.sharding import gather
-from tp_jax.thinking import Conditioning, Thinking, ThinkingConfig, ThinkingOptions, Thought
+from tp_jax.thinking import Conditioning, InPlaceOfAttention, Thinking, ThinkingOptions, Thought
 
 SIZES = {
     "S": dict(depth=12, width=384, heads=6),
@@ -38,73 +36,6 @@ SIZES = {
     "L": dict(depth=24, width=1024, heads=16),
     "XL": dict(depth=28, width=1152, heads=16),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """What DiT and MMDiT have in common.
-
-    Attributes:
-      image_size: height and width of what is diffused (pixels or latents).
-      channels, out_channels: of the input, and of the output (twice that, with a learned
-        variance).
-      patch: patch size; must divide image_size.
-      depth, width, heads: number of blocks, D, and attention heads.
-      dtype: compute dtype, "float32" or "bfloat16"; parameters are always float32.
-      remat: what the backward pass keeps of a block: "none" recomputes nothing, "dots" keeps
-        matrix products, "full" keeps the blocks' inputs alone.
-      scan_blocks: scan over stacked blocks; False unrolls them.
-      attention: "auto", "xla" or "cudnn".
-      thinking: where and how the model thinks.
-
-    Raises:
-      UserError: a value out of range, naming the field.
-    """
-
-    image_size: int = 32
-    channels: int = 4
-    out_channels: int = 8
-    patch: int = 2
-    depth: int = 28
-    width: int = 1152
-    heads: int = 16
-    dtype: str = "float32"
-    remat: str = "none"
-    scan_blocks: bool = True
-    attention: str = "auto"
-    thinking: ThinkingConfig = dataclasses.field(default_factory=ThinkingConfig)
-
-    def __post_init__(self):
-        for field in ("image_size", "channels", "out_channels", "patch", "depth", "width", "heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"config.model.{field}={getattr(self, field)}: must be 1 or more")
-        if self.image_size % self.patch:
-            raise UserError(
-                f"config.model.patch={self.patch} does not divide "
-                f"config.model.image_size={self.image_size}: choose a divisor"
-            )
-        if self.width % self.heads or self.width % 4:
-            raise UserError(
-                f"config.model.width={self.width} must be a multiple of "
-                f"config.model.heads={self.heads} and of 4"
-            )
-        choices = {
-            "dtype": ("float32", "bfloat16"),
-            "remat": tuple(stack.REMAT_POLICIES),
-            "attention": IMPLEMENTATIONS,
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"config.model.{field}={getattr(self, field)!r}: "
-                    f"choose one of {', '.join(allowed)}"
-                )
-        self.thinking.check_depth(self.depth)
-
-    @property
-    def tokens(self) -> int:
-        """Number N of vision tokens of an image of `image_size`."""
-        return (self.image_size // self.patch) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +64,27 @@ class DiTConfig(TransformerConfig):
         """Number N of tokens, the frame's among them."""
         return super().tokens * (2 if self.frame == "tokens" else 1)
 
+    @property
+    def takes(self) -> Takes:
+        """A frame where `frame` says how, else a label."""
+        return "frame" if self.frame else "label"
+
+    @property
+    def classes(self) -> int:
+        """As of `TransformerConfig`."""
+        return self.num_classes
+
+    @property
+    def unconditional(self) -> bool:
+        """As of `TransformerConfig`."""
+        return self.num_classes == 0
+
+    def block_flops(self, layer: int) -> float:
+        """As of `TransformerConfig`."""
+        n, d = self.tokens, self.width
+        linear = 8 + 4 * self.mlp_ratio
+        return linear * n * d**2 + attention_flops(n, d) + 12 * d**2
+
 
 class DiTBlock(nn.Module):
     """adaLN-Zero block: attention (or thinking in its place), then an MLP."""
@@ -141,7 +93,7 @@ class DiTBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, y: Conditioning, think: Callable | None = None
+        self, x: jax.Array, y: Conditioning, think: InPlaceOfAttention | None = None
     ) -> tuple[jax.Array, Thought | None]:
         """x [B, N, D] -> x [B, N, D] and what was thought."""
         cfg, dtype = self.config, x.dtype
@@ -174,7 +126,7 @@ class DiTBase(nn.Module):
         x: jax.Array,
         timestep: jax.Array,
         label: jax.Array,
-        thinking: dict[int, tuple[Callable, Any]],
+        thinking: Mapping[int, InPlaceOfAttention],
         frame: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[int, Thought]]:
         """As `DiT`, with the thinking layers handed in."""
@@ -212,28 +164,6 @@ class DiTBase(nn.Module):
         x = x[:, -len(positions) :]
         out = FinalLayer(cfg, "shift_scale", name="final")(x, y, height, width)
         return out + frame if cfg.frame else out, thoughts
-
-
-class FinalLayer(nn.Module):
-    """adaLN, a zero-initialised linear layer, and unpatchify.
-
-    Attributes:
-      order: of the two modulations in the published weights: DiT's "shift_scale", or SD3's
-        "scale_shift".
-    """
-
-    config: TransformerConfig
-    order: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, y: Conditioning, height: int, width: int) -> jax.Array:
-        """x [B, N, D] -> [B, height, width, out_channels] float32."""
-        cfg, dtype = self.config, x.dtype
-        chunks = AdaLN(cfg.width, 2, dtype, name="adaln")((y.time + y.condition).astype(dtype))
-        shift, scale = chunks if self.order == "shift_scale" else chunks[::-1]
-        x = modulate(layer_norm(x), shift, scale)
-        x = dense(cfg.patch**2 * cfg.out_channels, "out", dtype, zeros, path="final/out")(x)
-        return unpatchify(x, cfg.patch, height, width).astype(jnp.float32)
 
 
 class DiT(nn.Module):

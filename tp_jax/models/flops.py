@@ -5,28 +5,9 @@ Compilers count the body of a scan once, so their own figures are of no use here
 
 import dataclasses
 
-from tp_jax.models.dit import TransformerConfig
-from tp_jax.models.mmdit import MMDiTConfig
+from tp_jax.models.dit import DiTConfig
+from tp_jax.models.transformer import TransformerConfig, attention_flops
 from tp_jax.thinking.config import ThinkingConfig
-
-
-def attention_flops(tokens: int, width: int) -> float:
-    """QKᵀ and its product with V, per sample."""
-    return 4 * tokens**2 * width
-
-
-def block_flops(config: TransformerConfig, layer: int) -> float:
-    """One plain block, forward, per sample."""
-    n, d = config.tokens, config.width
-    if not isinstance(config, MMDiTConfig):
-        linear = 8 + 4 * config.mlp_ratio
-        return linear * n * d**2 + attention_flops(n, d) + 12 * d**2
-    text, last = config.text_tokens, layer == config.depth - 1
-    dual = layer < config.dual_attention_layers
-    linear = 24 * n + (6 if last else 24) * text + (8 * n if dual else 0)
-    adaln = 2 * (9 if dual else 6) + 2 * (2 if last else 6)
-    attention = attention_flops(n + text, d) + (attention_flops(n, d) if dual else 0)
-    return (linear + adaln) * d**2 + attention
 
 
 def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
@@ -36,7 +17,7 @@ def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
     """
     thinking: ThinkingConfig = config.thinking
     n, d, steps = config.tokens, config.width, thinking.latent_steps
-    text = config.text_tokens if isinstance(config, MMDiTConfig) else 0
+    text = config.text.tokens if config.text else 0
     experts = 12 * d * thinking.rank
     gate = 0
     if thinking.gate == "learned":
@@ -50,7 +31,7 @@ def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
 def forward_flops(config: TransformerConfig) -> float:
     """The whole model, forward, per sample."""
     trained, attention = thinking_flops(config)
-    blocks = sum(block_flops(config, layer) for layer in range(config.depth))
+    blocks = sum(config.block_flops(layer) for layer in range(config.depth))
     return blocks + len(config.thinking.layers) * (trained + attention) + _ends_flops(config)
 
 
@@ -60,12 +41,12 @@ def decoding_flops(config: TransformerConfig) -> float:
     Each goes through the thinking block's own projection and MLP, the blocks after it and the head.
     The blocks before it, which run a second time for all of them, aren't counted.
     """
-    if not getattr(config, "frame", ""):
+    if not isinstance(config, DiTConfig) or config.takes != "frame":
         return 0.0
     (layer,) = config.thinking.layers
     n, d = config.tokens, config.width
     own = (2 + 4 * config.mlp_ratio) * n * d**2
-    later = sum(block_flops(config, i) for i in range(layer + 1, config.depth))
+    later = sum(config.block_flops(i) for i in range(layer + 1, config.depth))
     head = 2 * n * d * config.patch**2 * config.out_channels
     return (config.thinking.latent_steps - 1) * (own + later + head)
 
@@ -73,11 +54,7 @@ def decoding_flops(config: TransformerConfig) -> float:
 def _ends_flops(config: TransformerConfig) -> float:
     patch = config.patch**2
     ends = 2 * config.tokens * config.width * patch * (config.channels + config.out_channels)
-    embeds = 2 * (256 + config.width) * config.width + 4 * config.width**2
-    if isinstance(config, MMDiTConfig):
-        embeds += 2 * config.text_tokens * config.text_width * config.width
-        embeds += 2 * (config.pooled_width + config.width) * config.width
-    return ends + embeds
+    return ends + config.embedding_flops()
 
 
 def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str) -> float:
@@ -86,7 +63,7 @@ def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str)
     With `trainable="thinking"` gradients flow back to the first thinking block only, and the
     base's weights need none. A model that is given a frame takes 1 … T latent steps alike often.
     """
-    if not getattr(config, "frame", ""):
+    if config.takes != "frame":
         return _update_flops(config, batch_size, trainable)
     counts = [
         _update_flops(
@@ -107,6 +84,6 @@ def _update_flops(config: TransformerConfig, batch_size: int, trainable: str) ->
         return 3 * batch_size * forward
     first = min(config.thinking.layers)
     trained, attention = thinking_flops(config)
-    behind = sum(block_flops(config, layer) for layer in range(first, config.depth))
+    behind = sum(config.block_flops(layer) for layer in range(first, config.depth))
     thinking = len(config.thinking.layers) * (2 * trained + attention)
     return batch_size * (forward + behind + decoding_flops(config) + thinking)

@@ -1,4 +1,4 @@
-"""Frames decoded from the latent steps of a thinking layer, for visual navigation.
+"""Frames decoded from the latent steps of a thinking layer, as on FrozenLake.
 
 The recursion itself stays as it is. What it leaves behind at latent step t, ã^t, is read: the
 block's own projection and MLP, the blocks after it and the head make a frame of ã^t - x̃, which is
@@ -11,15 +11,41 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from tp_jax.messages.errors import UserError
-from tp_jax.models.dit import DiT, DiTBase, DiTConfig, TransformerConfig
-from tp_jax.thinking import ThinkingOptions, Thought
+from tp_jax.models.dit import DiT, DiTBase, DiTConfig
+from tp_jax.models.transformer import TransformerConfig
+from tp_jax.thinking import Conditioning, ThinkingOptions, Thought
+from tp_jax.thinking.recursion import Attend, Project
+
+
+@struct.dataclass
+class _Ended:
+    """Gives a block, in place of its attention, what its thinking layer attended to.
+
+    Attributes:
+      attended: ã^t - x̃ [B, N, D].
+    """
+
+    attended: jax.Array
+
+    def __call__(
+        self,
+        vision: jax.Array,
+        scale: jax.Array,
+        shift: jax.Array,
+        y: Conditioning,
+        base: Project,
+        attend: Attend,
+    ) -> tuple[jax.Array, None, None]:
+        """As `InPlaceOfAttention`."""
+        return self.attended, None, None
 
 
 def check_decodable(config: TransformerConfig) -> None:
     """Raises a UserError unless a model has one thinking layer, whose steps are to be decoded."""
-    if not isinstance(config, DiTConfig) or not config.frame:
+    if not isinstance(config, DiTConfig) or config.takes != "frame":
         raise UserError(
             "latent steps are decoded by a dit model that is given a frame: set config.model.frame"
         )
@@ -57,9 +83,9 @@ def decode_latent_steps(
         return last[None], thoughts
 
     def read(attended):
-        ended = {layer: (lambda attended, *_: (attended, None, None), attended)}
         base, variables = DiTBase(model.config), {"params": params["base"]}
         label, frame = condition["label"], condition["frame"]
+        ended = {layer: _Ended(attended)}
         return base.apply(variables, x, timestep, label, ended, frame)[0]
 
     before = jax.vmap(read)(tokens[1:] - tokens[0])

@@ -5,8 +5,7 @@ SD3Transformer2DModel; `qk_norm` and `dual_attention_layers` are SD3.5's.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -16,7 +15,6 @@ import numpy as np
 from tp_jax.messages.errors import UserError
 from tp_jax.models import stack
 from tp_jax.models.attention import attention, split_heads
-from tp_jax.models.dit import FinalLayer, TransformerConfig
 from tp_jax.models.layers import (
     QKV,
     AdaLN,
@@ -30,7 +28,14 @@ from tp_jax.models.layers import (
     position_embedding,
     timestep_embedding,
 )
-from tp_jax.thinking import Conditioning, Thinking, ThinkingOptions, Thought
+from tp_jax.models.transformer import (
+    FinalLayer,
+    Takes,
+    TextShape,
+    TransformerConfig,
+    attention_flops,
+)
+from tp_jax.thinking import Conditioning, InPlaceOfAttention, Thinking, ThinkingOptions, Thought
 
 SIZES = {
     "SD3-medium": dict(depth=24, width=1536, heads=24),
@@ -82,6 +87,36 @@ class MMDiTConfig(TransformerConfig):
                 f"config.model.max_grid={self.max_grid}"
             )
 
+    @property
+    def takes(self) -> Takes:
+        """Text."""
+        return "text"
+
+    @property
+    def text(self) -> TextShape:
+        """As of `TransformerConfig`."""
+        return TextShape(self.text_tokens, self.text_width, self.pooled_width)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Whole patches, up to the side of the position table."""
+        return self.patch, self.patch * self.max_grid
+
+    def block_flops(self, layer: int) -> float:
+        """As of `TransformerConfig`."""
+        n, d, text = self.tokens, self.width, self.text_tokens
+        last, dual = layer == self.depth - 1, layer < self.dual_attention_layers
+        linear = 24 * n + (6 if last else 24) * text + (8 * n if dual else 0)
+        adaln = 2 * (9 if dual else 6) + 2 * (2 if last else 6)
+        attention = attention_flops(n + text, d) + (attention_flops(n, d) if dual else 0)
+        return (linear + adaln) * d**2 + attention
+
+    def embedding_flops(self) -> float:
+        """As of `TransformerConfig`, with the text's projections."""
+        text = 2 * self.text_tokens * self.text_width * self.width
+        pooled = 2 * (self.pooled_width + self.width) * self.width
+        return super().embedding_flops() + text + pooled
+
 
 class MMDiTBlock(nn.Module):
     """Joint attention of vision and text, then an MLP for each.
@@ -108,7 +143,10 @@ class MMDiTBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, jax.Array], y: Conditioning, think: Callable | None = None
+        self,
+        carry: tuple[jax.Array, jax.Array],
+        y: Conditioning,
+        think: InPlaceOfAttention | None = None,
     ) -> tuple[tuple[jax.Array, jax.Array], Thought | None]:
         """(vision [B, N, D], text [B, L, D]) -> the same and what was thought."""
         (x, c), cfg = carry, self.config
@@ -173,7 +211,7 @@ class MMDiTBase(nn.Module):
         timestep: jax.Array,
         text: jax.Array,
         pooled: jax.Array,
-        thinking: dict[int, tuple[Callable, Any]],
+        thinking: Mapping[int, InPlaceOfAttention],
     ) -> tuple[jax.Array, dict[int, Thought]]:
         """As `MMDiT`, with the thinking layers handed in."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)

@@ -1,14 +1,14 @@
 """Runs of equal blocks, stacked and scanned, with thinking blocks between the runs."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from tp_jax.parallel.sharding import constrain_batch, gather
-from tp_jax.thinking import Conditioning, Thought
+from tp_jax.thinking import Conditioning, InPlaceOfAttention, Thought
 
 REMAT_POLICIES = {
     "none": None,
@@ -49,7 +49,7 @@ def run_stacks(
     stacks: list[Stack],
     carry: Any,
     y: Conditioning,
-    thinking: dict[int, tuple[Callable, Any]],
+    thinking: Mapping[int, InPlaceOfAttention],
     *,
     remat: str,
     scan: bool,
@@ -60,7 +60,7 @@ def run_stacks(
       stacks: in the order of the blocks; block indices count through them.
       carry: what a block takes and returns first.
       y: conditioning that every block sees.
-      thinking: {block index: (pure function, its inputs)} of `Thinking`.
+      thinking: {block index: what it calls in place of its attention}, as of `Thinking`.
       remat: a key of `REMAT_POLICIES`: what the backward pass keeps of each block.
       scan: False unrolls the runs (slow to compile; the values are the same).
 
@@ -92,21 +92,15 @@ def run_stacks(
         def plain(carry, layer_params, stack=stack):
             return apply(stack, carry, layer_params)[0], None
 
-        def thinking_block(carry, layer_params, inputs, think, stack=stack):
-            def bound(*args):
-                return think(inputs, *args)
-
-            return apply(stack, carry, layer_params, bound)
+        def thinking_block(carry, layer_params, think, stack=stack):
+            return apply(stack, carry, layer_params, think)
 
         for start, stop in _segments(layers, {i - first for i in thinking}):
             part = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], params)
             if first + start in thinking:
-                think, inputs = thinking[first + start]
                 layer_params = jax.tree.map(lambda leaf: leaf[0], part)
-                run = checkpointed(
-                    lambda c, p, t, think=think, f=thinking_block: f(c, p, t, think), scanned=False
-                )
-                carry, thoughts[first + start] = run(carry, layer_params, inputs)
+                run = checkpointed(thinking_block, scanned=False)
+                carry, thoughts[first + start] = run(carry, layer_params, thinking[first + start])
             else:
                 carry, _ = jax.lax.scan(
                     checkpointed(plain, scan), carry, part, unroll=1 if scan else stop - start

@@ -83,9 +83,20 @@ def _slices(devices: list[jax.Device], count: int, text: str) -> list[list[jax.D
     return [[d for d in devices if d.slice_index == index] for index in found]
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Number of parts that a batch is cut into over a mesh."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def whole_batch(mesh: Mesh, count: int) -> int:
+    """The smallest batch that holds `count` samples and divides over a mesh."""
+    shards = batch_shards(mesh)
+    return max(-(-count // shards), 1) * shards
+
+
 def check_batch_size(mesh: Mesh, name: str, batch_size: int) -> None:
     """Raises a UserError unless the batch divides evenly over the mesh's batch axes."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = batch_shards(mesh)
     if batch_size < 1 or batch_size % shards:
         raise UserError(
             f"{name}={batch_size} does not divide over the mesh: make it a multiple of {shards} "

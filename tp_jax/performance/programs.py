@@ -9,15 +9,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
+from tp_jax.data import abstract_batch
+from tp_jax.diffusion.samplers import SAMPLERS
 from tp_jax.models import build_model
 from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import check_batch_size
 from tp_jax.parallel.sharding import batch_sharding, device_bytes, tree_shardings
 from tp_jax.sampling.generator import Generator
-from tp_jax.train.optimizer import make_optimizer
-from tp_jax.train.state import abstract_state, split_trainable
-from tp_jax.train.step import jit_train_step
+from tp_jax.train.setup import build, check_batches
+from tp_jax.train.state import split_trainable
 
 JOBS = ("train", "sample")
 
@@ -58,21 +59,11 @@ def trace(config: ConfigDict, job: str, mesh: Mesh) -> Program:
 
 def _trace_train(config, built, model, mesh) -> Program:
     batch_size, trainable = config.train.batch_size, config.train.trainable
-    micro_batch = batch_size // config.train.accumulate
-    check_batch_size(mesh, "config.train.batch_size / accumulate", micro_batch)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    check_batches(config, mesh)
+    program = build(config, model, built.objective, mesh)
+    state, shardings, step = program.abstract, program.shardings, program.step
     offload = config.train.offload
-    state, shardings = abstract_state(model, optimizer, trainable, mesh, offload)
-    step = jit_train_step(model, built.objective, optimizer, config, mesh, shardings)
-    batch = {
-        "x": _images(model.config, batch_size),
-        "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        "condition": model.example_condition(batch_size),
-    }
-    before = built.model.thinking.latent_steps - 1
-    if getattr(built.model, "frame", "") and before:
-        one = batch["x"]
-        batch["frames"] = jax.ShapeDtypeStruct((batch_size, before, *one.shape[1:]), one.dtype)
+    batch = abstract_batch(config, model)
     with jax.set_mesh(mesh):
         traced = step.trace(state, batch)
     trained, _ = split_trainable(state.params, trainable)
@@ -112,15 +103,10 @@ def _trace_sample(config, built, model, mesh) -> Program:
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
         traced = generator.compiled().trace(params, key, index, condition)
-    predictions = built.sampler.steps * (1 if built.sampler.guidance_scale == 1 else 2)
-    predictions *= 2 if built.sampler.sampler == "heun" else 1
+    predictions = built.sampler.steps * SAMPLERS[built.sampler.sampler].predictions
+    predictions *= 1 if built.sampler.guidance_scale == 1 else 2
     flops = predictions * batch_size * forward_flops(built.model)
     return Program(traced, flops, {"parameters": _held(shapes, shardings)})
-
-
-def _images(config, batch_size):
-    shape = (batch_size, config.image_size, config.image_size, config.channels)
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _held(tree, shardings) -> int:

@@ -1,8 +1,12 @@
 """From model outputs to pictures."""
 
+import io
+
 import numpy as np
 from etils import epath
 from PIL import Image
+
+from tp_jax.files.atomic import write_bytes
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -43,7 +47,8 @@ def make_grid(images: np.ndarray, columns: int = 0, pad: int = 2, min_side: int 
 
 
 def save_png(path: epath.Path, image: np.ndarray) -> None:
-    """Writes one uint8 [H, W, C] image; the folder is made."""
+    """Writes one uint8 [H, W, C] image whole or not at all; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        to_pil(image).save(file, format="png")
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, format="png")
+    write_bytes(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Images of a file or a folder, a few rows at a time."""
+"""Pictures read back: one, or those of a file or a folder, a few rows at a time."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tp_jax.messages.errors import UserError
 
@@ -147,14 +147,14 @@ def _open_folder(folder: epath.Path) -> ImageSet:
 
     def read(rows: int) -> Iterator[np.ndarray]:
         for start in range(0, len(files), rows):
-            yield np.stack([_read_png(file) for file in files[start : start + rows]])
+            yield np.stack([read_rgb(file) for file in files[start : start + rows]])
 
     return ImageSet(folder, len(files), (height, width), read)
 
 
 def _open_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]:
     """Width and height; raises a UserError unless they are `size` and the mode is L or RGB."""
-    with _png(path) as image:
+    with _opened(path) as image:
         if image.mode not in ("L", "RGB"):
             raise UserError(f"{path} has mode {image.mode}: save 8-bit RGB or grey")
         if size and image.size != size:
@@ -165,15 +165,21 @@ def _open_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]
         return image.size
 
 
-def _read_png(path: epath.Path) -> np.ndarray:
-    with _png(path) as image:
-        return np.asarray(image.convert("RGB"))
+def read_rgb(path: epath.Path) -> np.ndarray:
+    """A picture as uint8 [H, W, 3], upright as its EXIF orientation says.
+
+    Raises:
+      UserError: the file can't be read as an image.
+    """
+    with _opened(path) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 @contextlib.contextmanager
-def _png(path: epath.Path) -> Iterator[Image.Image]:
+def _opened(path: epath.Path) -> Iterator[Image.Image]:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             yield image
     except UNREADABLE as error:
-        raise UserError(f"{path} can't be read as a PNG ({error}): write it again") from error
+        reason = str(error).strip() or repr(error)
+        raise UserError(f"{path} can't be read as an image ({reason}): write it again") from error

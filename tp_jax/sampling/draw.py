@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tp_jax.files.atomic import make_folder
+from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
@@ -62,7 +62,8 @@ class _Subjects:
 
 def _subjects(drawing: Drawing, loaded: Loaded) -> _Subjects:
     check_no_frame(loaded, drawing.workdir)
-    if drawing.prompts or loaded.config.model.kind != "dit":
+    takes_text = loaded.built.model.takes == "text"
+    if drawing.prompts or takes_text:
         if drawing.labels or drawing.uniform:
             raise UserError("--labels and --uniform are of classes: this draws prompts")
         if not drawing.prompts:
@@ -82,7 +83,7 @@ def _subjects(drawing: Drawing, loaded: Loaded) -> _Subjects:
         raise UserError("--negative_prompt is of models that take text: leave it out")
     num = 64 if drawing.num is None else drawing.num
     label_seed = drawing.seed if drawing.uniform else None
-    labels = choose_labels(drawing.labels, num, loaded.num_classes, label_seed)
+    labels = choose_labels(drawing.labels, num, loaded.built.model.classes, label_seed)
     names = [f"class{label}" for label in labels]
     return _Subjects({"label": labels}, np.arange(num), labels, names)
 

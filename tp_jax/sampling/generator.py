@@ -15,7 +15,7 @@ from tp_jax.diffusion import Objective, SamplerConfig, guide
 from tp_jax.diffusion import sample as draw
 from tp_jax.latents.codec import Codec, Pooling
 from tp_jax.messages.errors import UserError
-from tp_jax.parallel.mesh import BATCH_AXES, check_batch_size
+from tp_jax.parallel.mesh import check_batch_size, whole_batch
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.thinking import RoutingNoise, ThinkingOptions
@@ -109,8 +109,7 @@ class Generator:
             rows = np.arange(len(jax.tree.leaves(conditions)[0]))
         count = len(rows)
         # Not more than there are to draw, as far as the devices can share them.
-        shards = int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
-        batch_size = min(self.batch_size, max(-(-(count - first) // shards), 1) * shards)
+        batch_size = min(self.batch_size, whole_batch(self.mesh, count - first))
         for start in range(first, count, batch_size):
             index = np.arange(start, start + batch_size)
             chosen = rows[np.minimum(index, count - 1)]

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
-from tp_jax.latents.codec import Codec, load_codec
+from tp_jax.latents.codec import Codec, Pooling, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
 from tp_jax.models.parameters import Params, abstract_params
@@ -19,18 +19,36 @@ from tp_jax.workdir.record import read_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A trained model on this machine's devices, whatever it was trained on."""
+class ModelOnMesh:
+    """A model on a mesh, with everything that drawing needs but parameters.
+
+    Attributes:
+      built: what the config describes.
+      codec: decodes what the model draws; None where it draws pixels.
+      workdir: that the model is or was trained in.
+    """
 
     model: nn.Module
-    params: Params
     built: config_lib.Built
     mesh: Mesh
-    num_classes: int
-    train_step: int
-    codec: Codec | None
+    codec: Codec | Pooling | None
     config: ConfigDict
     workdir: epath.Path
+
+    def with_params(self, params: Params, train_step: int) -> "Loaded":
+        """The same with the parameters of a train_step."""
+        fields = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOnMesh)
+        }
+        return Loaded(**fields, params=params, train_step=train_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded(ModelOnMesh):
+    """A trained model on this machine's devices, whatever it was trained on."""
+
+    params: Params
+    train_step: int
 
 
 def load(
@@ -79,8 +97,8 @@ def load(
     with checkpoint_lib.open_manager(workdir) as manager:
         train_step = checkpoint_lib.find_step(manager, train_step)
         params = checkpoint_lib.restore_params(manager, train_step, target, ema=ema)
-    num_classes = getattr(config.model, "num_classes", 0)
-    return Loaded(model, params, built, mesh, num_classes, train_step, codec, config, workdir)
+    on_mesh = ModelOnMesh(model, built, mesh, codec, config, workdir)
+    return on_mesh.with_params(params, train_step)
 
 
 def without_thinking(loaded: Loaded, base: str | None = None) -> tuple[Loaded, str]:

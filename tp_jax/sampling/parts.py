@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tp_jax.files.atomic import write_json
+from tp_jax.files.atomic import replacing, write_json
 from tp_jax.parallel.processes import first_says
 from tp_jax.sampling.request import check_same_drawing
 
@@ -86,10 +86,8 @@ class Parts:
             return
         part, self._waiting = np.concatenate(self._waiting), []
         path = self.folder / f"{self.rows:08d}.npy"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, part)
-        temporary.rename(path)
         self.rows, self._written = self.rows + len(part), time.monotonic()
 
     def join(self, labels: np.ndarray) -> None:
@@ -99,8 +97,11 @@ class Parts:
         self._write()
         paths = _in_order(self.folder)
         shape = (self.rows, *_read(paths[0]).shape[1:])
-        temporary = self.out.with_name(self.out.name + ".tmp")
-        with temporary.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        with (
+            replacing(self.out) as temporary,
+            temporary.open("wb") as file,
+            zipfile.ZipFile(file, "w") as archive,
+        ):
             with archive.open("arr_0.npy", "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)
@@ -108,5 +109,4 @@ class Parts:
                     member.write(np.ascontiguousarray(_read(path)).data)
             with archive.open("arr_1.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, labels)
-        temporary.rename(self.out) if "://" in str(self.out) else temporary.replace(self.out)
         self.folder.rmtree()

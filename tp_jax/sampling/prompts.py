@@ -10,7 +10,7 @@ from etils import epath
 from tp_jax.data import check_text
 from tp_jax.files.jsonl import read_text
 from tp_jax.messages.errors import UserError
-from tp_jax.sampling.loaded import Loaded
+from tp_jax.sampling.loaded import ModelOnMesh
 from tp_jax.text import TextEncoder, load_encoder
 from tp_jax.workdir.record import check_text_space
 
@@ -30,15 +30,17 @@ class Prompts:
     encoder: str
 
 
-def load_text(loaded: Loaded) -> TextEncoder:
+def load_text(loaded: ModelOnMesh) -> TextEncoder:
     """The text encoder that a model was trained with.
 
     Raises:
       UserError: the model takes classes, or the encoder isn't there or isn't that one.
     """
-    model = loaded.config.model
-    if model.kind == "dit":
-        raise UserError(f"a {model.kind} model draws classes, not prompts: give --labels")
+    model = loaded.built.model
+    if model.takes != "text":
+        raise UserError(
+            f"a {loaded.config.model.kind} model draws classes, not prompts: give --labels"
+        )
     encoder = load_encoder(loaded.config.text)
     check_text_space(loaded.workdir, encoder.space)
     check_text(encoder.space, model, f"config.text.encoder={loaded.config.text.encoder!r}")
@@ -50,7 +52,10 @@ _AT_ONCE = 64
 
 
 def encode_prompts(
-    loaded: Loaded, texts: Sequence[str], negative: str = "", encoder: TextEncoder | None = None
+    loaded: ModelOnMesh,
+    texts: Sequence[str],
+    negative: str = "",
+    encoder: TextEncoder | None = None,
 ) -> Prompts:
     """Encodes prompts, and the one that guidance leads away from, into float16.
 

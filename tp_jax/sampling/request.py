@@ -3,29 +3,34 @@
 import contextlib
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 from tp_jax import config as config_lib
+from tp_jax.cli.flags import required
 from tp_jax.diffusion import SamplerConfig
+from tp_jax.files.differences import first_difference
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.sampling.generator import Generator
-from tp_jax.sampling.loaded import Loaded, load, without_thinking
+from tp_jax.sampling.loaded import Loaded, ModelOnMesh, load, without_thinking
 
 
-def check_no_frame(loaded: Loaded, workdir: epath.Path) -> None:
+def check_no_frame(loaded: ModelOnMesh, workdir: epath.Path) -> None:
     """Raises a UserError if a model draws what follows a frame, which needs to be given."""
-    if getattr(loaded.built.model, "frame", ""):
+    if loaded.built.model.takes == "frame":
         raise UserError(
-            f"{workdir} draws what follows a frame: python -m tp_jax.evaluate --suite=navigation "
-            f"draws, plays and shows that"
+            f"{workdir} draws what follows a frame, which has to be given: python -m "
+            f"tp_jax.evaluate --suite={loaded.config.data.source} draws from frames of its world"
         )
 
 
-def drawn_size(loaded: Loaded, height: int | None, width: int | None) -> tuple[int, int] | None:
+def drawn_size(
+    loaded: ModelOnMesh, height: int | None, width: int | None
+) -> tuple[int, int] | None:
     """What the model draws for pictures of so many pixels; None is the square of training.
 
     Raises:
@@ -34,11 +39,14 @@ def drawn_size(loaded: Loaded, height: int | None, width: int | None) -> tuple[i
     if height is None and width is None:
         return None
     model = loaded.built.model
-    if loaded.config.model.kind == "dit":
-        raise UserError("--height and --width: a dit draws the size that it was trained on alone")
+    if model.sides is None:
+        raise UserError(
+            f"--height and --width: a {loaded.config.model.kind} draws the size that it was "
+            f"trained on alone"
+        )
     factor = loaded.codec.space.factor if loaded.codec else 1
     pixels = [model.image_size * factor if side is None else side for side in (height, width)]
-    unit, most = factor * model.patch, factor * model.patch * model.max_grid
+    unit, most = (factor * side for side in model.sides)
     for name, side in zip(("height", "width"), pixels, strict=True):
         if side % unit or not unit <= side <= most:
             raise UserError(f"--{name}={side}: give a multiple of {unit} up to {most}")
@@ -51,7 +59,7 @@ def changed_sampler(sampler: SamplerConfig, changes: dict[str, Any]) -> SamplerC
 
 
 def make_generator(
-    loaded: Loaded,
+    loaded: ModelOnMesh,
     sampler_changes: dict[str, Any] | None = None,
     batch_size: int = 64,
     latent_steps: int | None = None,
@@ -78,7 +86,7 @@ def make_generator(
     )
 
 
-def sampler_fields(loaded: Loaded, changes: dict[str, Any]) -> dict[str, Any]:
+def sampler_fields(loaded: ModelOnMesh, changes: dict[str, Any]) -> dict[str, Any]:
     """The sampler as JSON."""
     fields = dataclasses.asdict(changed_sampler(loaded.built.sampler, changes))
     return fields | {"guidance_interval": list(fields["guidance_interval"])}
@@ -185,10 +193,29 @@ def check_same_drawing(
         old = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged: {remedy} to draw anew") from error
-    for name in sorted(old.keys() | description.keys()):
-        found, wanted = old.get(name), description.get(name)
-        if found != wanted:
-            raise UserError(
-                f"{what} of another drawing: {name} was {found}, now {wanted}; finish that one, "
-                f"name another --out, or {remedy}"
-            )
+    changed = first_difference(old, description)
+    if changed:
+        raise UserError(
+            f"{what} of another drawing: {changed.name} was {changed.old}, now {changed.new}; "
+            f"finish that one, name another --out, or {remedy}"
+        )
+
+
+def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Request`, but for `out`, from the values of flags.
+
+    Args:
+      values: of `cli.sampling_flags`; fields whose flags an entry doesn't have stay at their
+        defaults.
+    """
+    known = {field.name for field in dataclasses.fields(Request)} - {"out", "workdir"}
+    return {
+        "workdir": epath.Path(required("workdir")),
+        "sampler_changes": {
+            "sampler": values["sampler"],
+            "steps": values["sampler_steps"],
+            "guidance_scale": values["guidance_scale"],
+            "guidance_channels": values["guidance_channels"],
+        },
+        **{name: value for name, value in values.items() if name in known},
+    }

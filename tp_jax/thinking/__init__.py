@@ -2,13 +2,22 @@
 
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.gate import RoutingNoise
-from tp_jax.thinking.layer import Conditioning, Thinking, ThinkingOptions, Thought
+from tp_jax.thinking.layer import (
+    Conditioning,
+    InPlaceOfAttention,
+    Thinking,
+    ThinkingLayer,
+    ThinkingOptions,
+    Thought,
+)
 
 __all__ = [
     "Conditioning",
+    "InPlaceOfAttention",
     "RoutingNoise",
     "Thinking",
     "ThinkingConfig",
+    "ThinkingLayer",
     "ThinkingOptions",
     "Thought",
 ]

@@ -1,8 +1,6 @@
 """Flax modules that hold the thinking parameters, apart from the base's."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -12,9 +10,17 @@ from flax import struct
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.experts import init_experts
 from tp_jax.thinking.gate import RoutingNoise, draw_routing, init_gate
-from tp_jax.thinking.recursion import Conditioning, Thought, think
+from tp_jax.thinking.recursion import Attend, Conditioning, Project, Thought, think
 
-__all__ = ["Conditioning", "Thinking", "ThinkingOptions", "Thought", "init_thinking_layer"]
+__all__ = [
+    "Conditioning",
+    "InPlaceOfAttention",
+    "Thinking",
+    "ThinkingLayer",
+    "ThinkingOptions",
+    "Thought",
+    "init_thinking_layer",
+]
 
 
 @struct.dataclass
@@ -44,6 +50,63 @@ def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> d
     return params
 
 
+class InPlaceOfAttention(Protocol):
+    """What a block calls in place of its attention; a pytree, so that a block can be remat'ed."""
+
+    def __call__(
+        self,
+        vision: jax.Array,
+        scale: jax.Array,
+        shift: jax.Array,
+        y: Conditioning,
+        base: Project,
+        attend: Attend,
+    ) -> tuple[jax.Array, jax.Array | None, Thought | None]:
+        """As `recursion.think`."""
+        ...
+
+
+@struct.dataclass
+class ThinkingLayer:
+    """One thinking layer of a model that runs, called in place of its block's attention.
+
+    Attributes:
+      params: of `init_thinking_layer`.
+      draws: of `gate.draw_routing`, for every latent step; None samples deterministically.
+      config, latent_steps, trace: as of `recursion.think`.
+    """
+
+    params: dict[str, Any]
+    draws: jax.Array | None
+    config: ThinkingConfig = struct.field(pytree_node=False)
+    latent_steps: int | None = struct.field(pytree_node=False, default=None)
+    trace: bool = struct.field(pytree_node=False, default=False)
+
+    def __call__(
+        self,
+        vision: jax.Array,
+        scale: jax.Array,
+        shift: jax.Array,
+        y: Conditioning,
+        base: Project,
+        attend: Attend,
+    ) -> tuple[jax.Array, jax.Array | None, Thought]:
+        """As `recursion.think`."""
+        return think(
+            self.params,
+            vision,
+            scale,
+            shift,
+            y,
+            base,
+            attend,
+            config=self.config,
+            draws=self.draws,
+            latent_steps=self.latent_steps,
+            trace=self.trace,
+        )
+
+
 class Thinking(nn.Module):
     """All thinking layers of a model: parameters `layer_<i>`, one entry per thinking block."""
 
@@ -51,26 +114,15 @@ class Thinking(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, options: ThinkingOptions, tokens: int) -> dict[int, tuple[Callable, Any]]:
-        """The layers for `tokens` vision tokens.
-
-        Returns:
-          {block index: (pure function of (inputs, …) as `recursion.think`, inputs)}; the inputs
-          are the layer's parameters and what its gate draws.
-        """
+    def __call__(self, options: ThinkingOptions, tokens: int) -> dict[int, ThinkingLayer]:
+        """{block index: its thinking layer}, for `tokens` vision tokens."""
         steps = options.latent_steps or self.config.latent_steps
         layers = {}
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
             # Drawn here, so that rematerialisation doesn't draw twice.
             draws = draw_routing(options.noise, self.config, layer, steps, tokens)
-            run = functools.partial(
-                _think, config=self.config, latent_steps=options.latent_steps, trace=options.trace
+            layers[layer] = ThinkingLayer(
+                params, draws, self.config, options.latent_steps, options.trace
             )
-            layers[layer] = run, (params, draws)
         return layers
-
-
-def _think(inputs, *args, **options):
-    params, draws = inputs
-    return think(params, *args, draws=draws, **options)

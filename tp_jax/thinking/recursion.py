@@ -26,6 +26,11 @@ from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.thinking.experts import Experts
 from tp_jax.thinking.gate import Route, choose_experts
 
+# The frozen projection: tokens [B, N, D] -> Q, K, V [B, N, 3, D].
+Project = Callable[[jax.Array], jax.Array]
+# Attention: vision's Q, K, V [B, N, 3, D] -> vision [B, N, D] and text [B, L, D] or None.
+Attend = Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
+
 
 @struct.dataclass
 class Conditioning:
@@ -75,8 +80,8 @@ def think(
     scale: jax.Array,
     shift: jax.Array,
     y: Conditioning,
-    base: Callable[[jax.Array], jax.Array],
-    attend: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]],
+    base: Project,
+    attend: Attend,
     *,
     config: ThinkingConfig,
     draws: jax.Array | None = None,

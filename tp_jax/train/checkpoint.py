@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: state, EMA, optimizer, data position and clock, saved as one thing."""
+"""Checkpoints with Orbax: state, EMA, optimizer, data position and clock in one atomic save."""
 
 import dataclasses
 from typing import Any
@@ -9,13 +9,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as managers
 
 from tp_jax.files.orbax import absolute
 from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import first_says
 from tp_jax.train.state import TrainState
-from tp_jax.workdir.checkpoints import DAMAGED, _restore, open_manager
+from tp_jax.workdir.checkpoints import DAMAGED, FOLDER, restore_items
 from tp_jax.workdir.integrity import FOLDER as CHECKSUMS
 from tp_jax.workdir.integrity import Checksums, find_damage
 
@@ -33,6 +34,20 @@ class Progress:
     seconds: float
 
 
+def _open_for_writing(workdir: epath.Path, config: ConfigDict) -> ocp.CheckpointManager:
+    keep = [managers.LatestN(config.keep)]
+    if config.keep_every_steps:
+        keep.append(managers.EveryNSteps(config.keep_every_steps))
+    options = ocp.CheckpointManagerOptions(
+        # The loop decides when; the manager only must not skip what it is handed.
+        save_decision_policy=managers.FixedIntervalPolicy(1),
+        preservation_policy=managers.AnyPreservationPolicy(keep),
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+    )
+    return ocp.CheckpointManager(absolute(workdir) / FOLDER, options=options)
+
+
 class Checkpoints:
     """The checkpoints of a run: saved with checksums, restored from the newest good one.
 
@@ -41,7 +56,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.Path, config: ConfigDict):
         self._workdir = absolute(workdir)
-        self._manager = open_manager(workdir, config)
+        self._manager = _open_for_writing(workdir, config)
         self._checksums = Checksums(self._workdir)
 
     def __enter__(self):
@@ -157,7 +172,7 @@ def restore(
     items["ema"] = ocp.args.StandardRestore(abstract.ema)
     items["opt_state"] = ocp.args.StandardRestore(abstract.opt_state)
     items["progress"] = ocp.args.JsonRestore()
-    found = _restore(manager, train_step, items)
+    found = restore_items(manager, train_step, items)
     params = {name: found[name] for name in abstract.params}
     step = jax.device_put(jnp.int32(train_step), abstract.train_step.sharding)
     state = TrainState(step, params, found["ema"], found["opt_state"])

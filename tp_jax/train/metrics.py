@@ -1,6 +1,8 @@
 """What a run says: metrics of a window of steps, to TensorBoard and as lines on the terminal."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ from etils import epath
 
 from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.parallel.chips import find_chip
-from tp_jax.train.step import Metrics
+from tp_jax.train.loss import Metrics
 
 # Their mean over experts would say nothing; TensorBoard gets one curve for each expert.
 PER_EXPERT = "expert_use/"
@@ -47,12 +49,21 @@ class Window:
         self._window_seconds += time.monotonic() - self._since
         self.seconds += time.monotonic() - self._since
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock for the block."""
+        self.pause()
+        yield
+        self.resume()
+
     def resume(self) -> None:
         """Starts the clock again."""
         self._since = time.monotonic()
 
-    def restart(self) -> None:
-        """Forgets the window's time, and starts the clock."""
+    def leave_out_compilation(self) -> None:
+        """Waits for the first step, and takes its time out of the window's rates."""
+        self.check_finite()
+        self.pause()
         self._window_seconds, self._timed = 0.0, len(self._metrics)
         self.resume()
 

@@ -8,8 +8,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as managers
 
 from tp_jax.files.orbax import absolute, stored_shapes
 from tp_jax.messages.errors import UserError
@@ -24,22 +22,10 @@ FOLDER, DAMAGED = "checkpoints", "damaged"
 UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OSError, RuntimeError)
 
 
-def open_manager(workdir: epath.Path, config: ConfigDict | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; with a config to write them, without to read them."""
-    folder = absolute(workdir) / FOLDER
-    if config is None:
-        return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
-    keep = [managers.LatestN(config.keep)]
-    if config.keep_every_steps:
-        keep.append(managers.EveryNSteps(config.keep_every_steps))
-    options = ocp.CheckpointManagerOptions(
-        # The loop decides when; the manager only must not skip what it is handed.
-        save_decision_policy=managers.FixedIntervalPolicy(1),
-        preservation_policy=managers.AnyPreservationPolicy(keep),
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
-    )
-    return ocp.CheckpointManager(folder, options=options)
+def open_manager(workdir: epath.Path) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir, to be read."""
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager(absolute(workdir) / FOLDER, options=options)
 
 
 def restore_params(
@@ -59,12 +45,19 @@ def restore_params(
     }
     if averaged:
         items["ema"] = ocp.args.StandardRestore({name: abstract[name] for name in averaged})
-    found = _restore(manager, train_step, items)
+    found = restore_items(manager, train_step, items)
     params = dict(found.get("ema") or {}) | {name: found[name] for name in items if name != "ema"}
     return {name: params[name] for name in abstract}
 
 
-def _restore(manager, train_step, items):
+def restore_items(
+    manager: ocp.CheckpointManager, train_step: int, items: Mapping[str, Any]
+) -> ocp.args.Composite:
+    """Restores items by their names.
+
+    Raises:
+      UserError: they can't be.
+    """
     try:
         return manager.restore(train_step, args=ocp.args.Composite(**items))
     except UNREADABLE as error:

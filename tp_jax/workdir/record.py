@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 
 import tp_jax
 from tp_jax import config as config_lib
-from tp_jax.files.atomic import make_folder, write_json
+from tp_jax.files.atomic import write_json
+from tp_jax.files.differences import Difference, differences, first_difference
+from tp_jax.files.folders import is_begun, make_folder
 from tp_jax.messages.errors import UserError
+from tp_jax.messages.renamed import with_new_keys
 from tp_jax.text import TextSpace
 
 CONFIG, VERSIONS, TEXT = "config.json", "versions.json", "text.json"
@@ -23,12 +26,12 @@ PACKAGES = (
 )  # fmt: skip
 
 # What a run can't change on the way: its weights or their meaning would not fit any more.
-FIXED = ("model", "diffusion", "navigation", "train.trainable", "init.base")
+FIXED = ("model", "diffusion", "frozenlake", "train.trainable", "init.base")
 # Inside those, what changes how numbers are computed but not what they are.
 FREE = (
     "model.remat", "model.scan_blocks", "model.attention", "model.dtype",
     "model.thinking.dispatch", "model.thinking.balance_weight",
-    "navigation.frames_weight", "navigation.read_sigma",
+    "frozenlake.frames_weight", "frozenlake.read_sigma",
 )  # fmt: skip
 
 
@@ -41,32 +44,22 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
     Raises:
       UserError: a foreign folder, or a field that a run can't change.
     """
-    if not workdir.exists():
-        return []
-    if not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file: name a folder")
-    if not (workdir / CONFIG).exists():
-        # A kill at the very start leaves the config under its temporary name.
-        if any(path.name != f"{CONFIG}.tmp" for path in workdir.iterdir()):
-            raise UserError(
-                f"--workdir={workdir} holds files but no {CONFIG}, so no run of tp_jax made it: "
-                f"name a new or empty folder"
-            )
+    if not is_begun(workdir, workdir / CONFIG, f"--workdir={workdir}", "tp_jax"):
         return []
     old, new = config_lib.flat(read_config(workdir)), config_lib.flat(config)
-    changes = [
-        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    refused = [change for change in changes if _is_fixed(change.split(":")[0])]
+    changes = sorted(differences(old, new))
+    refused = [change for change in changes if _is_fixed(change.name)]
     if refused:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise UserError(
-            f"--workdir={workdir} was trained with another config: {refused[0]}{more}; "
+            f"--workdir={workdir} was trained with another config: {_as_text(refused[0])}{more}; "
             f"go on with the old value or name a new workdir"
         )
-    return changes
+    return [_as_text(change) for change in changes]
+
+
+def _as_text(change: Difference) -> str:
+    return f"{change.name}: {change.old!r} -> {change.new!r}"
 
 
 def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "--workdir") -> None:
@@ -79,14 +72,13 @@ def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "-
     trained = read_text_space(workdir)
     if trained is None or text is None or trained == text:
         return
-    for field in dataclasses.fields(TextSpace):
-        old, new = (str(getattr(space, field.name)) for space in (trained, text))
-        if old != new:
-            raise UserError(
-                f"{name}={workdir} was trained with the embeddings of another encoder: "
-                f"{field.name} {old[:20]}, now {new[:20]}; go on with that encoder and its "
-                f"settings, or name a new workdir"
-            )
+    changed = first_difference(vars(trained), vars(text))
+    if changed:
+        raise UserError(
+            f"{name}={workdir} was trained with the embeddings of another encoder: {changed.name} "
+            f"{str(changed.old)[:20]}, now {str(changed.new)[:20]}; go on with that encoder and "
+            f"its settings, or name a new workdir"
+        )
 
 
 def _is_fixed(name: str) -> bool:
@@ -146,7 +138,7 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     try:
         fields = json.loads(path.read_text(), object_hook=_tuples)
         config = config_lib.default(fields["model"]["kind"], fields["diffusion"]["kind"])
-        config.update(fields)
+        config.update(with_new_keys(fields))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise UserError(
             f"{path} can't be read as a config of this version of tp_jax: "

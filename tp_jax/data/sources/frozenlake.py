@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -11,7 +12,7 @@ from tp_jax.data.source import Decode, Source
 from tp_jax.data.sources.synthetic import as_it_is
 from tp_jax.worlds.frozenlake.frames import Canvas, tiles
 from tp_jax.worlds.frozenlake.maps import distances, find, frozen_lake, make_map, walk
-from tp_jax.worlds.frozenlake.settings import NavigationConfig, canvas_of
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
 
 # So many can be shuffled; no training sees them all.
 COUNT = 2**31
@@ -21,7 +22,7 @@ FROM_START = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class _Examples(Sequence):
-    fields: NavigationConfig
+    fields: FrozenLakeConfig
     canvas: Canvas
     moves: int
 
@@ -58,8 +59,18 @@ class _FrozenLakeSource(Source):
         return as_it_is
 
 
+def frames_before_last(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """{"frames": [B, T-1, S, S, 3]} float32, those before "x"; {} for one latent step."""
+    before = config.model.thinking.latent_steps - 1
+    if not before:
+        return {}
+    model, batch_size = config.model, config.train.batch_size
+    shape = (batch_size, before, model.image_size, model.image_size, model.channels)
+    return {"frames": jax.ShapeDtypeStruct(shape, np.float32)}
+
+
 def make_frozenlake(config: ConfigDict) -> Source:
-    """Examples as `config.navigation`, `config.model` and its number T of latent steps want them.
+    """Examples as `config.frozenlake`, `config.model` and its number T of latent steps want them.
 
     Each is {"x": [S, S, 3], "frames": [T-1, S, S, 3], "condition": {"label": 0, "frame":
     [S, S, 3]}} in [-1, 1]: after T moves, after those before, and before any.
@@ -70,6 +81,6 @@ def make_frozenlake(config: ConfigDict) -> Source:
     frozen_lake()
     canvas = canvas_of(config)
     tiles(canvas.tile)
-    fields = NavigationConfig(**config.navigation.to_dict())
+    fields = FrozenLakeConfig(**config.frozenlake.to_dict())
     examples = _Examples(fields, canvas, config.model.thinking.latent_steps)
     return _FrozenLakeSource(examples, config.model.image_size, channels=3, class_names=())

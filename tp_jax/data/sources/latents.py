@@ -19,6 +19,7 @@ from etils import epath
 
 from tp_jax.data.source import Decode, Source
 from tp_jax.data.sources.captions import EncodedText
+from tp_jax.files.differences import first_difference
 from tp_jax.latents.space import LatentSpace
 from tp_jax.messages.errors import UserError
 from tp_jax.text import TextSpace
@@ -278,14 +279,13 @@ class LatentSource(Source):
     def check_space(self, space: LatentSpace) -> None:
         """Raises a UserError if the latents aren't of this autoencoder, scale and shift."""
         theirs = self.header.plan.autoencoder
-        for field in dataclasses.fields(LatentSpace):
-            found, wanted = getattr(theirs, field.name), getattr(space, field.name)
-            if found != wanted:
-                raise UserError(
-                    f"the latents in {self.folder} were made by another autoencoder: {field.name} "
-                    f"{_short(found)}, that of config.autoencoder.path {_short(wanted)}; prepare "
-                    f"anew, or name the autoencoder that made them"
-                )
+        changed = first_difference(vars(theirs), vars(space))
+        if changed:
+            raise UserError(
+                f"the latents in {self.folder} were made by another autoencoder: {changed.name} "
+                f"{_short(changed.old)}, that of config.autoencoder.path {_short(changed.new)}; "
+                f"prepare anew, or name the autoencoder that made them"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

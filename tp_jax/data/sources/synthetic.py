@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from tp_jax import config as config_lib
 from tp_jax.data.source import Decode, Source
 
 COUNT = 65_536
@@ -68,11 +69,11 @@ def make_synthetic(config: ConfigDict) -> Source:
 
     Their labels go round; a model that takes text gets Gaussian text.
     """
-    model = config.model
+    model = config_lib.model_config(config)
     shape = (model.image_size, model.image_size, model.channels)
-    if model.kind == "dit":
-        names = tuple(str(label) for label in range(max(model.num_classes, 1)))
+    if model.text is None:
+        names = tuple(str(label) for label in range(max(model.classes, 1)))
         noise = _Noise(shape, _Labels(len(names)))
         return _SyntheticSource(noise, model.image_size, model.channels, names)
-    text = _Text(model.text_tokens, model.text_width, model.pooled_width)
+    text = _Text(model.text.tokens, model.text.width, model.text.pooled_width)
     return _SyntheticText(_Noise(shape, text), model.image_size, model.channels, ())

@@ -1,13 +1,17 @@
-"""The ADM suite."""
+"""The ADM suite: FID, sFID, Inception Score, precision and recall, of images or of a workdir."""
 
 import dataclasses
 import importlib.metadata
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import flags
 from etils import epath
 
 import tp_jax
+from tp_jax.cli.flags import integers, numbers, required
+from tp_jax.cli.sampling_flags import define_model_flags
 from tp_jax.evals.adm.features import check_protocol, load_extractor
 from tp_jax.evals.adm.reference import (
     check_reference,
@@ -16,15 +20,130 @@ from tp_jax.evals.adm.reference import (
     read_reference,
     save_statistics,
 )
+from tp_jax.evals.adm.scorer import load_scorer, picture_size
 from tp_jax.evals.adm.scores import Scores, compare
-from tp_jax.files.atomic import make_folder, write_json
+from tp_jax.evals.adm.sweep import Sweep, run_sweep
+from tp_jax.evals.suite import EvaluateInTraining, Suite, path_of
+from tp_jax.files.atomic import write_json
+from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.reading import open_images
+from tp_jax.sampling.loaded import Loaded, ModelOnMesh
+from tp_jax.sampling.request import make_generator
+
+flags.disclaim_key_flags()
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
+
+
+class AdmSuite(Suite):
+    """Scores of images against a reference, and sweeps of a workdir."""
+
+    name = "adm"
+    summary = "FID, sFID, Inception Score, precision and recall"
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Of images, and of sweeps."""
+
+        def string(name: str, default: str | None, text: str) -> None:
+            flags.DEFINE_string(name, default, text, flag_values=values)
+
+        string("samples", None, "FILE.npz with arr_0 (uint8, NHWC), or a folder of PNGs")
+        string("reference", None, "published statistics, images, or a saved statistics file")
+        string("inception", None, "a folder written by tp_jax.convert --kind=inception")
+        string("protocol", "adm", "adm or pytorch-fid: how images are resized for Inception")
+        string("out", None, "FILE.json for the scores; a folder for --sweep")
+        string("save_statistics", None, "FILE.npz, to be a --reference later")
+        flags.DEFINE_integer(
+            "num", None, "the first so many samples, all by default; 50000 for --sweep",
+            flag_values=values,
+        )  # fmt: skip
+        flags.DEFINE_boolean(
+            "sweep", False, "score a workdir over guidance scales and latent steps",
+            flag_values=values,
+        )  # fmt: skip
+        define_model_flags(values)
+        flags.DEFINE_list(
+            "guidance_scales", ["1", "1.25", "1.5", "2", "3"], "of the sweep, as 1,1.5,2",
+            flag_values=values,
+        )  # fmt: skip
+        flags.DEFINE_list(
+            "latent_steps", ["1", "2", "4"], "of the sweep: numbers T, as 1,2,4", flag_values=values
+        )
+        string("base", None, "of the sweep: base checkpoint or workdir; what it began from")
+
+    def run(self, values: Mapping[str, Any]) -> None:
+        """Scores images, or sweeps a workdir."""
+        if values["sweep"]:
+            self._sweep(values)
+            return
+        score_images(
+            Task(
+                samples=epath.Path(required("samples")),
+                inception=epath.Path(required("inception")),
+                **{n: path_of(values, n) for n in ("reference", "out", "save_statistics")},
+                **{n: values[n] for n in ("protocol", "batch_size", "num")},
+            )
+        )
+
+    def _sweep(self, values: Mapping[str, Any]) -> None:
+        names = (
+            "seed", "batch_size", "protocol", "checkpoint", "base", "autoencoder", "dtype",
+            "matmul_precision",
+        )  # fmt: skip
+        run_sweep(
+            Sweep(
+                **{
+                    n: epath.Path(required(n)) for n in ("workdir", "out", "reference", "inception")
+                },
+                guidance_scales=numbers("guidance_scales"),
+                latent_steps=integers("latent_steps"),
+                sampler_changes={
+                    name: values[flag]
+                    for name, flag in (("steps", "sampler_steps"), ("guidance_channels",) * 2)
+                    if values[flag] is not None
+                },
+                num=50_000 if values["num"] is None else values["num"],
+                **{name: values[name] for name in names},
+            )
+        )
+
+    def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
+        """Draws images of all classes in turn."""
+        settings, transformer = self.settings(model), model.built.model
+        if transformer.takes != "label":
+            raise UserError(
+                f"config.evaluation.suite={self.name!r} draws one image for each class, but this "
+                f"{model.config.model.kind} model takes text or a frame: choose another suite"
+            )
+        if settings.num < 2:
+            raise UserError(f"config.evaluation.adm.num={settings.num}: must be 2 or more")
+        for field in ("reference", "inception"):
+            if not settings[field]:
+                raise UserError(
+                    f"config.evaluation.adm.{field} is empty: config.evaluation.suite="
+                    f"{self.name!r} needs it"
+                )
+        batch_size, size = (
+            model.config.evaluation.batch_size,
+            picture_size(transformer, model.codec),
+        )
+        scorer = load_scorer(
+            settings.reference, settings.inception, settings.protocol, batch_size, size
+        )
+        generator = make_generator(model, batch_size=batch_size)
+
+        def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
+            scores = scorer.score(
+                generator, loaded.params, settings.num, transformer.classes, model.config.seed
+            )
+            return dataclasses.asdict(scores)
+
+        return evaluate
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One run of a suite.
+    """Images to score.
 
     Attributes:
       samples: FILE.npz or a folder of PNGs.
@@ -46,10 +165,7 @@ class Task:
     num: int | None = None
 
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
-
-
-def run(task: Task) -> Scores:
+def score_images(task: Task) -> Scores:
     """Scores a file or a folder of images; prints a table and writes what `task` asks for.
 
     Raises:

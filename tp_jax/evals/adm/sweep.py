@@ -16,13 +16,18 @@ from etils import epath
 
 from tp_jax.evals.adm.scorer import load_scorer, picture_size
 from tp_jax.evals.adm.scores import Scores
-from tp_jax.files.atomic import make_folder, write_json
+from tp_jax.files.atomic import write_json
+from tp_jax.files.differences import first_difference
+from tp_jax.files.folders import is_begun, make_folder
+from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import first_says
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
 from tp_jax.sampling.request import check_no_frame, make_generator, matmul_precision, sampler_fields
 
+# Says what the cells of a folder are of.
+DESCRIPTION = "description.json"
 COLUMNS = ("fid", "sfid", "inception_score", "precision", "recall")
 
 
@@ -66,9 +71,9 @@ def run_sweep(sweep: Sweep) -> None:
         raise UserError(f"--num={sweep.num}: 2 or more make a score")
     if not sweep.guidance_scales or not sweep.latent_steps:
         raise UserError("--guidance_scales and --latent_steps: give one or more of each")
-    _check_out(sweep.out)
+    is_begun(sweep.out, sweep.out / DESCRIPTION, f"--out={sweep.out}", "a sweep")
     loaded = load(sweep.workdir, sweep.checkpoint, dtype=sweep.dtype, autoencoder=sweep.autoencoder)
-    if loaded.config.model.kind != "dit":
+    if loaded.built.model.takes == "text":
         raise UserError(
             f"--workdir={sweep.workdir}: a {loaded.config.model.kind} model takes text, and sweeps "
             f"draw classes; score prompts with --suite=geneval, dpg or shapes"
@@ -102,7 +107,9 @@ def run_sweep(sweep: Sweep) -> None:
         if not first_says(path.exists()):
             say(f"cell {number} of {len(generators)}: {series}, guidance {scale:g}")
             with matmul_precision(sweep.matmul_precision):
-                scores = scorer.score(generator, of.params, sweep.num, of.num_classes, sweep.seed)
+                scores = scorer.score(
+                    generator, of.params, sweep.num, of.built.model.classes, sweep.seed
+                )
             _write_cell(path, series, scale, scores)
         if jax.process_index() == 0:
             cells.append(json.loads(path.read_text()))
@@ -113,14 +120,6 @@ def run_sweep(sweep: Sweep) -> None:
         print(as_table(cells))
     files = "sweep.png, table.csv, sweep.json"
     say(f"{len(generators)} cells of {sweep.num} samples: {sweep.out}/{files}")
-
-
-def _check_out(folder: epath.Path) -> None:
-    """Raises a UserError unless the folder is new, empty or a sweep's."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder} is a file: name a folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "description.json").exists():
-        raise UserError(f"--out={folder} holds other files: name a new or empty folder")
 
 
 def _open_folder(sweep: Sweep, loaded: Loaded, base: str, inception: str) -> None:
@@ -139,15 +138,13 @@ def _open_folder(sweep: Sweep, loaded: Loaded, base: str, inception: str) -> Non
         "inception": inception,
         "autoencoder": loaded.codec.space.identity if loaded.codec else None,
     }
-    path = sweep.out / "description.json"
-    if path.exists():
-        old = json.loads(path.read_text())
-        for name, wanted in description.items():
-            if old.get(name) != wanted:
-                raise UserError(
-                    f"{sweep.out} holds cells of another sweep: {name} was {old.get(name)}, now "
-                    f"{wanted}; name another --out"
-                )
+    path = sweep.out / DESCRIPTION
+    changed = first_difference(read_json(path), description) if path.exists() else None
+    if changed:
+        raise UserError(
+            f"{sweep.out} holds cells of another sweep: {changed.name} was {changed.old}, now "
+            f"{changed.new}; name another --out"
+        )
     if jax.process_index() == 0:
         make_folder(sweep.out / "cells", f"--out={sweep.out}")
         write_json(path, description)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from tp_jax.evals.dpg.score import TILES, Answers, Question, Scores, score
 from tp_jax.evals.prompts import Prompt
 from tp_jax.files.jsonl import appender, check_fields, mend, read_lines, read_text
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
+from tp_jax.pictures.reading import read_rgb
 
 PROMPTS = 1065  # in the published benchmark
 COLUMNS = ("item_id", "text", "keywords", "proposition_id", "dependency", "category_broad",
@@ -177,11 +177,7 @@ def answer_images(
 
 
 def _read_tiles(path: epath.Path) -> np.ndarray:
-    try:
-        with path.open("rb") as stream, Image.open(stream) as file:
-            image = np.asarray(file.convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
-        raise UserError(f"{path}: can't be read as an image; draw it again") from None
+    image = read_rgb(path)
     if image.shape[0] % 2 or image.shape[1] % 2:
         raise UserError(f"{path}: {image.shape[:2]} can't be a grid of 2×2 images")
     return tiles(image)

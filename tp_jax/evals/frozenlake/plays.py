@@ -1,4 +1,4 @@
-"""Visual navigation: drawn frames, read, played in the real environment, and judged.
+"""Plays on FrozenLake: drawn frames, read, played in the real environment, and judged.
 
 `tp_jax.worlds.frozenlake.frames` reads a frame, two consecutive frames make a move, and the
 environment decides the result of that move. A frame that can't be read ends the play, and such
@@ -46,7 +46,7 @@ class Place:
         return f"{len(self.desc)}×{len(self.desc[0])}"
 
 
-def test_places(
+def held_out_places(
     sizes: Sequence[int], frozen: tuple[float, float], canvas: Canvas, num: int, seed: int = 0
 ) -> list[Place]:
     """Distinct maps that training never shows, up to `num` of each size.

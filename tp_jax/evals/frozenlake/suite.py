@@ -1,58 +1,52 @@
-"""Navigation of a trained workdir: drawn, read, played, scored, and shown.
-
-T latent steps of a drawing, S pixels of a frame's side.
-"""
+"""FrozenLake: walks that a workdir draws, read, played in the environment, scored, and shown."""
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from absl import flags
 from etils import epath
-from PIL import Image
 
-from tp_jax.diffusion.samplers import sample_noise
-from tp_jax.evals.frozenlake.plays import (
-    OUTCOMES,
-    Place,
-    Play,
-    score,
-    test_places,
-    walk_as_oracle,
-    walk_randomly,
+from tp_jax.cli.flags import required
+from tp_jax.cli.sampling_flags import define_sampling_flags
+from tp_jax.evals.frozenlake.films import show_films
+from tp_jax.evals.frozenlake.plays import OUTCOMES
+from tp_jax.evals.frozenlake.walking import (
+    Lakes,
+    choose_lakes,
+    frame_generator,
+    score_walks,
+    walk_lakes,
 )
-from tp_jax.files.atomic import make_folder, write_json
-from tp_jax.files.jsonl import read_text
+from tp_jax.evals.over_seeds import Columns, collect
+from tp_jax.evals.suite import EvaluateInTraining, Suite, path_of
+from tp_jax.files.atomic import write_json
+from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
-from tp_jax.messages.progress import progress_bar, say
-from tp_jax.models.latent_step_frames import decode_latent_steps
-from tp_jax.parallel.mesh import BATCH_AXES
-from tp_jax.pictures.galleries import make_filmstrips
-from tp_jax.pictures.grids import to_uint8
-from tp_jax.sampling.generator import Generator
-from tp_jax.sampling.request import Request, describe, matmul_precision, open_generator
-from tp_jax.thinking import RoutingNoise, ThinkingOptions
-from tp_jax.worlds.frozenlake.frames import Canvas
-from tp_jax.worlds.frozenlake.maps import check_map, find, walk
-from tp_jax.worlds.frozenlake.settings import NavigationConfig, canvas_of
+from tp_jax.messages.progress import say
+from tp_jax.sampling.loaded import Loaded, ModelOnMesh
+from tp_jax.sampling.request import (
+    Request,
+    describe,
+    make_generator,
+    matmul_precision,
+    open_generator,
+    request_fields,
+)
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
 
-# Maps of each size, where not said.
-NUM = 100
-# Filmstrips of each kind that are drawn, and frames of the GIF a second.
-SHOWN, GIF_RATE = 8, 2
+flags.disclaim_key_flags()
 
 
 @dataclasses.dataclass(frozen=True)
-class Navigation(Request):
-    """Walks to draw and score; the flags of `tp_jax.evaluate --suite=navigation`.
+class WalkRequest(Request):
+    """Walks to draw and score.
 
     Attributes:
       num: maps of each size; None is 100.
-      maps: a file of maps, one row a line and an empty line between two; None draws them at random.
-      look: see the real lake after every drawing, instead of the first frame alone.
+      maps: a file of maps; None draws them at random.
+      look: draw every time from the true frame, instead of from the last drawn one.
       latent_steps: moves that a drawing has; None is as many as training had at most.
     """
 
@@ -60,30 +54,81 @@ class Navigation(Request):
     look: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class FrameGenerator(Generator):
-    """Draws the frames of all latent steps, [B, T, S, S, C] in [-1, 1].
+class FrozenLakeSuite(Suite):
+    """Goals reached, holes and illegal moves, on maps that training never shows."""
 
-    Attributes:
-      read_sigma: noise level at which latent steps are decoded: what was drawn last is noised so
-        far again.
+    name = "frozenlake"
+    summary = "walks over maps of FrozenLake, played in the environment"
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Of walks, and of results over seeds."""
+        define_sampling_flags(values, "maps of each size, 100 by default; the first of --maps")
+        for name, text in (
+            ("out", "folder for scores and pictures; --collect: FILE.json"),
+            ("maps", "a file of maps; random ones by default"),
+            ("collect", "a folder of VARIANT/SEED/scores.json, for mean and spread over seeds"),
+        ):
+            flags.DEFINE_string(name, None, text, flag_values=values)
+        flags.DEFINE_boolean(
+            "look", False, "draw every time from the true frame, not from the last drawn one",
+            flag_values=values,
+        )  # fmt: skip
+
+    def run(self, values: Mapping[str, Any]) -> None:
+        """Walks, or collects."""
+        out = epath.Path(required("out"))
+        if values["collect"]:
+            collect(epath.Path(values["collect"]), out, self.name, columns)
+            return
+        maps = path_of(values, "maps")
+        walk_workdir(WalkRequest(out=out, maps=maps, look=values["look"], **request_fields(values)))
+
+    def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
+        """Walks the same maps each time."""
+        settings = self.settings(model)
+        if settings.num < 1:
+            raise UserError(f"config.evaluation.frozenlake.num={settings.num}: must be 1 or more")
+        seed = model.config.seed
+        lakes = _lakes_of(model, settings.num, seed, f"config.evaluation.suite={self.name!r}")
+        generator = make_generator(model, batch_size=model.config.evaluation.batch_size)
+        frames_of = frame_generator(generator, lakes)
+
+        def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
+            plays, films = walk_lakes(frames_of, loaded.params, lakes, seed, settings.look)
+            found = score_walks(plays, lakes, seed)
+            if jax.process_index() == 0:
+                make_folder(out, str(out))
+                show_films(out, plays, films, lakes.canvas)
+            return {
+                f"{group}/{name}": float(value)
+                for group, values in found["model"].items()
+                for name, value in values.items()
+            }
+
+        return evaluate
+
+
+def _lakes_of(
+    model: ModelOnMesh, num: int | None, seed: int, name: str, maps: epath.Path | None = None
+) -> Lakes:
+    """The maps that a model is scored on.
+
+    Args:
+      name: the flag or field that asks for the suite, for the message.
+
+    Raises:
+      UserError: the model doesn't draw from frames of FrozenLake, or there is no map.
     """
-
-    read_sigma: float = 0.1
-
-    def draw(self, params, key, index, condition):
-        """As `Generator.draw`, with an axis of latent steps."""
-        x = super().draw(params, key, index, condition)
-        key, model_key = jax.random.split(jax.random.fold_in(key, 1))
-        noise = sample_noise(key, index, 0, x.shape[1:])
-        sigma = jnp.full(len(x), self.read_sigma)
-        x = self.objective.noised(x, noise, sigma)
-        options = ThinkingOptions(RoutingNoise(model_key, index, train=False), self.latent_steps)
-        frames, _ = decode_latent_steps(self.model, params, x, 1000 * sigma, condition, options)
-        return frames.swapaxes(0, 1)
+    if model.built.model.takes != "frame" or model.config.data.source != "frozenlake":
+        raise UserError(
+            f"{name}: {model.workdir} was trained on {model.config.data.source}, but this suite "
+            f"wants a model of configs/frozenlake.py"
+        )
+    fields = FrozenLakeConfig(**model.config.frozenlake.to_dict())
+    return choose_lakes(fields, canvas_of(model.config), num, seed, maps)
 
 
-def navigate(task: Navigation) -> dict[str, Any]:
+def walk_workdir(task: WalkRequest) -> dict[str, Any]:
     """Draws walks through maps that training never showed, plays and scores them.
 
     Writes `scores.json`, `successes.png`, `failures.png` and `walk.gif` into a folder.
@@ -94,176 +139,48 @@ def navigate(task: Navigation) -> dict[str, Any]:
     if task.num is not None and task.num < 1:
         raise UserError(f"--num={task.num}: must be 1 or more")
     loaded, generator = open_generator(task)
-    if not loaded.built.model.thinking.layers or loaded.config.data.source != "frozenlake":
-        raise UserError(
-            f"--workdir={task.workdir} was trained on {loaded.config.data.source}: --suite="
-            f"navigation wants one of configs/frozenlake.py"
-        )
-    trained = loaded.config.model.thinking.latent_steps
+    name = "--suite=frozenlake"
+    lakes = _lakes_of(loaded, task.num, task.seed, name, task.maps)
+    trained = loaded.built.model.thinking.latent_steps
     if (task.latent_steps or 0) > trained:
         say(
             f"--latent_steps={task.latent_steps}: training had up to {trained}, and what is drawn "
             f"beyond is seldom right; give {trained} or fewer"
         )
-    fields = NavigationConfig(**loaded.config.navigation.to_dict())
-    canvas = canvas_of(loaded.config)
-    places, refused = _places(task, fields, canvas)
     # Before walking, so that it isn't lost for want of a folder.
     make_folder(task.out, f"--out={task.out}")
-    shallow = {f.name: getattr(generator, f.name) for f in dataclasses.fields(generator)}
-    # Not more than there are to draw, as far as the devices can share them.
-    shards = int(np.prod([loaded.mesh.shape[axis] for axis in BATCH_AXES]))
-    shallow["batch_size"] = min(task.batch_size, -(-len(places) // shards) * shards)
-    frames_of = FrameGenerator(**shallow, read_sigma=fields.read_sigma)
     with matmul_precision(task.matmul_precision):
-        plays, films = _walk(frames_of, loaded.params, places, canvas, task)
+        frames_of = frame_generator(generator, lakes)
+        plays, films = walk_lakes(frames_of, loaded.params, lakes, task.seed, task.look)
     content = {
-        "suite": "navigation",
+        "suite": FrozenLakeSuite.name,
         "drawing": describe(task, loaded, None) | {"maps": str(task.maps or "")},
-        "refused_maps": refused,
-        "model": score(plays, fields.unseen_sizes),
+        "refused_maps": lakes.refused,
+        **score_walks(plays, lakes, task.seed),
     }
-    rng = np.random.default_rng(task.seed)
-    content["random_walker"] = score([walk_randomly(p, rng) for p in places], fields.unseen_sizes)
-    content["oracle"] = score([walk_as_oracle(p, canvas) for p in places], fields.unseen_sizes)
     if jax.process_index() == 0:
-        _show(task.out, plays, films, canvas)
+        show_films(task.out, plays, films, lakes.canvas)
         write_json(task.out / "scores.json", content)
         print(as_table(content))
         say(f"scores, filmstrips and a GIF: {task.out}")
     return content
 
 
-def _places(task: Navigation, fields: NavigationConfig, canvas: Canvas) -> tuple[list[Place], int]:
-    if task.maps is None:
-        num = NUM if task.num is None else task.num
-        sizes = (*fields.sizes, *fields.unseen_sizes)
-        return test_places(sizes, fields.frozen, canvas, num, task.seed), 0
-    places, refused = [], 0
-    for number, block in enumerate(_blocks(read_text(task.maps)), 1):
-        reason = check_map(block, canvas.most)
-        if reason:
-            refused += 1
-            say(f"{task.maps}: map {number} {reason}; it is left out")
-        else:
-            places.append(Place(block, (0, 0)))
-    if not places:
-        raise UserError(
-            f"--maps={task.maps} has no map that can be played, of {refused}: rows of S, F, H and "
-            f"G, an empty line between maps"
-        )
-    return places[: task.num], refused
+def columns(content: dict[str, Any], variant: str) -> Columns:
+    """The scores in one `scores.json`, for `over_seeds.collect`.
 
-
-def _blocks(text: str) -> list[tuple[str, ...]]:
-    """Lines between empty ones."""
-    lines = [line.strip() for line in text.splitlines()]
-    return [tuple(group) for filled, group in itertools.groupby(lines, bool) if filled]
-
-
-@dataclasses.dataclass
-class _Film:
-    """The frames that a play was given, and those that it should have been, each [S, S, 3]."""
-
-    first: np.ndarray
-    drawn: list[np.ndarray] = dataclasses.field(default_factory=list)
-    true: list[np.ndarray] = dataclasses.field(default_factory=list)
-
-
-def _walk(
-    generator: FrameGenerator,
-    params: Any,
-    places: Sequence[Place],
-    canvas: Canvas,
-    task: Navigation,
-) -> tuple[list[Play], list[_Film]]:
-    """Plays all places: drawing after drawing, each from the last frame of the one before."""
-    plays = [Play(place) for place in places]
-    seen = [canvas.draw(play.place.desc, play.cell, play.place.corner) for play in plays]
-    films = [_Film(frame) for frame in seen]
-    drawing = 0
-    with progress_bar(len(plays), "walking", "map") as bar:
-        while going := [i for i, play in enumerate(plays) if play.outcome is None]:
-            # Always whole batches, so that there is one shape to compile.
-            rows = np.resize(going, -(-len(going) // generator.batch_size) * generator.batch_size)
-            batches = generator.batches(
-                params,
-                {
-                    "label": np.zeros(len(plays), np.int32),
-                    "frame": 2 * np.stack(seen).astype(np.float32) - 1,
-                },
-                # Each drawing has noise of its own.
-                int(np.random.SeedSequence([task.seed, drawing]).generate_state(1)[0]),
-                rows=rows,
-                numbers=rows,
-            )
-            drawn = np.concatenate(list(batches))[: len(going)]
-            for i, frames in zip(going, (drawn + 1) / 2, strict=True):
-                play, place = plays[i], plays[i].place
-                shape = len(place.desc), len(place.desc[0])
-                for frame, cell in zip(
-                    frames, walk(place.desc, play.cell, len(frames)), strict=True
-                ):
-                    films[i].drawn.append(frame)
-                    films[i].true.append(canvas.draw(place.desc, cell, place.corner))
-                play.take([canvas.read(frame, shape, place.corner) for frame in frames])
-                seen[i] = (
-                    canvas.draw(place.desc, play.cell, place.corner)
-                    if task.look
-                    else np.clip(frames[-1], 0, 1)
-                )
-                bar.update(play.outcome is not None)
-            drawing += 1
-    return plays, films
-
-
-def _show(out: epath.Path, plays: Sequence[Play], films: Sequence[_Film], canvas: Canvas) -> None:
-    """Filmstrips of good and bad plays, of every outcome some, and an animated walk.
-
-    The walk is as it was drawn, and beside it as the environment played it.
+    The walkers that have nothing to learn are columns too, of whichever variant comes first.
     """
-    order = sorted(range(len(plays)), key=lambda i: -len(plays[i].cells))
-    good = [i for i in order if plays[i].outcome == "goal"]
-    by_outcome = [[i for i in order if plays[i].outcome == name] for name in OUTCOMES[1:]]
-    bad = [group[k] for k in range(SHOWN) for group in by_outcome if k < len(group)]
-    for name, chosen in (("successes", good[:SHOWN]), ("failures", bad[:SHOWN])):
-        path = out / f"{name}.png"
-        if not chosen:
-            # None of an earlier run's.
-            path.unlink(missing_ok=True)
-            continue
-        strips = []
-        for i in chosen:
-            count, film = len(plays[i].cells), films[i]
-            # The font has no ×.
-            size, outcome = plays[i].place.size.replace("×", "x"), plays[i].outcome
-            title = f"{size}, {count} frames: {outcome.replace('_', ' ')} (above drawn, below true)"
-            pairs = [[film.first, *film.drawn[:count]], [film.first, *film.true[:count]]]
-            strips.append((title, plays[i].outcome == "goal", [_pixels(row) for row in pairs]))
-        make_filmstrips(strips).save(path)
-    if good or bad:
-        i = (good or bad)[0]
-        count = len(plays[i].cells)
-        place, cells = plays[i].place, [find(plays[i].place.desc, "S"), *plays[i].cells]
-        played = [canvas.draw(place.desc, cell, place.corner) for cell in cells]
-        pairs = zip(
-            _pixels([films[i].first, *films[i].drawn[:count]]), _pixels(played), strict=True
-        )
-        zoom = max(1, 240 // (canvas.cells * canvas.tile))
-        between = np.full((canvas.cells * canvas.tile, 1, 3), 255, np.uint8)
-        beside = [np.concatenate((drawn, between, true), axis=1) for drawn, true in pairs]
-        pictures = [
-            Image.fromarray(both.repeat(zoom, axis=0).repeat(zoom, axis=1)) for both in beside
-        ]
-        with (out / "walk.gif").open("wb") as file:
-            pictures[0].save(
-                file, format="gif", save_all=True, append_images=pictures[1:],
-                duration=1000 // GIF_RATE, loop=0,
-            )  # fmt: skip
 
+    def rows(groups: dict[str, Any]) -> dict[str, float]:
+        return {
+            f"{group} {name}": float(value)
+            for group, values in groups.items()
+            for name, value in values.items()
+        }
 
-def _pixels(frames: Sequence[np.ndarray]) -> np.ndarray:
-    return to_uint8(2 * np.stack(frames) - 1)
+    names = {"model": variant, "random_walker": "random walker", "oracle": "oracle"}
+    return {name: rows(content[part]) for part, name in names.items()}
 
 
 def as_table(content: dict[str, Any]) -> str:

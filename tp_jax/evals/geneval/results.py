@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps
 
 from tp_jax.evals.geneval.prompts import PROMPTS, check_metadata, find_images, key
 from tp_jax.evals.geneval.rules import Detection, Objects, judge, select
@@ -19,6 +18,7 @@ from tp_jax.evals.prompts import Prompt
 from tp_jax.files.jsonl import appender, check_fields, mend, read_lines
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
+from tp_jax.pictures.reading import read_rgb
 
 RESULT_FIELDS = {"filename": str, "tag": str, "prompt": str, "correct": bool, "reason": str,
                  "metadata": str, "details": str}  # fmt: skip
@@ -192,11 +192,7 @@ def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -
 
 
 def _judge_image(path, metadata, detector, colours) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream, Image.open(stream) as file:
-            image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
-        raise UserError(f"{path}: can't be read as an image; draw it again") from None
+    image = read_rgb(path)
     objects = select(detector(image), metadata["tag"])
     correct, reason = judge(objects, metadata, lambda group, name: colours(image, group, name))
     boxes = {
@@ -212,3 +208,18 @@ def _judge_image(path, metadata, detector, colours) -> dict[str, Any]:
         "metadata": json.dumps(metadata),
         "details": json.dumps(boxes),
     }
+
+
+def as_table(columns: dict[str, dict[str, Any]]) -> str:
+    """GenEval's scores in percent, a line a tag and a column for each set of images."""
+    names = list(columns)
+    lines = [f"{'':16}" + "".join(f"{name:>10}" for name in names)]
+    for tag in (*PROMPTS, "overall"):
+        values = [
+            fields["overall"] if tag == "overall" else fields["tags"].get(tag)
+            for fields in columns.values()
+        ]
+        texts = ["-" if value is None else f"{100 * value:.2f}" for value in values]
+        lines.append(f"{tag:16}" + "".join(f"{text:>10}" for text in texts))
+    lines.append(f"{'images':16}" + "".join(f"{f['images']:>10}" for f in columns.values()))
+    return "\n".join(lines)

@@ -1,113 +1,172 @@
-"""Shapes, the embedded twin of GenEval: its prompts, and a detector that is exact.
-
-Images lie as GenEval's do and are judged by its rules; only the detector differs, which is
-`tp_jax.worlds.shapes.checker`, and every prompt is of combinations that training shows or never
-shows.
-"""
+"""Shapes, the embedded twin of GenEval: the package has its prompts and an exact checker."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from absl import flags
 from etils import epath
 
-from tp_jax.evals.geneval.results import GenEvalScores, score_images, score_lines
-from tp_jax.evals.geneval.rules import Detection, Objects
+from tp_jax.cli.flags import required
+from tp_jax.evals.geneval.prompts import PROMPTS, find_images, image_path, write_metadata
+from tp_jax.evals.geneval.results import as_table
+from tp_jax.evals.over_seeds import Columns, collect
+from tp_jax.evals.prompted import PromptedSuite, description_path
 from tp_jax.evals.prompts import Prompt
-from tp_jax.files.jsonl import read_lines
+from tp_jax.evals.shapes import scores as shapes
+from tp_jax.evals.suite import EvaluateInTraining, choose_mode
+from tp_jax.files.atomic import write_json
+from tp_jax.files.jsonl import read_json, read_lines
 from tp_jax.messages.errors import UserError
-from tp_jax.worlds.shapes.checker import find_objects
-from tp_jax.worlds.shapes.scenes import SKILLS, all_requests
+from tp_jax.messages.progress import say
+from tp_jax.parallel.processes import by_first
+from tp_jax.pictures.galleries import make_captioned
+from tp_jax.pictures.grids import save_png
+from tp_jax.pictures.reading import read_rgb
+from tp_jax.sampling.loaded import Loaded, ModelOnMesh
+from tp_jax.sampling.prompts import encode_prompts, load_text
+from tp_jax.sampling.request import make_generator
+
+flags.disclaim_key_flags()
+# Of the scores.
+PARTS = ("overall", "seen", "unseen")
+# Images of each skill that a gallery shows.
+SHOWN = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class ShapesScores:
-    """Shares of 0 to 1, by GenEval's rules.
+class ShapesSuite(PromptedSuite):
+    """GenEval's skills, in pictures of shapes."""
 
-    Attributes:
-      overall: of all images, the skills' mean.
-      seen, unseen: of prompts of combinations that training shows, and never shows; None where
-        there are no such prompts.
+    name = "shapes"
+    summary = "GenEval's skills in pictures of shapes, checked by a program"
+    samples = 1
+    square = True
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Of drawing, of images that are there, and of results over seeds."""
+        self.define_drawing_flags(values)
+
+        def string(name: str, text: str) -> None:
+            flags.DEFINE_string(name, None, text, flag_values=values)
+
+        string("out", "folder for the scores; --make: of the images; --collect: FILE.json")
+        string("samples", "folder of images that were drawn with --make, to be scored")
+        string("collect", "a folder of VARIANT/SEED/scores.json, for mean and spread over seeds")
+
+    def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
+        """As of `PromptedSuite`: always the package's own."""
+        return shapes.prompts()
+
+    def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
+        """As of `PromptedSuite`: where GenEval has them."""
+        return image_path(out, prompt, sample)
+
+    def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
+        """As GenEval's."""
+        write_metadata(out, prompt)
+        save_png(image_path(out, prompt, sample), images[0])
+
+    def run(self, values: Mapping[str, Any]) -> None:
+        """Draws, scores, or both; or collects."""
+        mode = choose_mode(values, ("make", "collect"))
+        if mode == "collect":
+            collect(epath.Path(values["collect"]), epath.Path(required("out")), self.name, columns)
+        elif mode == "make":
+            self.draw(self.request(values))
+        elif values["workdir"]:
+            out = epath.Path(required("out"))
+            images = out / "images"
+            self.draw(self.request(values, images))
+            if jax.process_index() == 0:
+                score_shapes(images, out)
+        else:
+            score_shapes(epath.Path(required("samples")), epath.Path(required("out")))
+
+    def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
+        """Draws the prompts once each."""
+        if model.built.model.takes != "text":
+            raise UserError(
+                f"config.evaluation.suite={self.name!r} draws prompts, but this "
+                f"{model.config.model.kind} model takes none: choose another suite"
+            )
+        num = self.settings(model).num
+        if not 0 <= num <= len(shapes.prompts()):
+            raise UserError(
+                f"config.evaluation.shapes.num={num}: give 1 to {len(shapes.prompts())}, or 0 for "
+                f"all prompts"
+            )
+        prompts = self.chosen_prompts(None, num or None)
+        encoded = encode_prompts(model, [prompt.text for prompt in prompts], "", load_text(model))
+        generator = make_generator(model, batch_size=model.config.evaluation.batch_size)
+
+        def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
+            images, seed = out / "images", model.config.seed
+            # A run that goes on from an older checkpoint finds images of other parameters here.
+            by_first(lambda: out.rmtree(missing_ok=True))
+            self.draw_encoded(loaded, generator, prompts, encoded, self.samples, seed, images)
+            if jax.process_index():
+                return {}
+            content = score_shapes(images, out)
+            found = {part: content[part] for part in PARTS if content[part]}
+            return {
+                f"{part}/{tag}": float(value)
+                for part, fields in found.items()
+                for tag, value in (fields["tags"] | {"mean": fields["overall"]}).items()
+            }
+
+        return evaluate
+
+
+def columns(content: dict[str, Any], variant: str) -> Columns:
+    """The scores in one `scores.json`, for `over_seeds.collect`."""
+    rows = {
+        f"{part} {tag}": float(value)
+        for part in PARTS
+        for tag, value in (content[part]["tags"] | {"mean": content[part]["overall"]}).items()
+    }
+    return {variant: rows}
+
+
+def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
+    """Scores drawn Shapes: `results.jsonl`, `scores.json` and `gallery.png` in a folder.
+
+    Raises:
+      UserError: images are missing, or aren't of these prompts.
     """
+    images = find_images(folder)
+    wanted = shapes.drawn_prompts(images)
+    path, drawn = description_path(folder), len(images)
+    asked = read_json(path).get("images") if path.exists() else drawn
+    if drawn != asked:
+        raise UserError(
+            f"{folder} has {drawn} of {asked} images: the same command that drew them goes on"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    # Anew, because the images may be.
+    (out / "results.jsonl").unlink(missing_ok=True)
+    scores = shapes.score(folder, wanted, out / "results.jsonl")
+    content = {"suite": "shapes", "samples": str(folder), **dataclasses.asdict(scores)}
+    write_json(out / "scores.json", content)
+    save_png(out / "gallery.png", _gallery(out / "results.jsonl"))
+    print(as_table({name: content[name] for name in PARTS if content[name]}))
+    say(f"scores, every image's verdict and a gallery: {out}")
+    return content
 
-    overall: GenEvalScores
-    seen: GenEvalScores | None
-    unseen: GenEvalScores | None
 
-
-def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
-    """Prompts of every skill, as far as there are half of them of unseen combinations.
-
-    Args:
-      per_skill: where a skill has fewer, they are repeated with other numbers.
-      seed: which of them are chosen.
-    """
-    rng = np.random.default_rng(seed)
+def _gallery(results: epath.Path) -> np.ndarray:
+    """Images of every skill with prompt and verdict."""
+    lines = [line for _, line in read_lines(results)]
     chosen = []
-    for skill in SKILLS:
-        requests = all_requests(skill)
-        groups = [[one for one in requests if one.seen is seen] for seen in (True, False)]
-        groups = [group for group in groups if group]
-        counts = [per_skill // len(groups)] * len(groups)
-        counts[0] += per_skill - sum(counts)
-        for group, count in zip(groups, counts, strict=True):
-            rounds = -(-count // len(group))
-            order = [i for _ in range(rounds) for i in rng.permutation(len(group))]
-            chosen += [group[i] for i in order[:count]]
-    return [
-        Prompt(i, f"{i:05d}", one.caption, one.metadata | {"seen": one.seen, "index": i})
-        for i, one in enumerate(chosen)
-    ]
-
-
-def drawn_prompts(images: Sequence[tuple[epath.Path, dict[str, Any]]]) -> list[Prompt]:
-    """The prompts that images are of, as `tp_jax.evals.geneval.results.find_images` finds them.
-
-    Raises:
-      UserError: they are of others than those of Shapes.
-    """
-    found = {}
-    for path, metadata in images:
-        name = path.parts[-3]
-        if "seen" not in metadata:
-            raise UserError(f"{path.parents[1]}: isn't a prompt of Shapes; draw them with --make")
-        found[name] = Prompt(int(name), name, metadata["prompt"], metadata)
-    return list(found.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Coloured(Detection):
-    colour: str = ""
-
-
-def detect(image: np.ndarray) -> Objects:
-    """The shapes of an image [S, S, 3] uint8, as sure as can be."""
-    objects: Objects = {}
-    for found in find_objects(image):
-        if found.shape:
-            box = np.array(found.box, np.float32) * len(image)
-            objects.setdefault(found.shape, []).append(_Coloured(box, 1.0, None, found.colour))
-    return objects
-
-
-def colours(image: np.ndarray, group: Sequence[Detection], name: str) -> list[str]:
-    """The colours that `detect` found."""
-    return [one.colour for one in group]
-
-
-def score(folder: epath.Path, wanted: Sequence[Prompt], out: epath.Path) -> ShapesScores:
-    """Judges a folder of images, and writes a line for each to `out`, as GenEval's evaluator does.
-
-    Raises:
-      UserError: as `tp_jax.evals.geneval.results.score_images`.
-    """
-    overall = score_images(folder, detect, colours, out, wanted)
-    lines = read_lines(out)
-    parts = {}
-    for name, seen in (("seen", True), ("unseen", False)):
-        part = [prompt for prompt in wanted if prompt.metadata["seen"] is seen]
-        of_part = {prompt.name for prompt in part}
-        kept = [one for one in lines if epath.Path(one[1]["filename"]).parts[-3] in of_part]
-        parts[name] = score_lines(str(out), kept, part) if part else None
-    return ShapesScores(overall, **parts)
+    for tag in PROMPTS:
+        of_tag = [line for line in lines if line["tag"] == tag]
+        places = np.linspace(0, len(of_tag) - 1, min(SHOWN, len(of_tag))).astype(int)
+        chosen += [of_tag[i] for i in places]
+    images = [read_rgb(epath.Path(line["filename"])) for line in chosen]
+    return make_captioned(
+        np.stack(images),
+        [line["prompt"] for line in chosen],
+        [line["correct"] for line in chosen],
+        columns=SHOWN,
+    )

@@ -48,7 +48,7 @@ def check_tile(tile: int) -> None:
     sharp = [side for side in range(LEAST, NATIVE + 1) if NATIVE % side == 0]
     if tile not in sharp:
         raise UserError(
-            f"config.navigation.tile={tile}: cells of {NATIVE} pixels a side are shown sharply, so "
+            f"config.frozenlake.tile={tile}: cells of {NATIVE} pixels a side are shown sharply, so "
             f"that an agent is seen, only at {', '.join(map(str, sharp))}"
         )
 

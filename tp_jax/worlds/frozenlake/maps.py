@@ -35,7 +35,7 @@ def frozen_lake() -> Any:
         from gymnasium.envs.toy_text import frozen_lake as module
     except ImportError as error:
         raise UserError(
-            f"FrozenLake needs gymnasium and pygame ({error}): pip install -e '.[navigation]'"
+            f"FrozenLake needs gymnasium and pygame ({error}): pip install -e '.[frozenlake]'"
         ) from error
     return module
 
@@ -62,7 +62,7 @@ def make_map(
     """A random map with a way, of gymnasium's own generator.
 
     Args:
-      frozen: as in `NavigationConfig`.
+      frozen: as in `FrozenLakeConfig`.
       test: of those that training never shows, or of the others.
 
     Raises:
@@ -75,7 +75,7 @@ def make_map(
         if held_out(desc) == test:
             return desc
     raise UserError(
-        f"config.navigation.frozen={frozen}: none of {TRIES} maps of {size}×{size} is one for "
+        f"config.frozenlake.frozen={frozen}: none of {TRIES} maps of {size}×{size} is one for "
         f"{'tests' if test else 'training'}: give another size, or probabilities further apart"
     )
 

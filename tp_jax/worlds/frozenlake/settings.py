@@ -12,8 +12,8 @@ LEAST_FROZEN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class NavigationConfig:
-    """The fields of `config.navigation`.
+class FrozenLakeConfig:
+    """The fields of `config.frozenlake`.
 
     Attributes:
       sizes: cells a side of the square maps that training shows.
@@ -40,46 +40,46 @@ class NavigationConfig:
         for field in ("sizes", "unseen_sizes"):
             sizes = getattr(self, field)
             if not all(isinstance(size, int) and size >= 2 for size in sizes):
-                raise UserError(f"config.navigation.{field}={sizes}: give whole numbers from 2 on")
+                raise UserError(f"config.frozenlake.{field}={sizes}: give whole numbers from 2 on")
         if not self.sizes:
-            raise UserError("config.navigation.sizes is empty: name a size, as 3,4,5")
+            raise UserError("config.frozenlake.sizes is empty: name a size, as 3,4,5")
         both = sorted(set(self.sizes) & set(self.unseen_sizes))
         if both:
             raise UserError(
-                f"config.navigation.sizes and .unseen_sizes both name {both}: unseen ones are for "
+                f"config.frozenlake.sizes and .unseen_sizes both name {both}: unseen ones are for "
                 f"tests alone"
             )
         if len(self.frozen) != 2 or not LEAST_FROZEN <= self.frozen[0] <= self.frozen[1] <= 1:
             raise UserError(
-                f"config.navigation.frozen={self.frozen}: give two probabilities from "
+                f"config.frozenlake.frozen={self.frozen}: give two probabilities from "
                 f"{LEAST_FROZEN} to 1, as 0.6,0.9"
             )
         if self.tile < 1:
-            raise UserError(f"config.navigation.tile={self.tile}: must be 1 or more")
+            raise UserError(f"config.frozenlake.tile={self.tile}: must be 1 or more")
         if self.frames_weight < 0:
-            raise UserError(f"config.navigation.frames_weight={self.frames_weight}: must be >= 0")
+            raise UserError(f"config.frozenlake.frames_weight={self.frames_weight}: must be >= 0")
         if not 0 < self.read_sigma < 1:
-            raise UserError(f"config.navigation.read_sigma={self.read_sigma}: must be in (0, 1)")
+            raise UserError(f"config.frozenlake.read_sigma={self.read_sigma}: must be in (0, 1)")
 
 
 def canvas_of(config: ConfigDict) -> Canvas:
-    """The canvas of `config.navigation` in frames of `config.model.image_size`.
+    """The canvas of `config.frozenlake` in frames of `config.model.image_size`.
 
     Raises:
       UserError: a map of some size can't be shown sharply.
     """
-    fields, side = NavigationConfig(**config.navigation.to_dict()), config.model.image_size
+    fields, side = FrozenLakeConfig(**config.frozenlake.to_dict()), config.model.image_size
     check_tile(fields.tile)
     if side % fields.tile:
         raise UserError(
-            f"config.model.image_size={side} isn't a multiple of config.navigation.tile="
+            f"config.model.image_size={side} isn't a multiple of config.frozenlake.tile="
             f"{fields.tile}: cells would be cut"
         )
     canvas = Canvas(side // fields.tile, fields.tile)
     for size in (*fields.sizes, *fields.unseen_sizes):
         if size > canvas.most:
             raise UserError(
-                f"config.navigation: maps of {size}×{size} can't be shown sharply in frames of "
+                f"config.frozenlake: maps of {size}×{size} can't be shown sharply in frames of "
                 f"{side} pixels with cells of {fields.tile}: at most "
                 f"{canvas.most}×{canvas.most}"
             )

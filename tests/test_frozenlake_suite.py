@@ -1,173 +1,30 @@
-"""Frames decoded from latent steps, plays and their verdicts, and the navigation suite."""
+"""Frames decoded from latent steps, plays and their verdicts, and the suite frozenlake."""
 
-import dataclasses
 import json
 import pathlib
 import runpy
-import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from conftest import run_entry, tiny_config
+from conftest import run_entry
 from etils import epath
-from navigation import lake_config
 from PIL import Image
-from test_models import example, random_params
-from thinking_reference import thinking_attention
+from small_configs import lake_config
 
 from tp_jax.config import build
-from tp_jax.diffusion.flow import RectifiedFlow
-from tp_jax.evals.frozenlake import plays as navigation
+from tp_jax.evals.frozenlake import plays as plays_lib
 from tp_jax.evals.frozenlake.plays import Place, Play, classify, walk_as_oracle, walk_randomly
-from tp_jax.messages.errors import UserError
-from tp_jax.models import DiTConfig, build_model
-from tp_jax.models.dit import DiTBase
-from tp_jax.models.latent_step_frames import check_decodable, decode_latent_steps
+from tp_jax.models import build_model
 from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import create_mesh
-from tp_jax.parallel.randomness import stream_key
 from tp_jax.performance.programs import trace
-from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
 from tp_jax.train.loop import train
-from tp_jax.train.state import make_state
-from tp_jax.train.step import make_loss, make_train_step
 from tp_jax.worlds.frozenlake.frames import Canvas, Reading
 from tp_jax.worlds.frozenlake.maps import held_out
 
 CONFIGS = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/frozenlake.py"))
 LAKE = ("SFFF", "FHFH", "FFFH", "HFFG")
-CONFIG = DiTConfig(
-    image_size=4, channels=2, out_channels=2, patch=2, depth=3, width=8, heads=2, num_classes=0,
-    frame="channels", thinking=ThinkingConfig(
-        layers=(1,), rank=2, experts=2, gate_width=4, latent_steps=4
-    ),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("frame", ["channels", "tokens"])
-def test_latent_steps_decode_as_if_the_layer_had_ended_there(frame):
-    model = build_model(dataclasses.replace(CONFIG, frame=frame))
-    params, (x, timestep, condition) = random_params(model), example(model)
-    frames, thoughts = jax.jit(lambda p: decode_latent_steps(model, p, x, timestep, condition))(
-        params
-    )
-    assert frames.shape == (4, 3, 4, 4, 2) and frames.dtype == jnp.float32
-    assert thoughts[1].entropy.shape == (4,)
-    last, _ = model.apply({"params": params}, x, timestep, condition)
-    np.testing.assert_allclose(frames[-1], last, atol=1e-5)
-    layer = params["thinking"]["layer_1"]
-    for step in (1, 2, 3):
-        # The slow reference, whose base says nothing, gives attention at its last latent step.
-        def ended(_, vision, scale, shift, y, base, attend, step=step):
-            said = thinking_attention(
-                vision, scale, shift, y.time, y.condition, layer,
-                lambda tokens: (0 * tokens,) * 3, heads=2, latent_steps=step,
-            )  # fmt: skip
-            return said["vision"], None, None
-
-        base = DiTBase(model.config)
-        wanted, _ = base.apply(
-            {"params": params["base"]}, x, timestep, condition["label"], {1: (ended, None)},
-            condition["frame"],
-        )  # fmt: skip
-        np.testing.assert_allclose(frames[step - 1], wanted, atol=1e-4 * np.abs(wanted).max())
-        assert np.abs(frames[step - 1] - frames[-1]).max() > 1e-3
-
-
-def test_more_latent_steps_leave_the_earlier_frames_as_they_are():
-    model = build_model(CONFIG)
-    params, inputs = random_params(model), example(model)
-
-    def decode(steps):
-        options = ThinkingOptions(latent_steps=steps)
-        return decode_latent_steps(model, params, *inputs, options)[0]
-
-    frames = {steps: decode(steps) for steps in (1, 2, 6)}
-    assert [len(frames[steps]) for steps in frames] == [1, 2, 6]
-    np.testing.assert_allclose(frames[6][0], frames[2][0], atol=1e-5)
-
-
-@pytest.mark.parametrize("frame", ["channels", "tokens"])
-def test_what_a_model_draws_is_added_to_the_frame_that_it_sees(frame):
-    model = build_model(dataclasses.replace(CONFIG, frame=frame))
-    params, (x, timestep, condition) = random_params(model), example(model)
-    params["base"]["final"]["out"] = jax.tree.map(jnp.zeros_like, params["base"]["final"]["out"])
-    out, _ = model.apply({"params": params}, x, timestep, condition)
-    np.testing.assert_array_equal(out, condition["frame"])
-    # And it does see it.
-    params, other = random_params(model), condition["frame"] + 1
-    drawn = [
-        model.apply({"params": params}, x, timestep, condition | {"frame": given})[0] - given
-        for given in (condition["frame"], other)
-    ]
-    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
-
-
-def test_decoding_gives_every_frame_a_gradient_to_gate_and_experts():
-    model = build_model(CONFIG)
-    params, inputs = random_params(model), example(model)
-    options = ThinkingOptions(RoutingNoise(jax.random.key(2), jnp.arange(3)))
-
-    def loss(params, step):
-        frames, _ = decode_latent_steps(model, params, *inputs, options)
-        return jnp.square(frames[step]).mean()
-
-    gradient = jax.jit(jax.grad(loss))
-    for step in range(4):
-        grads = gradient(params, step)["thinking"]["layer_1"]
-        for leaf in (grads["experts"]["lora_a"], grads["gate"]["out"]["kernel"]):
-            assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-8
-
-
-@pytest.mark.parametrize("moves", [1, 2, 4])
-def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
-    config = tiny_config()
-    config.navigation.frames_weight = 0.5
-    model, objective = build_model(CONFIG), RectifiedFlow(prediction="data", shift=1.0)
-    params, (_, _, condition) = random_params(model), example(model)
-    frames = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
-    batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
-    batch["index"] = jnp.arange(3)
-    found, was = [], objective.losses
-
-    def losses(predict, x, noise, times):
-        found.append((x, objective.noised(x, noise, times), times))
-        return was(predict, x, noise, times)
-
-    watched = types.SimpleNamespace(sample_times=objective.sample_times, losses=losses)
-    total, metrics = make_loss(model, watched, config)(params, batch, 7, moves)
-    ((x, x_t, times),) = found
-    np.testing.assert_array_equal(x, frames[:, moves - 1])
-    noise = RoutingNoise(stream_key(config.seed, "routing", 7), batch["index"])
-    decoded, _ = decode_latent_steps(
-        model, params, x_t, 1000 * times, condition, ThinkingOptions(noise, moves)
-    )
-    errors = [np.square(decoded[t] - frames[:, t]).mean() for t in range(moves - 1)]
-    np.testing.assert_allclose(metrics["frames"], np.mean(errors) if errors else 0, rtol=1e-4)
-    np.testing.assert_allclose(total, metrics["mse"] + 0.5 * metrics["frames"], rtol=1e-5)
-
-
-def test_an_update_is_of_one_to_all_moves():
-    config, model = tiny_config(), build_model(CONFIG)
-    params, (_, _, condition) = random_params(model), example(model)
-    frames = jax.random.normal(jax.random.key(5), (3, 2, 4, 4, 2))
-    batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
-    batch["index"], optimizer = jnp.arange(3), optax.sgd(1.0)
-    objective = RectifiedFlow(prediction="data", shift=1.0)
-    step = jax.jit(make_train_step(model, objective, optimizer, config))
-    loss, drawn = jax.jit(make_loss(model, objective, config), static_argnums=3), set()
-    state = make_state(params, optimizer, "all")
-    for train_step in range(6):
-        now = state.replace(train_step=jnp.int32(train_step))
-        said = step(now, batch)[1]
-        by_moves = [loss(params, batch, train_step, moves)[1] for moves in (1, 2)]
-        near = [bool(np.isclose(said["frames"], m["frames"], rtol=1e-4)) for m in by_moves]
-        assert sum(near) == 1
-        drawn.add(near.index(True))
-    assert drawn == {0, 1}
 
 
 def test_the_variants_have_equally_many_parameters():
@@ -185,7 +42,7 @@ def test_random_experts_and_one_move_a_drawing_are_trained_and_walked(tmp_path):
     config.model.thinking.update(gate="random", latent_steps=1)
     train(config, epath.Path(tmp_path / "run"))
     code, _, _ = run_entry(
-        "evaluate", "--suite=navigation", f"--workdir={tmp_path / 'run'}", "--num=1",
+        "evaluate", "--suite=frozenlake", f"--workdir={tmp_path / 'run'}", "--num=1",
         f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert code == 0
@@ -196,15 +53,6 @@ def test_a_pod_is_compiled_for_what_training_runs():
     program = trace(config, "train", create_mesh(config.mesh, jax.devices()[:1]))
     (_, metrics) = program.traced.out_info
     assert "frames" in metrics
-
-
-@pytest.mark.parametrize("layers", [(), (0, 1)])
-def test_only_one_layer_is_decoded(layers):
-    thinking = dataclasses.replace(CONFIG.thinking, layers=layers)
-    with pytest.raises(UserError, match="of one layer"):
-        check_decodable(dataclasses.replace(CONFIG, thinking=thinking))
-    with pytest.raises(UserError, match=r"set config\.model\.frame"):
-        check_decodable(dataclasses.replace(CONFIG, frame=""))
 
 
 def step(*agents, desc=LAKE, unreadable=0, outside=0):
@@ -266,18 +114,18 @@ def test_kinds_of_moves():
 
 def test_the_oracle_always_arrives_and_who_walks_randomly_seldom():
     canvas, rng = Canvas(6, 8), np.random.default_rng(0)
-    places = navigation.test_places((3, 4, 6), (0.6, 0.9), canvas, 20, seed=1)
+    places = plays_lib.held_out_places((3, 4, 6), (0.6, 0.9), canvas, 20, seed=1)
     assert len({place.desc for place in places}) == len(places)
     assert all(held_out(place.desc) for place in places)
     assert {place.size for place in places} == {"3×3", "4×4", "6×6"}
-    oracle = navigation.score([walk_as_oracle(place, canvas) for place in places], (6,))
+    oracle = plays_lib.score([walk_as_oracle(place, canvas) for place in places], (6,))
     assert oracle["all"]["goal"] == oracle["all"]["frames_equal"] == 1
     assert oracle["all"]["plays"] == len(places)
     assert oracle["unseen_sizes"] == oracle["6×6"]
-    random = navigation.score([walk_randomly(place, rng) for place in places], (6,))
+    random = plays_lib.score([walk_randomly(place, rng) for place in places], (6,))
     assert random["all"]["hole"] > 0.3 and random["all"]["goal"] < 0.5
     assert random["all"]["illegal"] == random["all"]["unreadable"] == 0
-    total = sum(random["all"][name] for name in navigation.OUTCOMES)
+    total = sum(random["all"][name] for name in plays_lib.OUTCOMES)
     assert total == pytest.approx(1)
 
 
@@ -292,7 +140,7 @@ def walked(tmp_path_factory):
 def test_the_suite_walks_scores_and_shows(walked, tmp_path):
     assert (walked / "samples/00000006.png").exists()
     out = tmp_path / "out"
-    arguments = ["--suite=navigation", f"--workdir={walked}", "--num=3", "--batch_size=4"]
+    arguments = ["--suite=frozenlake", f"--workdir={walked}", "--num=3", "--batch_size=4"]
     code, said, _ = run_entry("evaluate", *arguments, f"--out={out}")
     assert code == 0
     scores = json.loads((out / "scores.json").read_text())
@@ -320,7 +168,7 @@ def test_maps_of_a_file_are_played_or_named_and_counted(walked, tmp_path):
     maps = tmp_path / "maps.txt"
     maps.write_text("\nSF\nFG\n  \n" + "\n".join(LAKE) + "\n\nSH\nHG\n\n\nSFFFF\nFFFFG\n\nS F G\n")
     code, _, said = run_entry(
-        "evaluate", "--suite=navigation", f"--workdir={walked}", f"--maps={maps}",
+        "evaluate", "--suite=frozenlake", f"--workdir={walked}", f"--maps={maps}",
         f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert code == 0
@@ -334,15 +182,15 @@ def test_maps_of_a_file_are_played_or_named_and_counted(walked, tmp_path):
 def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
     place, empty = tmp_path / "place", tmp_path / "none.txt"
     empty.write_text("SH\nHG\n")
-    suite = ["evaluate", "--suite=navigation", f"--out={place / 'out'}"]
+    suite = ["evaluate", "--suite=frozenlake", f"--out={place / 'out'}"]
     refused(*suite, f"--workdir={trained}", match="trained on digits", watch=[trained])
     refused(*suite, f"--workdir={walked}", "--num=0", match="num=0", watch=[walked])
     refused(*suite, f"--workdir={walked}", "--maps=no.txt", match="no such file")
     for flag in ("--make", "--nothinking", "--height=64"):
-        refused(*suite, f"--workdir={walked}", flag, match="isn't for --suite=navigation")
+        refused(*suite, f"--workdir={walked}", flag, match="isn't for --suite=frozenlake")
     refused("evaluate", "--suite=shapes", "--look", match="--look isn't for --suite=shapes")
     (place / "file").touch()
-    at_file = ["evaluate", "--suite=navigation", f"--workdir={walked}", f"--out={place / 'file'}"]
+    at_file = ["evaluate", "--suite=frozenlake", f"--workdir={walked}", f"--out={place / 'file'}"]
     refused(*at_file, match="can't be made")
     lake = tmp_path / "lake.txt"
     lake.write_text("SF\nFG\n")
@@ -353,7 +201,7 @@ def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
         match="draws what follows a frame",
     )  # fmt: skip
     sample = ["sample", f"--workdir={walked}", f"--out={place / 'x'}"]
-    refused(*sample, match="--suite=navigation")
+    refused(*sample, match="--suite=frozenlake")
 
 
 def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
@@ -370,9 +218,9 @@ def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
         path.parent.mkdir(parents=True)
         content = {"model": part(value), "random_walker": part(0.1), "oracle": part(1.0)}
         path.write_text(json.dumps(content))
-    out = tmp_path / "navigation.json"
+    out = tmp_path / "frozenlake.json"
     code, said, _ = run_entry(
-        "evaluate", "--suite=navigation", f"--collect={tmp_path}", f"--out={out}"
+        "evaluate", "--suite=frozenlake", f"--collect={tmp_path}", f"--out={out}"
     )
     assert code == 0
     assert "| all goal | 30.0 ± 14.1 |" in said and "60.0 ± 14.1 |" in said
@@ -384,6 +232,6 @@ def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
     other = {"model": {"5×5": part(0)["all"]}, "random_walker": part(0), "oracle": part(0)}
     (tmp_path / "b/1/scores.json").write_text(json.dumps(other))
     code, _, said = run_entry(
-        "evaluate", "--suite=navigation", f"--collect={tmp_path}", f"--out={out}"
+        "evaluate", "--suite=frozenlake", f"--collect={tmp_path}", f"--out={out}"
     )
     assert code == 2 and "b/1/scores.json has other scores than" in said

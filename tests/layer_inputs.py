@@ -1,0 +1,111 @@
+"""One thinking layer with seeded inputs, by our code and by the reference, and their distance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from thinking_reference import thinking_attention
+
+from tp_jax.models.attention import attention, split_heads
+from tp_jax.thinking import Conditioning, RoutingNoise, ThinkingConfig
+from tp_jax.thinking.gate import draw_routing
+from tp_jax.thinking.layer import init_thinking_layer
+from tp_jax.thinking.recursion import think
+
+B, N, L, D, HEADS = 2, 5, 3, 8, 2
+
+
+LAYER = 7
+
+
+def normal(seed, *shape):
+    # NumPy's, because every shape that JAX draws has to be compiled.
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def layer_inputs(config, text):
+    """Arguments of a layer, with every parameter random (B isn't zero)."""
+    shapes = jax.eval_shape(lambda key: init_thinking_layer(key, config, D), jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
+    params = tree.unflatten([0.5 * normal(i, *x.shape) for i, x in enumerate(leaves)])
+    params["norm"]["scale"] += 1
+    inputs = {
+        "params": params,
+        "vision": normal(20, B, N, D),
+        "scale": 0.5 * normal(21, B, D),
+        "shift": normal(22, B, D),
+        "time": normal(23, B, D),
+        "condition": normal(24, B, D),
+        "kernel": 0.5 * normal(25, D, 3, D),
+    }
+    return inputs | ({"text": normal(26, B, L, 3, D)} if text else {})
+
+
+def ours(inputs, config, noise=None, **options):
+    """The layer of the package, as a block calls it."""
+    text = inputs.get("text")
+
+    def attend(qkv):
+        if text is None:
+            return attention(split_heads(qkv, HEADS), HEADS), None
+        out = attention(split_heads(jnp.concatenate([qkv, text], 1), HEADS), HEADS)
+        return out[:, :N], out[:, N:]
+
+    return think(
+        inputs["params"],
+        inputs["vision"],
+        inputs["scale"],
+        inputs["shift"],
+        Conditioning(inputs["time"], inputs["condition"]),
+        lambda x: jnp.einsum("bnd,dpe->bnpe", x, inputs["kernel"]),
+        attend,
+        config=config,
+        draws=draw_routing(
+            noise, config, LAYER, options.get("latent_steps") or config.latent_steps, N
+        ),
+        **options,
+    )
+
+
+def reference(inputs, config, noise=None, latent_steps=None):
+    """The plain loop, fed the same draws."""
+    steps = latent_steps or config.latent_steps
+    params = dict(inputs["params"])
+    if "step_experts" in params:
+        params["experts"] = params.pop("step_experts")
+    drawn, draws = draw_routing(noise, config, LAYER, steps, N), {}
+    if drawn is not None:
+        draws["random_experts" if config.gate == "random" else "gumbel"] = drawn
+    text = inputs.get("text")
+    return thinking_attention(
+        inputs["vision"],
+        inputs["scale"],
+        inputs["shift"],
+        inputs["time"],
+        inputs["condition"],
+        params,
+        lambda x: tuple(x @ inputs["kernel"][:, i] for i in range(3)),
+        text=None if text is None else tuple(text[:, :, i] for i in range(3)),
+        heads=HEADS,
+        latent_steps=steps,
+        temperature=config.temperature,
+        gate=config.gate,
+        gate_inputs=config.gate_inputs,
+        modulate=config.modulate,
+        base_input=config.base_input,
+        base_every_step=config.base_every_step,
+        share_across_steps=config.share_across_steps,
+        **draws,
+    )
+
+
+def make_noise(train=True):
+    return RoutingNoise(jax.random.key(3), jnp.array([4, 9]), train)
+
+
+def small(**fields):
+    return ThinkingConfig(**dict(experts=3, rank=2, latent_steps=3, gate_width=4) | fields)
+
+
+def assert_close(actual, wanted, tolerance):
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    np.testing.assert_allclose(actual, wanted, atol=tolerance * max(1, np.abs(wanted).max()))

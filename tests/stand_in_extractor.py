@@ -1,0 +1,66 @@
+"""A stand-in for Inception whose features follow from a formula, and images for it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from tp_jax.evals.adm.features import Extractor
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
+
+WIDTHS = dict(pool=16, spatial=12, logits=10)
+
+
+class Found(NamedTuple):
+    pool: jax.Array
+    spatial: jax.Array
+    logits: jax.Array
+
+
+def network(params, x):
+    tiles = x.reshape(len(x), 13, 23, 13, 23, 3).mean(axis=(2, 4)).reshape(len(x), -1)
+    return Found(**{name: jnp.abs(tiles @ matrix) for name, matrix in params.items()})
+
+
+def make_extractor(devices=None, **fields):
+    random = np.random.RandomState(5)
+    params = {
+        name: random.standard_normal((507, width)).astype(np.float32)
+        for name, width in WIDTHS.items()
+    }
+    mesh = create_mesh(DATA_PARALLEL, devices)
+    defaults = dict(protocol="adm", identity="stand-in 1", mesh=mesh, batch_size=8)
+    return Extractor(network, params, **(defaults | fields))
+
+
+def pictures(count, side=16, channels=3, seed=0):
+    """Noise around a colour of each picture's own, uint8."""
+    random = np.random.RandomState(seed)
+    colour = random.uniform(60, 190, (count, 1, 1, channels))
+    noise = 30 * random.standard_normal((count, side, side, channels))
+    return np.clip(colour + noise, 0, 255).astype(np.uint8)
+
+
+def extract_as_process(index, port, out):
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, index)
+    assert jax.device_count() == 8  # four here
+    np.save(out, np.concatenate([part.pool for part in make_extractor().batches([pictures(21)])]))
+
+
+def save(path, compressed=False, **arrays):
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return epath.Path(path)
+
+
+SAMPLE, REFERENCE = pictures(50, seed=1), pictures(60, seed=2) // 2 + 60
+
+
+def save_pngs(folder, images):
+    folder.mkdir(exist_ok=True)
+    for i, picture in enumerate(images):
+        Image.fromarray(picture).save(folder / f"{i:05d}.png")
+    return epath.Path(folder)

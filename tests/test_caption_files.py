@@ -1,0 +1,170 @@
+"""Images with captions as they lie on disk: MSCOCO, folders with JSON lines, TFDS."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from captioned import IMAGES, captions_of, make_fake_captions, spoil_coco
+from imagenet import photo
+
+from tp_jax import data
+from tp_jax.data.pipeline import open_named
+from tp_jax.messages.errors import UserError
+
+
+def write_lines(path, entries):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def write_jsonl(folder, name, make):
+    """Photos in a folder, and a JSONL of what `make` says of each."""
+    folder.mkdir(parents=True)
+    for i in range(IMAGES):
+        (folder / f"{i}.jpg").write_bytes(photo(i))
+    write_lines(folder / name, [make(i) for i in range(IMAGES)])
+
+
+def check_records(source, count=IMAGES):
+    assert source.gives == "caption" and len(source.records) == count
+    assert source.image_size is None and source.channels == 3 and source.class_names == ()
+    for i in range(count):
+        record = source.records[i]
+        assert bytes(record["image"]) == photo(i)
+        assert record["captions"] == tuple(captions_of(i))
+
+
+def test_coco_is_read_in_the_order_of_its_ids(coco):
+    source = open_named("config.data", "coco", str(coco), "train2017")
+    check_records(source)
+    assert source.record_name(3).endswith("train2017/000000000003.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("captions.jsonl", lambda i: {"file": f"{i}.jpg", "captions": captions_of(i)}),
+        ("train.jsonl", lambda i: {"file": f"./{i}.jpg", "captions": captions_of(i)}),
+        ("metadata.jsonl", lambda i: {"file_name": f"{i}.jpg", "text": captions_of(i)}),
+        ("train/metadata.jsonl", lambda i: {"file_name": f"{i}.jpg", "text": captions_of(i)}),
+    ],
+)
+def test_a_folder_with_a_jsonl_is_read_in_the_order_of_its_lines(tmp_path, name, make):
+    place = tmp_path / "set" / name
+    write_jsonl(place.parent, place.name, make)
+    if place.name == "train.jsonl":
+        # Another split's images lie beside this one's.
+        write_lines(place.with_name("captions.jsonl"), [{"file": "x.jpg", "caption": "a ring"}])
+        place.with_name("x.jpg").write_bytes(photo(0))
+    check_records(open_named("config.data", "captions", str(tmp_path / "set"), "train"))
+
+
+def test_lines_of_one_image_are_its_captions(tmp_path):
+    write_jsonl(tmp_path / "set", "captions.jsonl", lambda i: {})
+    lines = [{"file": f"{i}.jpg", "caption": c} for i in range(IMAGES) for c in captions_of(i)]
+    write_lines(tmp_path / "set" / "captions.jsonl", lines[::-1])
+    source = open_named("config.data", "captions", str(tmp_path / "set"), "")
+    assert source.records[IMAGES - 1]["captions"] == tuple(captions_of(0)[::-1])
+
+
+def test_tfds_sets_with_captions_give_captions(tmp_path):
+    make_fake_captions(tmp_path)
+    source = open_named("config.data", "tfds/fake_captions", str(tmp_path), "train")
+    # TFDS shuffles what it writes.
+    records = [source.records[i] for i in range(IMAGES)]
+    found = {bytes(record["image"]): record["captions"] for record in records}
+    assert found == {photo(i): tuple(captions_of(i)) for i in range(IMAGES)}
+    assert source.gives == "caption" and len(source.records) == IMAGES
+
+
+def test_one_of_the_captions_is_drawn_beside_the_same_pixels(coco):
+    source = open_named("config.data", "coco", str(coco), "train2017")
+    decode = source.decoder(32, False)
+    drawn = [decode(source.records[2], np.random.default_rng(seed)) for seed in range(60)]
+    said = [example["condition"]["caption"] for example in drawn]
+    assert all(said.count(caption) > 8 for caption in captions_of(2))
+    assert drawn[0]["x"].shape == (32, 32, 3) and drawn[0]["x"].dtype == np.float32
+    assert all((example["x"] == drawn[0]["x"]).all() for example in drawn)
+    np.testing.assert_array_equal(
+        source.decoder(32, True)(source.records[2], np.random.default_rng(0))["x"],
+        data.source.DecodeImage(32, 3, True)(
+            {"image": photo(2), "label": 0}, np.random.default_rng(0)
+        )["x"],
+    )
+
+
+COCO = [
+    (lambda f: shutil.rmtree(f / "annotations"), "captions_train2017.json isn't there: in MSCOCO"),
+    (
+        lambda f: shutil.rmtree(f / "train2017"),
+        "train2017 isn't there: in MSCOCO's layout config.d",
+    ),
+    (lambda f: shutil.rmtree(f), "config.data.dir=.*coco' isn't there: name a folder"),
+    (
+        lambda f: (f / "annotations" / "captions_train2017.json").write_text('{"images": ['),
+        "captions_train2017.json is damaged JSON: .*mend it",
+    ),
+    (
+        lambda f: (f / "annotations" / "captions_train2017.json").write_bytes(b"\xff\xfe{}"),
+        "captions_train2017.json: isn't text in UTF-8",
+    ),
+    (lambda f: spoil_coco(lambda c: c.pop("images"), f), "isn't laid out as MSCOCO's captions"),
+    (
+        lambda f: spoil_coco(lambda c: c["images"].clear(), f),
+        ": 34 captions are of no image in it",
+    ),
+    (
+        lambda f: spoil_coco(lambda c: c["annotations"][0].update(caption=" "), f),
+        "annotation 110: the caption ' ' is empty",
+    ),
+    (
+        lambda f: spoil_coco(lambda c: c.update(annotations=c["annotations"][7:]), f),
+        "3 images in .* have no caption in .*json, the first 000000000009.jpg: write captions",
+    ),
+    (
+        lambda f: (f / "train2017" / "extra.jpg").write_bytes(photo(0)),
+        "1 images in .* have no caption in .*json, the first extra.jpg",
+    ),
+    (
+        lambda f: (f / "train2017" / "000000000004.jpg").unlink(),
+        "names 1 images that aren't in .*train2017, the first 000000000004.jpg: add the images",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "match"), COCO)
+def test_what_is_wrong_with_coco_is_named(coco, tmp_path, spoil, match):
+    shutil.copytree(coco, tmp_path / "coco")
+    spoil(tmp_path / "coco")
+    with pytest.raises(UserError, match=match):
+        open_named("config.data", "coco", str(tmp_path / "coco"), "train2017")
+
+
+LINES = [
+    ('{"file": "0.jpg", "caption"', "captions.jsonl, line 2 is damaged JSON"),
+    ('["0.jpg", "a ring"]', "line 2 names no image: write"),
+    ('{"caption": "a ring"}', "line 2 names no image: write"),
+    ('{"file": "0.jpg"}', "line 2: 0.jpg has no caption: add one"),
+    ('{"file": "0.jpg", "captions": []}', "line 2: 0.jpg has no caption: add one"),
+    ('{"file": "0.jpg", "caption": "  "}', "line 2: the caption '  ' is empty"),
+    ('{"file": "0.jpg", "captions": ["a ring", 3]}', "line 2: the caption '3' is empty or no text"),
+    ('{"file": "9.jpg", "caption": "a ring"}', "names 1 images that aren't in .*the first 9.jpg"),
+    ("", "1 images in .* have no caption in .*captions.jsonl, the first 0.jpg"),
+]
+
+
+@pytest.mark.parametrize(("line", "match"), LINES)
+def test_what_is_wrong_with_a_line_is_named(tmp_path, line, match):
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(photo(i))
+    (tmp_path / "captions.jsonl").write_text(f'{{"file": "1.jpg", "caption": "a ring"}}\n{line}\n')
+    with pytest.raises(UserError, match=match):
+        open_named("config.data", "captions", str(tmp_path), "train")
+
+
+def test_a_folder_without_captions_is_named(tmp_path):
+    with pytest.raises(UserError, match="has none of train.jsonl, captions.jsonl, metadata.jsonl"):
+        open_named("config.data", "captions", str(tmp_path), "train")
+    (tmp_path / "captions.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="captions.jsonl holds no captions"):
+        open_named("config.data", "captions", str(tmp_path), "train")

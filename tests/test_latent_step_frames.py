@@ -1,0 +1,163 @@
+"""Frames decoded from latent steps, and the loss of them."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import tiny_config
+from thinking_reference import thinking_attention
+from tiny_models import example, random_params
+
+from tp_jax.diffusion.flow import RectifiedFlow
+from tp_jax.messages.errors import UserError
+from tp_jax.models import DiTConfig, build_model
+from tp_jax.models.dit import DiTBase
+from tp_jax.models.latent_step_frames import check_decodable, decode_latent_steps
+from tp_jax.parallel.randomness import stream_key
+from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
+from tp_jax.train.frames_loss import make_frames_loss
+from tp_jax.train.state import make_state
+from tp_jax.train.step import choose_gradient, make_train_step
+
+CONFIG = DiTConfig(
+    image_size=4, channels=2, out_channels=2, patch=2, depth=3, width=8, heads=2, num_classes=0,
+    frame="channels", thinking=ThinkingConfig(
+        layers=(1,), rank=2, experts=2, gate_width=4, latent_steps=4
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("frame", ["channels", "tokens"])
+def test_latent_steps_decode_as_if_the_layer_had_ended_there(frame):
+    model = build_model(dataclasses.replace(CONFIG, frame=frame))
+    params, (x, timestep, condition) = random_params(model), example(model)
+    frames, thoughts = jax.jit(lambda p: decode_latent_steps(model, p, x, timestep, condition))(
+        params
+    )
+    assert frames.shape == (4, 3, 4, 4, 2) and frames.dtype == jnp.float32
+    assert thoughts[1].entropy.shape == (4,)
+    last, _ = model.apply({"params": params}, x, timestep, condition)
+    np.testing.assert_allclose(frames[-1], last, atol=1e-5)
+    layer = params["thinking"]["layer_1"]
+    for step in (1, 2, 3):
+        # The slow reference, whose base says nothing, gives attention at its last latent step.
+        def ended(vision, scale, shift, y, base, attend, step=step):
+            said = thinking_attention(
+                vision, scale, shift, y.time, y.condition, layer,
+                lambda tokens: (0 * tokens,) * 3, heads=2, latent_steps=step,
+            )  # fmt: skip
+            return said["vision"], None, None
+
+        base = DiTBase(model.config)
+        wanted, _ = base.apply(
+            {"params": params["base"]}, x, timestep, condition["label"], {1: ended},
+            condition["frame"],
+        )  # fmt: skip
+        np.testing.assert_allclose(frames[step - 1], wanted, atol=1e-4 * np.abs(wanted).max())
+        assert np.abs(frames[step - 1] - frames[-1]).max() > 1e-3
+
+
+def test_more_latent_steps_leave_the_earlier_frames_as_they_are():
+    model = build_model(CONFIG)
+    params, inputs = random_params(model), example(model)
+
+    def decode(steps):
+        options = ThinkingOptions(latent_steps=steps)
+        return decode_latent_steps(model, params, *inputs, options)[0]
+
+    frames = {steps: decode(steps) for steps in (1, 2, 6)}
+    assert [len(frames[steps]) for steps in frames] == [1, 2, 6]
+    np.testing.assert_allclose(frames[6][0], frames[2][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("frame", ["channels", "tokens"])
+def test_what_a_model_draws_is_added_to_the_frame_that_it_sees(frame):
+    model = build_model(dataclasses.replace(CONFIG, frame=frame))
+    params, (x, timestep, condition) = random_params(model), example(model)
+    params["base"]["final"]["out"] = jax.tree.map(jnp.zeros_like, params["base"]["final"]["out"])
+    out, _ = model.apply({"params": params}, x, timestep, condition)
+    np.testing.assert_array_equal(out, condition["frame"])
+    # And it does see it.
+    params, other = random_params(model), condition["frame"] + 1
+    drawn = [
+        model.apply({"params": params}, x, timestep, condition | {"frame": given})[0] - given
+        for given in (condition["frame"], other)
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+
+
+def test_decoding_gives_every_frame_a_gradient_to_gate_and_experts():
+    model = build_model(CONFIG)
+    params, inputs = random_params(model), example(model)
+    options = ThinkingOptions(RoutingNoise(jax.random.key(2), jnp.arange(3)))
+
+    def loss(params, step):
+        frames, _ = decode_latent_steps(model, params, *inputs, options)
+        return jnp.square(frames[step]).mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    for step in range(4):
+        grads = gradient(params, step)["thinking"]["layer_1"]
+        for leaf in (grads["experts"]["lora_a"], grads["gate"]["out"]["kernel"]):
+            assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-8
+
+
+@pytest.mark.parametrize("moves", [1, 2, 4])
+def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
+    config = tiny_config()
+    config.frozenlake.frames_weight = 0.5
+    model, objective = build_model(CONFIG), RectifiedFlow(prediction="data", shift=1.0)
+    params, (_, _, condition) = random_params(model), example(model)
+    frames = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
+    batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
+    batch["index"] = jnp.arange(3)
+    found, was = [], objective.losses
+
+    def losses(predict, x, noise, times):
+        found.append((x, objective.noised(x, noise, times), times))
+        return was(predict, x, noise, times)
+
+    watched = types.SimpleNamespace(sample_times=objective.sample_times, losses=losses)
+    total, metrics = make_frames_loss(model, watched, config)(params, batch, 7, moves)
+    ((x, x_t, times),) = found
+    np.testing.assert_array_equal(x, frames[:, moves - 1])
+    noise = RoutingNoise(stream_key(config.seed, "routing", 7), batch["index"])
+    decoded, _ = decode_latent_steps(
+        model, params, x_t, 1000 * times, condition, ThinkingOptions(noise, moves)
+    )
+    errors = [np.square(decoded[t] - frames[:, t]).mean() for t in range(moves - 1)]
+    np.testing.assert_allclose(metrics["frames"], np.mean(errors) if errors else 0, rtol=1e-4)
+    np.testing.assert_allclose(total, metrics["mse"] + 0.5 * metrics["frames"], rtol=1e-5)
+
+
+def test_an_update_is_of_one_to_all_moves():
+    config, model = tiny_config(), build_model(CONFIG)
+    params, (_, _, condition) = random_params(model), example(model)
+    frames = jax.random.normal(jax.random.key(5), (3, 2, 4, 4, 2))
+    batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
+    batch["index"], optimizer = jnp.arange(3), optax.sgd(1.0)
+    objective = RectifiedFlow(prediction="data", shift=1.0)
+    step = jax.jit(make_train_step(choose_gradient(model, objective, config), optimizer, config))
+    loss, drawn = jax.jit(make_frames_loss(model, objective, config), static_argnums=3), set()
+    state = make_state(params, optimizer, "all")
+    for train_step in range(6):
+        now = state.replace(train_step=jnp.int32(train_step))
+        said = step(now, batch)[1]
+        by_moves = [loss(params, batch, train_step, moves)[1] for moves in (1, 2)]
+        near = [bool(np.isclose(said["frames"], m["frames"], rtol=1e-4)) for m in by_moves]
+        assert sum(near) == 1
+        drawn.add(near.index(True))
+    assert drawn == {0, 1}
+
+
+@pytest.mark.parametrize("layers", [(), (0, 1)])
+def test_only_one_layer_is_decoded(layers):
+    thinking = dataclasses.replace(CONFIG.thinking, layers=layers)
+    with pytest.raises(UserError, match="of one layer"):
+        check_decodable(dataclasses.replace(CONFIG, thinking=thinking))
+    with pytest.raises(UserError, match=r"set config\.model\.frame"):
+        check_decodable(dataclasses.replace(CONFIG, frame=""))

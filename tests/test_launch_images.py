@@ -1,0 +1,184 @@
+"""Launch scripts: images, help, bad arguments, and the comparison of variants."""
+
+import ast
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from fake_machine import FLAGS, PROGRAM, ROOT, TPU, TRAINING
+
+CREATE = ["create", "--cluster=k", "--workload=w", "--tpu-type=v6e-8"]
+
+
+BABYSIT = [*TPU, "--accelerator-type=v6e-8", "--config=c"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "remedy"),
+    [
+        ("tpu_vm.sh", [], "give create, queue, setup"),
+        ("tpu_vm.sh", ["crate", *TPU], "give create, queue, setup"),
+        ("tpu_vm.sh", ["create", "--name=n"], "--zone is missing: give --zone="),
+        ("tpu_vm.sh", ["create", *TPU], "give --accelerator-type="),
+        ("tpu_vm.sh", ["create", *TPU, "--accelerator-type=v9-8"], "give --runtime-version="),
+        ("tpu_vm.sh", ["run", *TPU, "--config=c"], "give --workdir="),
+        ("tpu_vm.sh", ["log", *TPU, "--zome=z"], "unknown option --zome: see --help"),
+        ("tpu_vm.sh", ["log", *TPU, "extra"], "options are written --name=value"),
+        ("tpu_vm.sh", ["log", "--name=", "--zone=z"], "--name is empty: give --name="),
+        ("tpu_vm.sh", ["log", "--zone=z", "--name"], "--name needs a value"),
+        ("tpu_vm.sh", ["create", *TPU, "--spot=yes"], "--spot takes no value"),
+        ("babysit.sh", [], "--name is missing"),
+        ("babysit.sh", [*BABYSIT, "--workdir=runs/x"], "give --workdir=gs://"),
+        ("babysit.sh", [*BABYSIT, "--workdir=gs://b", "--poll=1m"], "give whole numbers"),
+        ("xpk.sh", [], "give create or delete"),
+        ("xpk.sh", [*CREATE, *TRAINING], "give --docker-image="),
+        ("xpk.sh", [*CREATE, "--docker-image=i", "--config=c", "--workdir=w"], "give gs://"),
+        ("xpk.sh", [*CREATE, "--docker-image=i", *TRAINING, "--", "a\nb"], "without it"),
+        ("slurm.sbatch", ["--config=c"], "--workdir is missing"),
+        ("slurm.sbatch", TRAINING, "sbatch launch/slurm.sbatch"),
+        ("worker.sh", ["go"], "give setup, start"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(machine, script, arguments, remedy):
+    for name in ("gcloud", "xpk", "srun", "python"):
+        machine.has(name)
+    printed, error = machine.run(script, *arguments, code=2)
+    assert printed == [] and machine.recorded() == []
+    assert len(error.splitlines()) == 1 and error.startswith("error: ")
+    assert remedy in error
+
+
+@pytest.mark.parametrize(
+    "script", ["tpu_vm.sh", "babysit.sh", "xpk.sh", "slurm.sbatch", "worker.sh", "aot_table.sh"]
+)
+def test_help_is_the_head_of_the_script(script):
+    command = ["bash", ROOT / "launch" / script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"launch/{script} " in done.stdout and "SBATCH" not in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_the_table_of_what_fits_is_of_flags_that_there_are(tmp_path):
+    command = ["bash", ROOT / "launch" / "aot_table.sh", f"--out={tmp_path / 'new'}", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert len(commands) == 31 and not (tmp_path / "new").exists()
+    assert len({word for words in commands for word in words if "--json" in word}) == 31
+    for words in commands:
+        assert words[1:3] == ["-m", "tp_jax.aot"]
+        sizes = dict(
+            word.removeprefix("--config.mesh.").split("=") for word in words if ".mesh." in word
+        )
+        side = next(word for word in words if "--topology" in word).partition(":")[2]
+        slices = int(next(word for word in words if "--slices" in word).partition("=")[2])
+        chips = math.prod(map(int, side.split("x"))) * slices
+        assert "-1" in sizes.values() or math.prod(map(int, sizes.values())) * slices == chips
+
+
+def test_skypilot_tells_gpu_machines_who_they_are(machine):
+    task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
+    root = machine.checkout()
+    (root / "end").write_text("0")
+    told = '"$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"'
+    machine.has("python", PROGRAM.replace('"$@"', f'"$@" {told}'))
+    machine.has("nvidia-smi")
+    environment = dict(
+        CONFIG=TRAINING[0].partition("=")[2],
+        WORKDIR=TRAINING[1].partition("=")[2],
+        FLAGS=" ".join(map(shlex.quote, FLAGS)),
+        SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2",
+        SKYPILOT_NODE_RANK="1",
+    )
+    assert set(task["envs"]) == {"CONFIG", "WORKDIR", "FLAGS"}
+    for nodes in "21":
+        subprocess.run(
+            ["bash", "-c", task["run"]],
+            cwd=root,
+            env=machine.environment | environment | dict(SKYPILOT_NUM_NODES=nodes),
+            check=True,
+        )
+    call = ["python", "-m", "tp_jax.main", *TRAINING, *FLAGS]
+    assert machine.recorded() == [[*call, "10.0.0.1:8476 2 1"], [*call, "  "]]
+
+
+@pytest.mark.parametrize("kind", ["tpu", "cuda"])
+def test_an_image_copies_what_there_is_and_installs_the_extra(kind):
+    text = (ROOT / "launch" / f"Dockerfile.{kind}").read_text()
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
+    assert {"setup.py", "tp_jax", "configs", "launch"} < set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    setup = ast.parse((ROOT / "setup.py").read_text())
+    (known,) = (
+        ast.literal_eval(node.value)
+        for node in setup.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "EXTRAS"
+    )
+    extras = re.search(r"'\.\[(.*)\]'", text)[1].split(",")
+    assert extras == ["train", kind] and set(extras) < set(known)
+
+
+PYTHON = r"""#!/bin/bash
+printf '%s\037' "$@" >> "$RECORDED"
+printf '\036' >> "$RECORDED"
+for argument in "$@"; do
+  case "$argument" in
+    --workdir=*) workdir="${argument#*=}" ;;
+    --out=*) out="${argument#*=}" ;;
+  esac
+done
+case "$2" in
+  tp_jax.main) mkdir -p "$workdir/checkpoints" ;;
+  tp_jax.evaluate) case "$out" in *.json) ;; *) mkdir -p "$out"; touch "$out/scores.json" ;; esac ;;
+esac
+"""
+
+
+def test_variants_are_trained_and_scored_once(machine):
+    checkout, root = machine.checkout(), machine.place / "root"
+    shutil.copy(ROOT / "setup.py", checkout)
+    python = checkout / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+
+    def compare(*arguments, code=0):
+        machine.record.unlink(missing_ok=True)
+        _, said = machine.run(
+            "compare.sh", *arguments, code=code, root=checkout, SEEDS="0 7", PYTHON=sys.executable
+        )
+        calls = [call[1:] for call in machine.recorded()]
+        return [call for call in calls if call[0].startswith("tp_jax.")], said
+
+    calls, _ = compare("frozenlake", str(root), "--config.train.steps=5")
+    trained = [call for call in calls if call[0] == "tp_jax.main"]
+    assert [(call[1].partition("frozenlake.py")[2], call[2], call[3]) for call in trained] == [
+        (config, f"--workdir={root}/{variant}/{seed}/run", f"--config.seed={seed}")
+        for seed in (0, 7)
+        for variant, config in (("recursive", ""), ("random", ":random"), ("single", ":single"))
+    ]
+    assert all(call[-1] == "--config.train.steps=5" for call in trained)
+    scored = [call for call in calls if call[0] == "tp_jax.evaluate"]
+    assert len(scored) == 11 and sum("--latent_steps=1" in call for call in scored) == 4
+    suite = ["tp_jax.evaluate", "--suite=frozenlake"]
+    assert scored[-1] == [*suite, f"--collect={root}", f"--out={root}/frozenlake.json"]
+    run = f"--workdir={root}/random/7/run"
+    assert [*suite, run, f"--out={root}/random-1/7", "--latent_steps=1"] in scored
+    # Again only what has been trained on since.
+    calls, _ = compare("frozenlake", str(root))
+    assert [call for call in calls if call[0] == "tp_jax.evaluate"] == [scored[-1]]
+    (root / "random/0/run/checkpoints/2000").mkdir()
+    calls, _ = compare("frozenlake", str(root))
+    again = [call[2] for call in calls if call[0] == "tp_jax.evaluate"]
+    assert again == [f"--workdir={root}/random/0/run"] * 2 + [f"--collect={root}"]
+    for wrong in (["lake"], ["frozenlake", str(root), "--config.model.thinking.rank=4"]):
+        calls, said = compare(*wrong, str(root), code=2)
+        assert not calls and said.startswith("error: ")
+
+    calls, _ = compare("shapes", str(root / "shapes"))
+    base = [call[4] for call in calls if call[0] == "tp_jax.main" and "think" in call[1]]
+    assert base == [f"--config.init.base={root}/shapes/base/{seed}/run" for seed in (0, 7)]

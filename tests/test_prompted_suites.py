@@ -1,0 +1,177 @@
+"""Suites of prompts: images where their scorers look for them, and scores of Shapes."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from tp_jax.evals import SUITES
+from tp_jax.evals.dpg import questions as dpg
+from tp_jax.evals.geneval import prompts as layout
+from tp_jax.evals.over_seeds import collect
+from tp_jax.evals.prompted import PromptedRequest
+from tp_jax.evals.shapes import scores as shapes
+from tp_jax.evals.shapes.suite import PARTS, columns, score_shapes
+from tp_jax.messages.errors import UserError
+from tp_jax.sampling.generator import Generator
+from tp_jax.sampling.loaded import load
+from tp_jax.sampling.prompts import encode_prompts
+from tp_jax.sampling.request import make_generator
+from tp_jax.worlds.shapes.render import render
+
+
+def a_make(suite, workdir, out, prompts=None, **fields):
+    fields = {"batch_size": 4, "sampler_changes": {"steps": 1}} | fields
+    return PromptedRequest(workdir, epath.Path(out), suite=suite, prompts=prompts, **fields)
+
+
+@pytest.fixture
+def geneval_prompts(tmp_path):
+    path = epath.Path(tmp_path / "evaluation_metadata.jsonl")
+    lines = [prompt.metadata for prompt in shapes.prompts(per_skill=1)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_geneval_images_lie_as_its_evaluator_reads_them(
+    drawn_from, tmp_path, geneval_prompts, monkeypatch
+):
+    out = tmp_path / "images"
+    task = a_make("geneval", drawn_from, out, geneval_prompts, num=3)
+    batches = Generator.batches
+
+    def stopping(*args, **kwargs):
+        for number, batch in enumerate(batches(*args, **kwargs)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "batches", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            SUITES[task.suite].draw(task)
+    assert len(list(out.rglob("*.png"))) == 8
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    with pytest.raises(UserError, match="another drawing: seed was 0, now 1"):
+        SUITES["geneval"].draw(a_make("geneval", drawn_from, out, geneval_prompts, num=3, seed=1))
+    SUITES[task.suite].draw(task)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    prompts = layout.read_prompts(geneval_prompts)
+    for prompt in prompts[:3]:
+        folder = out / prompt.name
+        assert json.loads((folder / "metadata.jsonl").read_text()) == prompt.metadata
+        files = sorted(path.name for path in (folder / "samples").iterdir())
+        assert files == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    found = layout.find_images(epath.Path(out))
+    assert len({Image.open(path).tobytes() for path, _ in found}) == len(found) == 12
+
+
+def test_dpg_images_are_grids_of_four(drawn_from, tmp_path):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for name, text in (("b", "two rings"), ("a", "a cross")):
+        (folder / f"{name}.txt").write_text(text)
+    SUITES["dpg"].draw(a_make("dpg", drawn_from, tmp_path / "images", epath.Path(folder)))
+    grid = np.asarray(Image.open(tmp_path / "images" / "a.png"))
+    assert grid.shape == (32, 32, 3)
+    # The same samples as GenEval's layout would hold, in its order.
+    loaded = load(drawn_from)
+    conditions = encode_prompts(loaded, ["a cross"]).conditions
+    generator = make_generator(loaded, {"steps": 1}, 4)
+    rows = np.zeros(4, int)
+    images = next(generator.batches(loaded.params, conditions, 0, 0, rows))
+    from tp_jax.pictures.grids import to_uint8
+
+    np.testing.assert_allclose(dpg.tiles(grid).astype(int), to_uint8(images), atol=1)
+    with pytest.raises(UserError, match="--samples_per_prompt=3: dpg wants 4"):
+        SUITES["dpg"].draw(a_make("dpg", drawn_from, tmp_path / "x", epath.Path(folder), samples=3))
+
+
+def test_shapes_are_scored_from_their_pictures(drawn_from, tmp_path, monkeypatch, capsys):
+    few = shapes.prompts(per_skill=4)
+    monkeypatch.setattr(shapes, "prompts", lambda: few)
+    images, out = epath.Path(tmp_path / "out/images"), epath.Path(tmp_path / "out")
+    SUITES["shapes"].draw(a_make("shapes", drawn_from, images, samples=1))
+    for path, _ in layout.find_images(images):
+        Image.new("RGB", (64, 64), "grey").save(path)
+    content = score_shapes(images, out)
+    assert content["overall"]["images"] == 24 and content["overall"]["overall"] == 0
+    # Right pictures in their place: all of seen combinations, and one of the unseen.
+    draw_right(images, [prompt for prompt in few if prompt.metadata["seen"]] + few[-1:])
+    (out / "results.jsonl").unlink()
+    content = score_shapes(images, out)
+    assert content["seen"]["overall"] == 1 and set(content["seen"]["tags"]) == set(layout.PROMPTS)
+    assert content["unseen"]["tags"] == dict.fromkeys(
+        [tag for tag in layout.PROMPTS if tag != "single_object"], 0
+    ) | {"color_attr": 0.5}
+    assert content["overall"]["overall"] == pytest.approx((1 + 0.5 * 4 + 0.75) / 6)
+    assert json.loads((out / "scores.json").read_text())["seen"]["images"] == 14
+    assert (out / "gallery.png").exists()
+    assert "color_attr" in capsys.readouterr().out
+    layout.image_path(images, few[-1], 0).unlink()
+    with pytest.raises(UserError, match="has no images|has 23 of 24 images"):
+        score_shapes(images, out)
+
+
+def test_scores_of_seeds_are_collected(tmp_path):
+    def write(variant, seed, value, **changes):
+        part = {"tags": dict.fromkeys(layout.PROMPTS, value), "overall": value}
+        content = dict.fromkeys(PARTS, part) | changes
+        path = tmp_path / variant / seed / "scores.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+    for seed, value in (("0", 0.1), ("1", 0.3)):
+        write("base", seed, value)
+        write("think", seed, value + 0.2)
+    root, out = epath.Path(tmp_path), epath.Path(tmp_path / "shapes.json")
+    content = collect(root, out, "shapes", columns)
+    scores = content["variants"]["think"]
+    assert scores["mean"]["seen mean"] == pytest.approx(0.4)
+    assert scores["std"]["unseen counting"] == pytest.approx(0.1 * 2**0.5)
+    assert "| overall mean | 20.0 ± 14.1 | 40.0 ± 14.1 |" in out.with_suffix(".md").read_text()
+    (tmp_path / "think/1/scores.json").write_text("{")
+    with pytest.raises(UserError, match="think/1/scores.json is damaged"):
+        collect(root, out, "shapes", columns)
+    write("think", "1", 0.5, unseen=None)
+    with pytest.raises(UserError, match="think/1/scores.json isn't a whole score of shapes"):
+        collect(root, out, "shapes", columns)
+    (tmp_path / "think/1/scores.json").unlink()
+    with pytest.raises(UserError, match="variants have other seeds"):
+        collect(root, out, "shapes", columns)
+
+
+def draw_right(folder, prompts):
+    from tp_jax.worlds.shapes.scenes import SKILLS, all_requests, make_scene
+
+    rng = np.random.default_rng(0)
+    for prompt in prompts:
+        request = next(
+            one for skill in SKILLS for one in all_requests(skill)
+            if one.caption == prompt.text and skill == prompt.metadata["tag"]
+        )  # fmt: skip
+        picture = render(make_scene(request, rng, only_seen=False), 64)
+        path = layout.image_path(folder, prompt, 0)
+        Image.fromarray((picture * 255).astype(np.uint8)).save(path)
+
+
+def test_benchmarks_refuse_what_does_not_fit(drawn_from, tmp_path, trained):
+    for fields, message in (
+        (dict(suite="geneval"), "--prompts is missing: name your copy of the prompts of geneval"),
+        (dict(suite="shapes", num=0), "--num=0: shapes has 240 prompts here"),
+        (dict(suite="shapes", samples=0), "--samples_per_prompt=0: shapes wants 1 or more"),
+        (dict(suite="shapes", height=8), "the scorer of shapes wants square images"),
+        (dict(suite="shapes", workdir=trained), "a dit model draws classes, not prompts"),
+    ):
+        fields = {"workdir": drawn_from, "out": tmp_path / "out"} | fields
+        with pytest.raises(UserError, match=message):
+            SUITES[fields["suite"]].draw(a_make(**fields))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.txt").write_text("")
+    with pytest.raises(
+        UserError, match="holds files but no .*drawing.json.*: name a new or empty folder"
+    ):
+        SUITES["shapes"].draw(a_make("shapes", drawn_from, tmp_path / "mine"))

@@ -1,0 +1,121 @@
+"""Files and folders of images, read a few rows at a time."""
+
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from etils import epath
+from feature_formula import image
+from PIL import Image
+from stand_in_extractor import pictures, save, save_pngs
+
+from tp_jax.messages.errors import UserError
+from tp_jax.pictures.reading import open_images
+
+
+def read(path, rows=4, count=None):
+    found = open_images(epath.Path(path))
+    return np.concatenate(list(found.batches(rows, count or found.count)))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_npz_is_read_in_blocks(compressed, tmp_path):
+    images = pictures(11)
+    path = save(tmp_path / "a.npz", compressed, arr_1=np.arange(11), arr_0=images)
+    np.testing.assert_array_equal(read(path), images)
+    np.testing.assert_array_equal(read(path, count=5), images[:5])
+    assert open_images(path).count == 11 and open_images(path).size == (16, 16)
+    assert [len(batch) for batch in open_images(path).batches(4, 11)] == [4, 4, 3]
+    assert [len(batch) for batch in open_images(path).batches(4, 8)] == [4, 4]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_npz_is_never_in_memory_as_a_whole(compressed, tmp_path):
+    path = save(tmp_path / "a.npz", compressed, arr_0=np.zeros((2000, 64, 64, 3), np.uint8))
+    tracemalloc.start()
+    for _ in open_images(path).batches(16, 2000):
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3e6  # of 24.6e6
+
+
+def test_grey_is_repeated(tmp_path):
+    images = pictures(3, channels=1)
+    path = save(tmp_path / "a.npz", arr_0=images)
+    np.testing.assert_array_equal(read(path), images.repeat(3, axis=-1))
+    Image.fromarray(images[0, ..., 0]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read(tmp_path), images[:1].repeat(3, axis=-1))
+
+
+def test_a_folder_is_read_in_the_order_of_names_without_its_grid(tmp_path):
+    images = pictures(6)
+    folder = save_pngs(tmp_path / "a", images)
+    Image.fromarray(image(90, 90)).save(folder / "grid.png")
+    (folder / "notes.txt").touch()
+    np.testing.assert_array_equal(read(folder), images)
+
+
+def test_images_that_are_none(tmp_path):
+    def check(match, **arrays):
+        with pytest.raises(UserError, match=match):
+            open_images(save(tmp_path / "a.npz", **arrays))
+
+    images = pictures(3)
+    check("a.npz has no arr_0 but images.npy: name", images=images)
+    check(r"arr_0 is float32 \[3, 16, 16, 3\], but images are uint8", arr_0=np.float32(images))
+    check(r"arr_0 is uint8 \[3, 16, 16, 4\], but", arr_0=images.repeat(2, axis=-1)[..., :4])
+    check(r"arr_0 is uint8 \[16, 16, 3\], but", arr_0=images[0])
+    check(r"arr_0 is object \[1\], but", arr_0=np.array([None]))
+    check("in Fortran order, but", arr_0=np.asfortranarray(images))
+    check(r"arr_0 has no images: its shape is \[0, 16, 16, 3\]", arr_0=images[:0])
+    with pytest.raises(UserError, match="no such file or folder; name"):
+        open_images(epath.Path(tmp_path / "b"))
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="has no PNGs .*name another"):
+        open_images(epath.Path(tmp_path / "b"))
+
+
+def test_an_npz_that_is_cut_short(tmp_path):
+    path = save(tmp_path / "a.npz", arr_0=pictures(20))
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(UserError, match=r"a.npz can't be read as an npz \(.*cut short"):
+        open_images(path)
+
+
+def test_an_array_that_ends_early_names_its_row(tmp_path):
+    np.save(tmp_path / "arr_0.npy", pictures(20))
+    data = (tmp_path / "arr_0.npy").read_bytes()[: 128 + 768 * 13 + 5]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("arr_0.npy", data)
+    with pytest.raises(UserError, match="arr_0 ends in row 13 of 20: write it again"):
+        open_images(epath.Path(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_rows_are_named(compressed, tmp_path):
+    path = save(tmp_path / "a.npz", compressed, arr_0=pictures(20))
+    data = bytearray(path.read_bytes())
+    middle = len(data) * 2 // 5
+    data[middle : middle + 40] = bytes(255 - byte for byte in data[middle : middle + 40])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a.npz: arr_0 is damaged at or before row (11|15|19) \("):
+        read(path)
+
+
+def test_pngs_that_do_not_fit(tmp_path):
+    folder = save_pngs(tmp_path / "a", pictures(3))
+    whole = (folder / "00001.png").read_bytes()
+    (folder / "00001.png").write_bytes(whole[:300])
+    with pytest.raises(UserError, match=r"00001.png can't be read as an image .*write it again"):
+        read(folder)
+    (folder / "00001.png").write_bytes(b"text")
+    with pytest.raises(UserError, match=r"00001.png can't be read as an image"):
+        open_images(folder)
+    Image.fromarray(image(16, 8)).save(folder / "00001.png")
+    with pytest.raises(UserError, match="00001.png is 8×16, the first of its folder 16×16"):
+        open_images(folder)
+    Image.fromarray(pictures(1)[0]).convert("RGBA").save(folder / "00001.png")
+    with pytest.raises(UserError, match="00001.png has mode RGBA: save 8-bit RGB or grey"):
+        open_images(folder)

@@ -1,0 +1,34 @@
+"""Draws the frames of every latent step. B samples, T latent steps, S pixels of a frame's side."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tp_jax.diffusion.samplers import sample_noise
+from tp_jax.models.latent_step_frames import decode_latent_steps
+from tp_jax.sampling.generator import Generator
+from tp_jax.thinking import RoutingNoise, ThinkingOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameGenerator(Generator):
+    """Draws the frames of all latent steps, [B, T, S, S, C] in [-1, 1].
+
+    Attributes:
+      read_sigma: noise level at which latent steps are decoded: what was drawn last is noised so
+        far again.
+    """
+
+    read_sigma: float = 0.1
+
+    def draw(self, params, key, index, condition):
+        """As `Generator.draw`, with an axis of latent steps."""
+        x = super().draw(params, key, index, condition)
+        key, model_key = jax.random.split(jax.random.fold_in(key, 1))
+        noise = sample_noise(key, index, 0, x.shape[1:])
+        sigma = jnp.full(len(x), self.read_sigma)
+        x = self.objective.noised(x, noise, sigma)
+        options = ThinkingOptions(RoutingNoise(model_key, index, train=False), self.latent_steps)
+        frames, _ = decode_latent_steps(self.model, params, x, 1000 * sigma, condition, options)
+        return frames.swapaxes(0, 1)

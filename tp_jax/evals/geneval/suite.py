@@ -1,0 +1,106 @@
+"""GenEval: images for its official scorer, its results, and a scorer of our own."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from tp_jax.cli.flags import required
+from tp_jax.evals.geneval.prompts import image_path, read_prompts, write_metadata
+from tp_jax.evals.geneval.results import as_table, read_results, score_images
+from tp_jax.evals.prompted import PromptedSuite
+from tp_jax.evals.prompts import Prompt
+from tp_jax.evals.suite import choose_mode, path_of
+from tp_jax.files.atomic import write_json
+from tp_jax.messages.errors import UserError
+from tp_jax.pictures.grids import save_png
+
+flags.disclaim_key_flags()
+
+
+class GenEvalSuite(PromptedSuite):
+    """Objects, their number, colours and places, found in images of prompts."""
+
+    name = "geneval"
+    summary = "objects, number, colours and places, as GenEval judges them"
+    samples = 4
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Of drawing, of results, and of judging here."""
+        self.define_drawing_flags(values)
+
+        def string(name: str, text: str) -> None:
+            flags.DEFINE_string(name, None, text, flag_values=values)
+
+        string("out", "--make: folder of the images; else FILE.json for the scores")
+        string("prompts", "your copy of GenEval's evaluation_metadata.jsonl")
+        string("results", "FILE.jsonl of the official scorer; with --score, to be written")
+        flags.DEFINE_boolean(
+            "score", False, "judge images here, with Mask2Former and CLIP", flag_values=values
+        )
+        string("samples", "--score: folder of images")
+        string("detector", "--score: folder of Mask2Former's weights")
+        string("clip", "--score: folder of CLIP's weights")
+
+    def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
+        """As of `PromptedSuite`."""
+        if path is None:
+            raise UserError("--prompts is missing: name your copy of the prompts of geneval")
+        return read_prompts(path)
+
+    def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
+        """As of `PromptedSuite`."""
+        return image_path(out, prompt, sample)
+
+    def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
+        """A PNG, and beside its folder the prompt's line of metadata."""
+        write_metadata(out, prompt)
+        save_png(image_path(out, prompt, sample), images[0])
+
+    def run(self, values: Mapping[str, Any]) -> None:
+        """Draws with --make, else reports results, which --score makes first."""
+        if values["make"]:
+            choose_mode(values, ("make", "score", "results"))
+            self.draw(self.request(values))
+            return
+        results, weights = epath.Path(required("results")), {}
+        if values["score"]:
+            names = ("samples", "detector", "clip")
+            weights = {name: epath.Path(required(name)) for name in names}
+        score_geneval(results, path_of(values, "prompts"), path_of(values, "out"), **weights)
+
+
+def score_geneval(
+    results: epath.Path | None,
+    prompts: epath.Path | None,
+    out: epath.Path | None,
+    *,
+    samples: epath.Path | None = None,
+    detector: epath.Path | None = None,
+    clip: epath.Path | None = None,
+) -> dict[str, Any]:
+    """GenEval's scores of a file of results, or of a folder of images judged here.
+
+    Args:
+      results: of the official evaluator; or, with `samples`, where to write them.
+      prompts: the user's copy; None holds results to the published counts.
+      samples, detector, clip: folders of images, of Mask2Former's weights and of CLIP's.
+
+    Raises:
+      UserError: anything isn't there, or is of another version of the benchmark.
+    """
+    wanted = read_prompts(prompts) if prompts else None
+    if samples:
+        from tp_jax.evals.geneval.detection import load_colours, load_detector
+
+        scores = score_images(samples, load_detector(detector), load_colours(clip), results, wanted)
+    else:
+        scores = read_results(results, wanted)
+    content = {"suite": "geneval", "results": str(results), **dataclasses.asdict(scores)}
+    print(as_table({"geneval": content}))
+    if out:
+        write_json(out, content)
+    return content

@@ -1,0 +1,120 @@
+"""The loss of an update and its gradient. Pure; B samples in the batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from tp_jax.diffusion import Objective
+from tp_jax.diffusion.objective import expand
+from tp_jax.models.parameters import Params
+from tp_jax.parallel.randomness import sample_keys, stream_key
+from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
+from tp_jax.thinking.recursion import balance_loss
+
+Metrics = dict[str, jax.Array]
+# (trained parameters, frozen parameters, batch, train_step) -> (gradients, metrics)
+Gradient = Callable[[Params, Params, Any, jax.Array], tuple[Params, Metrics]]
+# (x_t, timestep, condition, options) -> (prediction, {block index: Thought})
+Predict = Callable[..., tuple[jax.Array, dict[int, Thought]]]
+
+
+def make_loss(
+    model: nn.Module, objective: Objective, config: ConfigDict
+) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, Metrics]]:
+    """Loss of (params, batch, train_step) -> (scalar, metrics)."""
+    diffusion_terms = make_diffusion_terms(model, objective, config)
+
+    def loss_fn(params: Params, batch: Any, train_step: jax.Array) -> tuple[jax.Array, Metrics]:
+        def predict(*inputs: Any) -> tuple[jax.Array, dict[int, Thought]]:
+            return model.apply({"params": params}, *inputs)
+
+        metrics, thoughts = diffusion_terms(predict, batch["x"], batch, train_step)
+        return with_balance(metrics["loss"], metrics, thoughts, config)
+
+    return loss_fn
+
+
+def make_gradient(model: nn.Module, objective: Objective, config: ConfigDict) -> Gradient:
+    """The gradient of `make_loss` with respect to what is trained."""
+    loss_fn = make_loss(model, objective, config)
+
+    def gradient(
+        trained: Params, frozen: Params, batch: Any, train_step: jax.Array
+    ) -> tuple[Params, Metrics]:
+        def loss_of(trained: Params) -> tuple[jax.Array, Metrics]:
+            return loss_fn(trained | frozen, batch, train_step)
+
+        return jax.grad(loss_of, has_aux=True)(trained)
+
+    return gradient
+
+
+def make_diffusion_terms(
+    model: nn.Module, objective: Objective, config: ConfigDict
+) -> Callable[[Predict, jax.Array, Any, jax.Array], tuple[Metrics, dict[int, Thought]]]:
+    """The objective's terms and the metrics of thinking.
+
+    Returns:
+      (predict, x [B, H, W, C], batch, train_step) -> (metrics, {block index: Thought}). Every draw
+      is of (seed, stream, train_step, sample), so neither the mesh nor the number of micro-batches
+      changes it.
+    """
+    dropout = config.train.condition_dropout
+
+    def diffusion_terms(
+        predict: Predict, x: jax.Array, batch: Any, train_step: jax.Array
+    ) -> tuple[Metrics, dict[int, Thought]]:
+        index, condition = batch["index"], batch["condition"]
+
+        def keys(stream: str) -> jax.Array:
+            return sample_keys(stream_key(config.seed, stream, train_step), index)
+
+        times = objective.sample_times(keys("time"))
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys("noise"))
+        dropped = jax.vmap(lambda key: jax.random.uniform(key) < dropout)(keys("dropout"))
+        condition = jax.tree.map(
+            lambda null, given: jnp.where(expand(dropped, given), null, given),
+            model.null_condition(condition),
+            condition,
+        )
+        routing = RoutingNoise(stream_key(config.seed, "routing", train_step), index)
+        thoughts: dict[int, Thought] = {}
+
+        def predicted(x_t: jax.Array, timestep: jax.Array) -> jax.Array:
+            output, found = predict(x_t, timestep, condition, ThinkingOptions(routing))
+            thoughts.update(found)
+            return output
+
+        terms = objective.losses(predicted, x, noise, times)
+        metrics = {name: value.mean() for name, value in terms.items()}
+        for layer, thought in thoughts.items():
+            metrics |= thought_metrics(layer, thought)
+        return metrics, thoughts
+
+    return diffusion_terms
+
+
+def with_balance(
+    loss: jax.Array, metrics: Metrics, thoughts: dict[int, Thought], config: ConfigDict
+) -> tuple[jax.Array, Metrics]:
+    """Adds the load-balance loss, where `config.model.thinking.balance_weight` asks for it."""
+    weight = config.model.thinking.balance_weight
+    if not weight:
+        return loss, metrics
+    balance = sum(balance_loss(thought) for thought in thoughts.values())
+    return loss + weight * balance, metrics | {"balance": balance}
+
+
+def thought_metrics(layer: int, thought: Thought) -> Metrics:
+    """Entropy of the gate, tokens that keep their expert, and each expert's share."""
+    metrics = {
+        f"gate_entropy/layer_{layer}": thought.entropy.mean(),
+        f"expert_use/layer_{layer}": thought.expert_use.mean(0),
+    }
+    if thought.kept.size:
+        metrics[f"expert_kept/layer_{layer}"] = thought.kept.mean()
+    return metrics

@@ -1,0 +1,205 @@
+"""What a run needs before its first step: checked, built, and restored or made."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tp_jax import config as config_lib
+from tp_jax import data
+from tp_jax.diffusion import Objective
+from tp_jax.evals.suite import EvaluateInTraining
+from tp_jax.latents.codec import load_codec
+from tp_jax.messages.progress import say
+from tp_jax.models import build_model
+from tp_jax.models.parameters import Params, init_params
+from tp_jax.parallel.mesh import check_batch_size, create_mesh
+from tp_jax.parallel.sharding import with_shardings
+from tp_jax.sampling.generator import choose_labels
+from tp_jax.sampling.loaded import ModelOnMesh
+from tp_jax.text import TextSpace
+from tp_jax.train.checkpoint import Checkpoints
+from tp_jax.train.optimizer import make_optimizer
+from tp_jax.train.periodic import open_evaluation
+from tp_jax.train.state import TrainState, abstract_state, make_state
+from tp_jax.train.step import TrainStep, choose_gradient, jit_train_step
+from tp_jax.workdir.checkpoints import FOLDER, load_base
+from tp_jax.workdir.record import check_text_space, check_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Everything of a run that can be refused; nothing has been written yet.
+
+    Attributes:
+      changes: a line for each field that differs from the last run in this workdir, and may.
+      images: number of records of the data source.
+      text_space: of what encodes the text; None where there is none.
+      conditions: of the pictures that are drawn in training, arrays [num, …].
+      iterator: batches {"x", "condition", …} of this process's share.
+      encode: pixels of a batch into latents; None where batches are what the model diffuses.
+      evaluate: scores the averaged parameters; None where nothing is asked for.
+    """
+
+    model: ModelOnMesh
+    changes: list[str]
+    images: int
+    text_space: TextSpace | None
+    conditions: Any
+    iterator: grain.DatasetIterator
+    encode: Callable[..., jax.Array] | None
+    evaluate: EvaluateInTraining | None
+
+    @property
+    def config(self) -> ConfigDict:
+        """The whole config."""
+        return self.model.config
+
+
+def check(config: ConfigDict, workdir: epath.Path) -> Checked:
+    """Checks config, workdir, data and evaluation, and opens what they name.
+
+    Raises:
+      UserError: something doesn't fit; nothing has been written.
+    """
+    built = config_lib.build(config)
+    mesh = create_mesh(config.mesh)
+    check_batches(config, mesh)
+    changes = check_workdir(workdir, config)
+    codec = load_codec(config.autoencoder, mesh)
+    space = codec.space if codec else None
+    source = data.open_source(config, space)
+    encoder = data.open_text(source, config)
+    text_space = encoder.space if encoder else source.text_space
+    check_text_space(workdir, text_space)
+    if config.init.base:
+        check_text_space(epath.Path(config.init.base), text_space, "config.init.base")
+    iterator = data.make_iterator(source, config, space, encoder)
+    model = ModelOnMesh(build_model(built.model), built, mesh, codec, config, workdir)
+    return Checked(
+        model=model,
+        changes=changes,
+        images=len(source.records),
+        text_space=text_space,
+        conditions=_picture_conditions(model, source, encoder),
+        iterator=iterator,
+        encode=codec.encode if codec and data.encodes_on_the_fly(source, space) else None,
+        evaluate=open_evaluation(model),
+    )
+
+
+def check_batches(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises a UserError unless batch and micro-batch divide over the mesh."""
+    check_batch_size(mesh, "config.train.batch_size", config.train.batch_size)
+    micro_batch = config.train.batch_size // config.train.accumulate
+    check_batch_size(mesh, "config.train.batch_size / accumulate", micro_batch)
+
+
+def _picture_conditions(model: ModelOnMesh, source: data.Source, encoder: Any) -> Any:
+    """All classes in turn, or the conditions of the first records."""
+    num = model.config.train.samples
+    if not num:
+        return {}
+    if model.built.model.takes == "label":
+        return {"label": choose_labels((), num, model.built.model.classes)}
+    return data.example_conditions(source, encoder, num)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The step, and the state that it takes.
+
+    Attributes:
+      abstract: shapes and dtypes of the state.
+      shardings: of its leaves.
+      step: jitted, the state donated.
+    """
+
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    shardings: TrainState
+    step: TrainStep
+
+
+def build(config: ConfigDict, model: nn.Module, objective: Objective, mesh: Mesh) -> Program:
+    """The step of a model on a mesh; compiled when it is first called."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    abstract, shardings = abstract_state(
+        model, optimizer, config.train.trainable, mesh, config.train.offload
+    )
+    gradient = choose_gradient(model, objective, config)
+    step = jit_train_step(gradient, optimizer, config, mesh, shardings)
+    return Program(optimizer, abstract, shardings, step)
+
+
+@dataclasses.dataclass
+class Start:
+    """Where a run begins.
+
+    Attributes:
+      first: train_step of the checkpoint that it goes on from, or 0.
+      seconds: of training so far.
+    """
+
+    checkpoints: Checkpoints
+    first: int
+    seconds: float
+    _state: TrainState | None
+
+    def take_state(self) -> TrainState:
+        """The state; to be called once, because nothing else may keep its memory in use."""
+        state, self._state = self._state, None
+        if state is None:
+            raise RuntimeError("the state was taken already")
+        return state
+
+
+def restore(checked: Checked, program: Program) -> Start | None:
+    """The newest good checkpoint, or a fresh state; None where the run is done already.
+
+    Raises:
+      UserError: the base doesn't fit, or all checkpoints are damaged.
+    """
+    model, config = checked.model, checked.config
+    workdir, steps = model.workdir, config.train.steps
+    checkpoints = None
+    # A folder of checkpoints is made only when nothing can be refused any more.
+    if (workdir / FOLDER).exists():
+        checkpoints = Checkpoints(workdir, config.checkpoint)
+        newest = max(checkpoints.steps(), default=0)
+        if newest >= steps:
+            say(
+                f"{workdir} is trained already: {newest} of {steps} steps; raise config.train.steps"
+            )
+            checkpoints.close()
+            return None
+        target = with_shardings(program.abstract, program.shardings)
+        restored = checkpoints.restore_newest(target)
+        if restored:
+            state, progress = restored
+            checked.iterator.set_state(progress.data)
+            first = int(jax.device_get(state.train_step))
+            return Start(checkpoints, first, progress.seconds, state)
+    state = _fresh_state(model, program)
+    return Start(checkpoints or Checkpoints(workdir, config.checkpoint), 0, 0.0, state)
+
+
+def _fresh_state(model: ModelOnMesh, program: Program) -> TrainState:
+    config, shardings = model.config, program.shardings.params
+    init = jax.jit(lambda: init_params(model.model, config.seed), out_shardings=shardings)
+    params: Params = init()
+    if config.init.base:
+        target = with_shardings(program.abstract.params["base"], shardings["base"])
+        params["base"] = load_base(config.init.base, target, config.model)
+    make = jax.jit(
+        lambda params: make_state(params, program.optimizer, config.train.trainable),
+        out_shardings=program.shardings,
+    )
+    return make(params)
