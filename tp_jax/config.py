@@ -6,7 +6,8 @@ that use them, so there is one list of each. A config is locked: a key that isn'
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Collection
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 
@@ -56,7 +57,9 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # The objective decides what the model predicts.
     del fields["out_channels"]
     config.model = ConfigDict({"kind": model} | fields)
-    config.diffusion = ConfigDict({"kind": diffusion} | dataclasses.asdict(OBJECTIVES[diffusion]()))
+    # A dataclass, as all objectives are.
+    objective = cast(Any, OBJECTIVES[diffusion]())
+    config.diffusion = ConfigDict({"kind": diffusion} | dataclasses.asdict(objective))
     config.sampling = ConfigDict(dataclasses.asdict(SamplerConfig()))
     config.sampling.sampler = OBJECTIVES[diffusion].default_sampler
 
@@ -252,21 +255,21 @@ def model_config(config: ConfigDict) -> TransformerConfig:
 
 def build_objective(fields: ConfigDict) -> Objective:
     """The objective that `config.diffusion` describes."""
-    fields = fields.to_dict()
-    return OBJECTIVES[_choice("config.diffusion.kind", fields.pop("kind"), OBJECTIVES)](**fields)
+    values = fields.to_dict()
+    return OBJECTIVES[_choice("config.diffusion.kind", values.pop("kind"), OBJECTIVES)](**values)
 
 
 def build_model_config(fields: ConfigDict, objective: Objective) -> TransformerConfig:
     """The dataclass that `config.model` describes, with the objective's output channels."""
-    fields = fields.to_dict()
-    model_class, _ = MODELS[_choice("config.model.kind", fields.pop("kind"), MODELS)]
-    thinking = ThinkingConfig(**fields.pop("thinking"))
-    out_channels = objective.out_channels(fields["channels"])
-    return model_class(**fields, out_channels=out_channels, thinking=thinking)
+    values = fields.to_dict()
+    model_class, _ = MODELS[_choice("config.model.kind", values.pop("kind"), MODELS)]
+    thinking = ThinkingConfig(**values.pop("thinking"))
+    out_channels = objective.out_channels(values["channels"])
+    return model_class(**values, out_channels=out_channels, thinking=thinking)
 
 
-def _choice(name: str, value: str, choices) -> str:
-    if value not in choices:
+def _choice(name: str, value: str | None, choices: Collection[str]) -> str:
+    if value is None or value not in choices:
         listed = ", ".join(choice or "''" for choice in choices)
         raise UserError(f"{name}={value!r}: choose one of {listed}")
     return value

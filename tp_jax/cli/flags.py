@@ -1,8 +1,12 @@
 """Values of flags, checked."""
 
+from typing import TypeVar, cast
+
 from absl import flags
 
 from tp_jax.messages.errors import UserError
+
+Number = TypeVar("Number", int, float)
 
 
 def required(name: str) -> str:
@@ -23,8 +27,8 @@ def numbers(name: str) -> tuple[float, ...]:
     return _listed(name, float, "numbers, as 1,1.5,2")
 
 
-def _listed(name: str, kind: type, what: str) -> tuple:
-    values = flags.FLAGS[name].value
+def _listed(name: str, kind: type[Number], what: str) -> tuple[Number, ...]:
+    values = cast(list[str], flags.FLAGS[name].value)
     try:
         return tuple(kind(value) for value in values)
     except ValueError as error:

@@ -17,7 +17,7 @@ from tp_jax.parallel.processes import join_processes
 
 def run(
     main: Callable[[], None],
-    usage: str,
+    usage: str | None,
     *,
     processes: bool = True,
     define_flags: Callable[[], None] | None = None,
@@ -72,7 +72,7 @@ def _given() -> dict[str, str]:
     return given
 
 
-def _parse_flags(usage: str, explain_unknown: Callable[[str], str | None]) -> None:
+def _parse_flags(usage: str | None, explain_unknown: Callable[[str], str | None]) -> None:
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(f"{usage}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
@@ -106,12 +106,11 @@ def _unreadable_config(error: OSError) -> UserError:
 
 
 def _shorten(error: Exception) -> str:
-    """ml_collections' message without its dump of all fields."""
-    lines = (
-        str(error.args[0] if error.args else error).strip("'\"").replace("\\n", "\n").split("\n")
-    )
-    head = lines[0].split(" Other fields present")[0]
-    message = " ".join([head, *lines[1:]]).strip("'\"")
+    """ml_collections' message without its dump of all fields; old keys with their new names."""
+    text = str(error.args[0] if error.args else error).replace("\\n", "\n")
+    message = " ".join(text.partition("Other fields present")[0].split()).strip("'\"")
+    guess = re.search(r"Did you mean \"[^\"]*\"", text)
+    message += f" {guess[0]}?" if guess and guess[0] not in message else ""
     key = re.search(r'Key "(\w+)"', message) or re.fullmatch(r"(\w+)", message)
     renamed = [config_key_hint(old) for old in CONFIG_KEYS if key and old.endswith(key[1])]
     return "; ".join([message, *filter(None, renamed)])

@@ -144,14 +144,17 @@ def encodes_on_the_fly(source: Source, space: LatentSpace | None) -> bool:
 
 def example_size(source: Source, config: ConfigDict, space: LatentSpace | None) -> int:
     """Side of the pipeline's examples: pixels, where they are encoded on the fly."""
-    factor = space.factor if encodes_on_the_fly(source, space) else 1
+    factor = space.factor if space and encodes_on_the_fly(source, space) else 1
     return config.model.image_size * factor
 
 
 class _Unlabel(grain.transforms.Map):
     """For the unconditional model, whose one label is 0."""
 
-    def map(self, element: dict) -> dict:
+    # Grain's own method says that it returns nothing.
+    def map(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, element: dict[str, Any]
+    ) -> dict[str, Any]:
         condition = element["condition"]
         return element | {"condition": condition | {"label": condition["label"] * 0}}
 
@@ -163,7 +166,10 @@ class _Encode(grain.transforms.Map):
     encoder: TextEncoder
     null: dict[str, np.ndarray]
 
-    def map(self, element: dict) -> dict:
+    # Grain's own method says that it returns nothing.
+    def map(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, element: dict[str, Any]
+    ) -> dict[str, Any]:
         found = self.encoder.encode([element["condition"]["caption"]])
         condition = {name: array[0] for name, array in found.items()}
         return element | {"condition": condition | self.null}

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -50,11 +50,13 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
             "--kind=sd-vae wrote (pooled latents are made in training, without preparing)"
         )
     mesh = create_mesh(DATA_PARALLEL, jax.local_devices())
-    codec = load_codec(config.autoencoder, mesh)
+    # Of a folder, as was just checked.
+    codec = cast(Codec, load_codec(config.autoencoder, mesh))
     fields = config.prepare
     source = open_named("config.prepare", fields.source, fields.dir, fields.split)
     _check_gives(source, config)
-    encoder = load_encoder(config.text) if isinstance(source, CaptionSource) else None
+    captioned = source if isinstance(source, CaptionSource) else None
+    encoder = load_encoder(config.text) if captioned else None
     plan = make_plan(config, source, codec, encoder)
     chosen = choose(source, plan)
     if (built.model.image_size, built.model.channels) != (plan.latent_size, codec.space.channels):
@@ -63,9 +65,9 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
             f"{codec.space.channels}"
         )
     null = None
-    if encoder:
+    if captioned and encoder:
         # By every process, so that all refuse alike, before hours of encoding.
-        _check_known(source, plan, encoder, chosen)
+        _check_known(captioned, plan, encoder, chosen)
         (null,) = encode_captions(encoder, [("the empty prompt", [""])])
     start(folder, plan)
 
@@ -156,7 +158,9 @@ def _kept(plan: LatentsPlan, captions: Sequence[str]) -> Sequence[str]:
     return captions[: plan.captions] if plan.captions else captions
 
 
-def _check_known(source, plan, encoder, chosen) -> None:
+def _check_known(
+    source: CaptionSource, plan: LatentsPlan, encoder: TextEncoder, chosen: np.ndarray
+) -> None:
     """Every caption that can be had without reading images."""
     for index in chosen:
         captions = _kept(plan, source.known_captions(index))
@@ -237,7 +241,10 @@ class _ReadPixels(grain.transforms.Map):
     source: Source
     size: int
 
-    def map(self, index: int) -> dict[str, Any]:
+    # Grain's own method says that it returns nothing.
+    def map(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, index: int
+    ) -> dict[str, Any]:
         name = self.source.record_name(index)
         try:
             record = self.source.records[index]
@@ -269,7 +276,9 @@ def _flips(codec: Codec, images: np.ndarray) -> list[tuple[jax.Array, jax.Array]
     return [codec.moments(jax.device_put(side, sharding)) for side in both]
 
 
-def _conditions(plan, encoder, batch) -> list[int | EncodedText | None]:
+def _conditions(
+    plan: LatentsPlan, encoder: TextEncoder | None, batch: Sequence[dict[str, Any]]
+) -> list[int | EncodedText | None]:
     """Label or encoded captions of each element; None where it can't be read."""
     if encoder is None:
         return [element.get("label") for element in batch]
@@ -279,13 +288,18 @@ def _conditions(plan, encoder, batch) -> list[int | EncodedText | None]:
     return [None if element["error"] else next(found) for element in batch]
 
 
-def _records(plan, batch, conditions, moments) -> Iterator[bytes | str]:
+def _records(
+    plan: LatentsPlan,
+    batch: Sequence[dict[str, Any]],
+    conditions: Sequence[int | EncodedText | None],
+    moments: Sequence[tuple[jax.Array, jax.Array]],
+) -> Iterator[bytes | str]:
     # [mirrored, mean and std, B, h, w, c] -> [B, mirrored, mean and std, h, w, c]
-    moments = np.moveaxis(np.array(jax.device_get(moments), np.float16), 2, 0)
-    for element, condition, row in zip(batch, conditions, moments, strict=False):
+    rows = np.moveaxis(np.array(jax.device_get(moments), np.float16), 2, 0)
+    for element, condition, row in zip(batch, conditions, rows, strict=False):
         if element["error"] and not plan.skip_corrupt:
             raise UserError(
                 f"{element['error']}; mend it and start again, which goes on, or prepare a new "
                 f"folder with --config.prepare.skip_corrupt=true"
             )
-        yield element["error"] or plan.encode(condition, row)
+        yield element["error"] if condition is None else plan.encode(condition, row)

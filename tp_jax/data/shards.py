@@ -70,7 +70,7 @@ def write_shard(
     write_json(_facts_path(folder, plan, shard), dataclasses.asdict(facts))
 
 
-def _facts_path(folder, plan, shard):
+def _facts_path(folder: epath.Path, plan: LatentsPlan, shard: int) -> epath.Path:
     return folder / f"{plan.shard_name(shard)}.json"
 
 
@@ -101,10 +101,11 @@ def write_header(
     Raises:
       UserError: a shard isn't there, or no image could be read.
     """
-    shards = [read_shard(folder, plan, shard) for shard in range(plan.shards)]
-    if None in shards:
+    found = [read_shard(folder, plan, shard) for shard in range(plan.shards)]
+    shards = [shard for shard in found if shard is not None]
+    if None in found:
         raise UserError(
-            f"{plan.shard_name(shards.index(None))} isn't in {folder}: give all hosts the same "
+            f"{plan.shard_name(found.index(None))} isn't in {folder}: give all hosts the same "
             f"folder, and run the same command again"
         )
     if not any(shard.count for shard in shards):

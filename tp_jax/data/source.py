@@ -1,12 +1,12 @@
 """What a data source is."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
-from tp_jax.data.transforms import DecodeImage
+from tp_jax.data.transforms import DecodeImage, Records
 from tp_jax.text import TextSpace
 
 # (record, generator of its random draws) -> {"x", "condition"}
@@ -24,7 +24,7 @@ class Source:
       class_names: of the labels; none where there are captions.
     """
 
-    records: Sequence[Any]
+    records: Records
     image_size: int | None
     channels: int
     class_names: tuple[str, ...]
@@ -33,10 +33,13 @@ class Source:
     # What examples' condition is: a "label"; a "frame", with a label; a "caption", yet to be
     # encoded; or "text", encoded.
     gives: ClassVar[str] = "label"
-    # Of what encoded the text, where the source gives that and it is known.
-    text_space: ClassVar[TextSpace | None] = None
     # For a record that can't be read.
     remedy: ClassVar[str] = "mend it"
+
+    @property
+    def text_space(self) -> TextSpace | None:
+        """Of what encoded the text, where the source gives that and it is known."""
+        return None
 
     def decoder(self, size: int, flip: bool) -> Decode:
         """What makes examples of `size` a side of the records, mirrored half the time if asked."""

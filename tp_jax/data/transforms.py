@@ -5,8 +5,8 @@ import io
 import logging
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -21,6 +21,14 @@ UNREADABLE = (
 )  # fmt: skip
 # Of neighbours that take the place of a record that can't be read.
 TRIES = 100
+
+
+class Records(Protocol):
+    """Random access to the records of a source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
@@ -62,14 +70,14 @@ class DecodeImage:
     channels: int
     flip: bool
 
-    def __call__(self, record: dict, rng: np.random.Generator) -> dict:
+    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Decodes, crops where the size differs, flips, and scales."""
         pixels = decode_pixels(record["image"], self.size, self.channels).astype(np.float32)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return {"x": pixels / 127.5 - 1, "condition": self.condition(record, rng)}
 
-    def condition(self, record: dict, rng: np.random.Generator) -> dict:
+    def condition(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """The record's label."""
         return {"label": np.int32(record["label"])}
 
@@ -83,20 +91,23 @@ class ReadExample(grain.transforms.RandomMap):
       skip_corrupt: take the next record in place of one that can't be read, and say so.
     """
 
-    records: Sequence[Any]
-    decode: Callable[[Any, np.random.Generator], dict]
+    records: Records
+    decode: Callable[[Any, np.random.Generator], dict[str, Any]]
     record_name: Callable[[int], str]
     remedy: str
     skip_corrupt: bool = False
     _skipped: list[str] = dataclasses.field(default_factory=list)
 
-    def random_map(self, index: int, rng: np.random.Generator) -> dict:
+    # Grain's own method says that it returns nothing.
+    def random_map(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, index: int, rng: np.random.Generator
+    ) -> dict[str, Any]:
         """Reads and decodes.
 
         Raises:
           UserError: it can't be read, naming it.
         """
-        count = len(self.records)
+        count, reason = len(self.records), ""
         for at in range(index, index + min(TRIES, count)):
             try:
                 return self.decode(self.records[at % count], rng)

@@ -1,7 +1,7 @@
 """Rectified flow as SD3 parametrises it (Esser et al., arXiv 2403.03206)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ import numpy as np
 from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
 from tp_jax.messages.errors import UserError
 
+# σ, as a number or as an array.
+Times = TypeVar("Times", float, np.ndarray, jax.Array)
 # Below, training doesn't magnify errors of predicted data further, as that paper has it.
 LEAST_SIGMA = 0.05
 
@@ -45,7 +47,7 @@ class RectifiedFlow:
                 f"config.diffusion.prediction={self.prediction!r}: choose velocity or data"
             )
 
-    def shifted(self, sigma):
+    def shifted(self, sigma: Times) -> Times:
         """Moves times towards noise for shift > 1; 0 and 1 stay."""
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 

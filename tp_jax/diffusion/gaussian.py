@@ -73,7 +73,7 @@ def respaced_timesteps(num_timesteps: int, steps: int, spacing: str) -> np.ndarr
         raise UserError(f"sampler_steps={steps}: choose 2 to {num_timesteps}")
     if spacing == "even":
         # A running sum of strides, rounded half to even, is what the published code takes.
-        stride, position, taken = (num_timesteps - 1) / (steps - 1), 0.0, []
+        stride, position, taken = (num_timesteps - 1) / (steps - 1), 0.0, list[int]()
         for _ in range(steps):
             taken.append(round(position))
             position += stride
@@ -124,7 +124,11 @@ class GaussianDiffusion:
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
         """Uniform timesteps [B] int32."""
-        return jax.vmap(lambda key: jax.random.randint(key, (), 0, self.num_timesteps))(keys)
+
+        def one(key: jax.Array) -> jax.Array:
+            return jax.random.randint(key, (), 0, self.num_timesteps)
+
+        return jax.vmap(one)(keys)
 
     def noised(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """q(x_t | x_0): data x [B, …] at timesteps [B] int."""
@@ -147,7 +151,9 @@ class GaussianDiffusion:
         vb = self._bound(output, x, x_t, times)
         return {"loss": mse + vb, "mse": mse, "vb": vb}
 
-    def _bound(self, output, x, x_t, times):
+    def _bound(
+        self, output: jax.Array, x: jax.Array, x_t: jax.Array, times: jax.Array
+    ) -> jax.Array:
         tables = self.tables()
         noise, v = jnp.split(output, 2, axis=-1)
         output = jnp.concatenate([jax.lax.stop_gradient(noise), v], axis=-1)
@@ -171,7 +177,7 @@ def take(table: np.ndarray, index: jax.Array) -> jax.Array:
     return jnp.asarray(table, jnp.float32)[index]
 
 
-def _posterior_mean(tables, x, x_t, index):
+def _posterior_mean(tables: Tables, x: jax.Array, x_t: jax.Array, index: jax.Array) -> jax.Array:
     x0_part, xt_part = take(tables.posterior_mean_x0, index), take(tables.posterior_mean_xt, index)
     return expand(x0_part, x) * x + expand(xt_part, x) * x_t
 
@@ -214,14 +220,14 @@ def discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_scale: jax.Arr
     function is the tanh approximation that the published losses use.
     """
 
-    def cdf(z):
+    def cdf(z: jax.Array) -> jax.Array:
         return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
 
     inverse_scale = jnp.exp(-log_scale)
     above = cdf((x - mean + 1 / 255) * inverse_scale)
     below = cdf((x - mean - 1 / 255) * inverse_scale)
 
-    def log(p):
+    def log(p: jax.Array) -> jax.Array:
         return jnp.log(jnp.maximum(p, 1e-12))
 
     inside = jnp.where(x > 0.999, log(1 - below), log(above - below))

@@ -37,13 +37,16 @@ def guide(
     if scale == 1:
         return lambda x, timestep, rest=None: apply(x, timestep, condition, rest)
 
-    def twice(tree):
-        return jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), tree)
+    def join(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.concatenate([a, b])
 
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null_condition)
+    def twice(tree: Any) -> Any:
+        return jax.tree.map(join, tree, tree)
+
+    both = jax.tree.map(join, condition, null_condition)
     low, high = interval
 
-    def guided(x, timestep, rest=None):
+    def guided(x: jax.Array, timestep: jax.Array, rest: Any = None) -> jax.Array:
         output = apply(twice(x), twice(timestep), both, twice(rest))
         conditional, unconditional = jnp.split(output, 2)
         count = channels or output.shape[-1]

@@ -4,9 +4,13 @@ A sampler is a function `(objective, config) -> (steps, step)`: arrays with a le
 steps, and how one of their rows takes x to the next x. Adding one is adding it to `SAMPLERS`.
 """
 
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,7 @@ import numpy as np
 from tp_jax.diffusion.flow import RectifiedFlow
 from tp_jax.diffusion.gaussian import (
     GaussianDiffusion,
+    Tables,
     posterior,
     predicted_data,
     respaced_timesteps,
@@ -24,6 +29,7 @@ from tp_jax.messages.errors import UserError
 
 # (x [B, …], timestep [B], key) -> output; the key is for whatever the model draws itself.
 KeyedPredict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Pair = tuple[jax.Array, jax.Array]
 # (row of steps, x, noise, predict, key) -> next x
 Step = Callable[[Any, jax.Array, jax.Array, KeyedPredict, jax.Array], jax.Array]
 
@@ -59,7 +65,8 @@ class SamplerConfig:
             raise UserError(
                 f"sampler={self.sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}"
             )
-        numbers = [value for value in self.guidance_interval if isinstance(value, int | float)]
+        given = cast("tuple[object, ...]", self.guidance_interval)
+        numbers = [value for value in given if isinstance(value, int | float)]
         if len(numbers) != 2 or len(self.guidance_interval) != 2:
             raise UserError(
                 f"guidance_interval={self.guidance_interval}: give two numbers, as 0.0,1.0"
@@ -85,7 +92,9 @@ def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step
     """Ancestral sampling with the learned variance; no noise at the last step."""
     tables, steps = _gaussian_steps(objective, config)
 
-    def step(row, x, noise, predict, key):
+    def step(
+        row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
+    ) -> jax.Array:
         index, timestep = row
         output = predict(x, _filled(timestep, x), key)
         mean, log_variance, _ = posterior(tables, output, x, _filled(index, x), config.clip)
@@ -104,7 +113,13 @@ def ddim(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step
          np.sqrt(1 - kept_prev - spread**2), spread], axis=1,
     )[::-1].astype(np.float32)  # fmt: skip
 
-    def step(row, x, noise, predict, key):
+    def step(
+        row: tuple[Pair, tuple[jax.Array, ...]],
+        x: jax.Array,
+        noise: jax.Array,
+        predict: KeyedPredict,
+        key: jax.Array,
+    ) -> jax.Array:
         (index, timestep), (inverse, ratio, signal, direction, spread) = row
         output = predict(x, _filled(timestep, x), key)
         predicted, _ = jnp.split(output, 2, axis=-1)
@@ -117,7 +132,9 @@ def ddim(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step
     return (steps, tuple(coefficients.T)), step
 
 
-def _gaussian_steps(objective, config):
+def _gaussian_steps(
+    objective: GaussianDiffusion, config: SamplerConfig
+) -> tuple[Tables, tuple[np.ndarray, np.ndarray]]:
     timesteps = respaced_timesteps(objective.num_timesteps, config.steps, config.spacing)
     # Timesteps are named on the scale 0 … 1000 whatever the length of the process.
     tables = objective.tables(timesteps)
@@ -128,7 +145,9 @@ def _gaussian_steps(objective, config):
 def euler(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
     """Euler's method along the flow."""
 
-    def step(row, x, noise, predict, key):
+    def step(
+        row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
+    ) -> jax.Array:
         sigma, following = row
         return x + (following - sigma) * _velocity(objective, predict, x, sigma, key)
 
@@ -138,12 +157,14 @@ def euler(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
 def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
     """Heun's second-order method: two predictions a step, one at the last."""
 
-    def step(row, x, noise, predict, key):
+    def step(
+        row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
+    ) -> jax.Array:
         sigma, following = row
         velocity = _velocity(objective, predict, x, sigma, key)
         ahead = x + (following - sigma) * velocity
 
-        def correct():
+        def correct() -> jax.Array:
             again = jax.random.fold_in(key, 1)
             second = _velocity(objective, predict, ahead, following, again)
             return x + (following - sigma) * (velocity + second) / 2
@@ -153,16 +174,22 @@ def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
     return _flow_steps(objective, config), step
 
 
-def _velocity(objective, predict, x, sigma, key):
+def _velocity(
+    objective: RectifiedFlow,
+    predict: KeyedPredict,
+    x: jax.Array,
+    sigma: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
     return objective.velocity(predict(x, _filled(1000 * sigma, x), key), x, sigma)
 
 
-def _flow_steps(objective, config):
+def _flow_steps(objective: RectifiedFlow, config: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
     sigmas = objective.schedule(config.steps).astype(np.float32)
     return sigmas[:-1], sigmas[1:]
 
 
-def _filled(value, x):
+def _filled(value: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.full(x.shape[:1], value)
 
 
@@ -190,10 +217,15 @@ SAMPLERS = {
 }
 
 
-def sample_noise(key: jax.Array, sample: jax.Array, stream: jax.Array | int, shape) -> jax.Array:
+def sample_noise(
+    key: jax.Array, sample: jax.Array, stream: jax.Array | int, shape: tuple[int, ...]
+) -> jax.Array:
     """Noise [B, *shape] of (key, stream, sample): a sample's draws ignore its batch-mates."""
     key = jax.random.fold_in(key, stream)
-    draw = lambda index: jax.random.normal(jax.random.fold_in(key, index), shape)  # noqa: E731
+
+    def draw(index: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(key, index), shape)
+
     return jax.vmap(draw)(sample)
 
 
@@ -220,7 +252,7 @@ def sample(
     steps, step = SAMPLERS[config.sampler].start(objective, config)
     noise_key, model_key = jax.random.split(key)
 
-    def body(x, inputs):
+    def body(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
         number, row = inputs
         noise = sample_noise(noise_key, sample_index, number + 1, shape)
         return step(row, x, noise, predict, jax.random.fold_in(model_key, number)), None

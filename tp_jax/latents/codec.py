@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
 
 import einops
 import jax
@@ -24,10 +26,13 @@ from tp_jax.models.autoencoder import (
     tiled_encode,
     to_latents,
 )
+from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import BATCH_AXES
 from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.parallel.sharding import replicated
 from tp_jax.pretrained.autoencoder import LoadedAutoencoder, load_autoencoder
+
+Tree = TypeVar("Tree")
 
 
 def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | Pooling | None":
@@ -75,7 +80,7 @@ class Codec:
         )
 
     @functools.cached_property
-    def _params(self):
+    def _params(self) -> Params:
         return jax.device_put(self.autoencoder.params, replicated(self.mesh))
 
     def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -97,18 +102,20 @@ class Codec:
         return self._encode(self._params, images, index, seed, step)
 
     @functools.cached_property
-    def _moments(self) -> Callable:
+    def _moments(self) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
         return jax.jit(self._each(self._moments_of_one))
 
     @functools.cached_property
-    def _decode(self) -> Callable:
+    def _decode(self) -> Callable[[Params, jax.Array], jax.Array]:
         return jax.jit(self._each(self._decode_one))
 
     @functools.cached_property
-    def _encode(self) -> Callable:
+    def _encode(self) -> Callable[..., jax.Array]:
         moments = self._each(self._moments_of_one)
 
-        def encode(params, images, index, seed, train_step):
+        def encode(
+            params: Params, images: jax.Array, index: jax.Array, seed: int, train_step: jax.Array
+        ) -> jax.Array:
             mean, std = moments(params, images)
             keys = sample_keys(stream_key(seed, "posterior", train_step), index)
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
@@ -116,23 +123,30 @@ class Codec:
 
         return jax.jit(encode, static_argnums=3)
 
-    def _moments_of_one(self, params, image):
+    def _moments_of_one(self, params: Params, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = self.autoencoder.model
         if not self.tile:
-            return model.apply({"params": params}, image, method="encode")
-        run = functools.partial(model.apply, {"params": params}, method="moments")
+            found = model.apply({"params": params}, image, method="encode")
+            return cast(tuple[jax.Array, jax.Array], found)
+
+        def run(tile: jax.Array) -> jax.Array:
+            return cast(jax.Array, model.apply({"params": params}, tile, method="moments"))
+
         return tiled_encode(run, image, model.config.factor, self.tile)
 
-    def _decode_one(self, params, latents):
+    def _decode_one(self, params: Params, latents: jax.Array) -> jax.Array:
         model = self.autoencoder.model
         z = from_latents(model.config, latents)
-        run = functools.partial(model.apply, {"params": params}, method="decode")
+
+        def run(tile: jax.Array) -> jax.Array:
+            return cast(jax.Array, model.apply({"params": params}, tile, method="decode"))
+
         return tiled_decode(run, z, model.config.factor, self.tile) if self.tile else run(z)
 
-    def _each(self, f: Callable) -> Callable:
+    def _each(self, f: Callable[[Params, jax.Array], Tree]) -> Callable[[Params, jax.Array], Tree]:
         """Maps (params, [1, …]) -> tree of [1, …] over a batch, on each device its own share."""
 
-        def share(params, batch):
+        def share(params: Params, batch: jax.Array) -> Tree:
             with self._precision():
                 out = jax.lax.map(lambda one: f(params, one[None]), batch)
             return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 1), out)
@@ -142,7 +156,7 @@ class Codec:
             share, mesh=self.mesh, in_specs=(PartitionSpec(), cut), out_specs=cut, check_vma=False
         )
 
-    def _precision(self):
+    def _precision(self) -> AbstractContextManager[Any]:
         if self.autoencoder.model.dtype == "float32":
             return jax.default_matmul_precision("float32")
         return contextlib.nullcontext()
@@ -175,13 +189,13 @@ class Pooling:
         return self._decode(latents)
 
     @functools.cached_property
-    def _encode(self) -> Callable:
+    def _encode(self) -> Callable[[jax.Array], jax.Array]:
         k = self.factor
         return jax.jit(lambda x: einops.reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=k, j=k))
 
     @functools.cached_property
-    def _decode(self) -> Callable:
-        def decode(z):
+    def _decode(self) -> Callable[[jax.Array], jax.Array]:
+        def decode(z: jax.Array) -> jax.Array:
             batch, height, width, channels = z.shape
             shape = (batch, height * self.factor, width * self.factor, channels)
             return jax.image.resize(z.astype(jnp.float32), shape, "cubic")

@@ -1,9 +1,12 @@
 """The one attention function."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+Implementation = Literal["auto", "xla", "cudnn"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "xla", "cudnn")
 
 
 def cudnn_applies(dtype: jnp.dtype, head_dim: int) -> bool:
@@ -16,7 +19,7 @@ def cudnn_applies(dtype: jnp.dtype, head_dim: int) -> bool:
     )
 
 
-def attention(qkv: jax.Array, heads: int, implementation: str = "auto") -> jax.Array:
+def attention(qkv: jax.Array, heads: int, implementation: Implementation = "auto") -> jax.Array:
     """Softmax attention among all tokens of a sample.
 
     Args:

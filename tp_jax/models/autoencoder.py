@@ -43,7 +43,7 @@ class AutoencoderConfig:
     norm_groups: int = 32
     quant_convs: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if any(width % self.norm_groups for width in self.block_widths):
             raise UserError(
                 f"an autoencoder with block_widths={self.block_widths}: each must be a multiple "
@@ -77,7 +77,7 @@ def sample_posterior(mean: jax.Array, std: jax.Array, noise: jax.Array) -> jax.A
     return mean + std * noise
 
 
-def conv(width: int, name: str, dtype: jnp.dtype, side: int = 3) -> nn.Conv:
+def conv(width: int, name: str | None, dtype: jnp.dtype, side: int = 3) -> nn.Conv:
     """A convolution with float32 parameters that keeps the size and computes in `dtype`."""
     return nn.Conv(width, (side, side), padding=side // 2, dtype=dtype, name=name)
 
@@ -177,7 +177,7 @@ class Autoencoder(nn.Module):
     config: AutoencoderConfig
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
         """Declares the parts."""
         cfg, dtype = self.config, jnp.dtype(self.dtype)
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
@@ -266,15 +266,18 @@ def _check_tile(tile: int, factor: int) -> None:
         raise UserError(f"tile={tile}: must be a multiple of {4 * factor}")
 
 
-def _run_tiled(run, x: jax.Array, tile: int, out_tile: int) -> jax.Array:
+def _run_tiled(
+    run: Callable[[jax.Array], jax.Array], x: jax.Array, tile: int, out_tile: int
+) -> jax.Array:
     """Runs tiles of x; `tile` and `out_tile` are their sides before and after."""
     height, width = x.shape[1:3]
     if max(height, width) <= tile:
         return run(x)
     stride, blend = tile - tile // 4, out_tile // 4
-    rows, above = [], []
+    rows: list[jax.Array] = []
+    above: list[jax.Array] = []
     for top in range(0, height, stride):
-        row = []
+        row: list[jax.Array] = []
         for left in range(0, width, stride):
             part = run(x[:, top : top + tile, left : left + tile])
             if above:

@@ -5,6 +5,7 @@ B samples, N tokens, D width, C channels. Layout and numbers as facebookresearch
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -52,7 +53,7 @@ class DiTConfig(TransformerConfig):
     num_classes: int = 1000
     frame: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.frame not in ("", "channels", "tokens"):
             raise UserError(
@@ -101,7 +102,7 @@ class DiTBlock(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = chunks
         base = QKV(cfg.width, dtype, name="qkv")()
 
-        def attend(qkv):
+        def attend(qkv: jax.Array) -> tuple[jax.Array, None]:
             return attention(split_heads(qkv, cfg.heads), cfg.heads, cfg.attention), None
 
         h, thought = modulate(layer_norm(x), shift, scale), None
@@ -135,15 +136,17 @@ class DiTBase(nn.Module):
         grid = np.arange(height // cfg.patch), np.arange(width // cfg.patch)
         positions = position_embedding(cfg.width, *grid).astype(dtype)
 
-        def embed(image, name):
+        def embed(image: jax.Array, name: str) -> jax.Array:
             tokens = patchify(image.astype(dtype), cfg.patch)
             return dense(cfg.width, name, dtype, path=name)(tokens) + positions
 
+        # Wherever `cfg.frame` asks for one it is there.
+        given = cast(jax.Array, frame)
         if cfg.frame == "channels":
-            x = jnp.concatenate([x, frame], axis=-1)
+            x = jnp.concatenate([x, given], axis=-1)
         x = embed(x, "patch_embed")
         if cfg.frame == "tokens":
-            x = jnp.concatenate([embed(frame, "frame_embed"), x], axis=1)
+            x = jnp.concatenate([embed(given, "frame_embed"), x], axis=1)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         normal = nn.initializers.normal(0.02)
         # The row after the last class stands for no class.
@@ -152,8 +155,9 @@ class DiTBase(nn.Module):
         embedding = gather({"embedding": table.embedding.astype(dtype)}, "label_embed")
         y = Conditioning(time, jnp.take(embedding["embedding"], label, axis=0))
 
-        tokens = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
-        vector = jax.ShapeDtypeStruct((1, cfg.width), dtype)
+        # In place of arrays.
+        tokens: Any = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
+        vector: Any = jax.ShapeDtypeStruct((1, cfg.width), dtype)
         example = (tokens, Conditioning(vector, vector))
         blocks = stack.declare_stack(
             self, "blocks", DiTBlock(cfg, parent=None), cfg.depth, *example
@@ -163,7 +167,7 @@ class DiTBase(nn.Module):
         )
         x = x[:, -len(positions) :]
         out = FinalLayer(cfg, "shift_scale", name="final")(x, y, height, width)
-        return out + frame if cfg.frame else out, thoughts
+        return out + given if cfg.frame else out, thoughts
 
 
 class DiT(nn.Module):

@@ -7,7 +7,8 @@ what attention gave, without the base's part. The last latent step is what the m
 T latent steps, B samples, N tokens, D width.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,14 +76,15 @@ def decode_latent_steps(
       {block index: Thought}.
     """
     (layer,) = model.config.thinking.layers
-    last, thoughts = model.apply(
-        {"params": params}, x, timestep, condition, options.replace(trace=True)
-    )
-    tokens = thoughts[layer].tokens  # ã⁰ … ã^{T-1}, and ã⁰ = x̃
+    traced = dataclasses.replace(options, trace=True)
+    found = model.apply({"params": params}, x, timestep, condition, traced)
+    last, thoughts = cast(tuple[jax.Array, dict[int, Thought]], found)
+    # ã⁰ … ã^{T-1}, and ã⁰ = x̃; traced, so that they are there.
+    tokens = cast(jax.Array, thoughts[layer].tokens)
     if len(tokens) == 1:
         return last[None], thoughts
 
-    def read(attended):
+    def read(attended: jax.Array) -> jax.Array:
         base, variables = DiTBase(model.config), {"params": params["base"]}
         label, frame = condition["label"], condition["frame"]
         ended = {layer: _Ended(attended)}

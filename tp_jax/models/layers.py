@@ -4,6 +4,7 @@ B samples, N tokens, L text tokens, D width, C channels, p patch size.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import einops
 import flax.linen as nn
@@ -18,7 +19,12 @@ zeros = nn.initializers.zeros_init()
 
 
 def dense(
-    features: int, name: str, dtype: jnp.dtype, kernel_init=xavier, *, path: str | None = None
+    features: int,
+    name: str,
+    dtype: jnp.dtype,
+    kernel_init: nn.initializers.Initializer = xavier,
+    *,
+    path: str | None = None,
 ) -> nn.Dense:
     """A linear layer with float32 parameters that computes in `dtype`.
 
@@ -26,18 +32,23 @@ def dense(
       path: of its parameters, for their sharding rules, where the layer is in no stack: a stack
         gathers the weights of its blocks.
     """
-
-    def dot_general(x, kernel, *args, **kwargs):
-        kernel = gather({"kernel": kernel}, path)["kernel"]
-        return jax.lax.dot_general(x, kernel, *args, **kwargs)
-
     return nn.Dense(
         features,
         dtype=dtype,
         kernel_init=kernel_init,
         name=name,
-        dot_general=dot_general if path else None,
+        dot_general=_gathering(path) if path else None,
     )
+
+
+def _gathering(path: str) -> Callable[..., jax.Array]:
+    """`jax.lax.dot_general` whose kernel, the parameter of this path, is gathered before."""
+
+    def dot_general(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        kernel = gather({"kernel": kernel}, path)["kernel"]
+        return jax.lax.dot_general(x, kernel, *args, **kwargs)
+
+    return dot_general
 
 
 def layer_norm(x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ SD3Transformer2DModel; `qk_norm` and `dual_attention_layers` are SD3.5's.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -74,7 +75,7 @@ class MMDiTConfig(TransformerConfig):
     max_grid: int = 192
     base_grid: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.dual_attention_layers < self.depth:
             raise UserError(
@@ -165,7 +166,7 @@ class MMDiTBlock(nn.Module):
         )
         text_qkv = text_norm(split_heads(text_qkv, cfg.heads))
 
-        def attend(qkv):
+        def attend(qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
             qkv = vision_norm(split_heads(qkv, cfg.heads))
             joint = jnp.concatenate([qkv, text_qkv], axis=1)
             out = attention(joint, cfg.heads, cfg.attention)
@@ -245,17 +246,21 @@ class MMDiTBase(nn.Module):
 
     def _stacks(self, dtype: jnp.dtype) -> list[stack.Stack]:
         cfg = self.config
-        tokens = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
-        vector = jax.ShapeDtypeStruct((1, cfg.width), dtype)
+        # In place of arrays.
+        tokens: Any = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
+        vector: Any = jax.ShapeDtypeStruct((1, cfg.width), dtype)
         example = ((tokens, tokens), Conditioning(vector, vector))
+        # Name, whether dual and whether last, and number of layers.
         kinds = [
-            ("dual_blocks", dict(dual=True), cfg.dual_attention_layers),
-            ("blocks", {}, cfg.depth - cfg.dual_attention_layers - 1),
-            ("last_block", dict(last=True), 1),
+            ("dual_blocks", True, False, cfg.dual_attention_layers),
+            ("blocks", False, False, cfg.depth - cfg.dual_attention_layers - 1),
+            ("last_block", False, True, 1),
         ]
         return [
-            stack.declare_stack(self, name, MMDiTBlock(cfg, **kind, parent=None), layers, *example)
-            for name, kind, layers in kinds
+            stack.declare_stack(
+                self, name, MMDiTBlock(cfg, dual, last, parent=None), layers, *example
+            )
+            for name, dual, last, layers in kinds
             if layers
         ]
 

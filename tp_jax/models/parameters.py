@@ -1,6 +1,6 @@
 """Parameters of a model: their shapes, and random ones."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,4 +27,4 @@ def init_params(model: nn.Module, seed: int) -> Params:
     # A random gate wants noise, whatever for.
     options = ThinkingOptions(RoutingNoise(jax.random.key(0), jnp.zeros(1, jnp.int32)))
     inputs = jnp.zeros(image), jnp.zeros(1), condition, options
-    return model.init(stream_key(seed, "init"), *inputs)["params"]
+    return cast(Params, model.init(stream_key(seed, "init"), *inputs)["params"])

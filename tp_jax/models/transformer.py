@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models import stack
-from tp_jax.models.attention import IMPLEMENTATIONS
+from tp_jax.models.attention import IMPLEMENTATIONS, Implementation
 from tp_jax.models.layers import AdaLN, dense, layer_norm, modulate, unpatchify, zeros
 from tp_jax.thinking import Conditioning, ThinkingConfig
 
@@ -68,10 +68,10 @@ class TransformerConfig(abc.ABC):
     dtype: str = "float32"
     remat: str = "none"
     scan_blocks: bool = True
-    attention: str = "auto"
+    attention: Implementation = "auto"
     thinking: ThinkingConfig = dataclasses.field(default_factory=ThinkingConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("image_size", "channels", "out_channels", "patch", "depth", "width", "heads"):
             if getattr(self, field) < 1:
                 raise UserError(f"config.model.{field}={getattr(self, field)}: must be 1 or more")

@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ def join_processes() -> None:
     given = [name for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)]
     if given == [COUNT] and os.environ[COUNT] == "1":
         return
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if given:
         missing = {ADDRESS, COUNT, INDEX} - set(given)
         if missing:

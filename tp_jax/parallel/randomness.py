@@ -1,5 +1,6 @@
 """Randomness as a function of (seed, name of the stream, train_step), never carried in state."""
 
+import functools
 import zlib
 
 import jax
@@ -13,4 +14,4 @@ def stream_key(seed: int, stream: str, train_step: int | jax.Array = 0) -> jax.A
 
 def sample_keys(key: jax.Array, sample: jax.Array) -> jax.Array:
     """One key for each sample index [B]: independent of how the batch is cut."""
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(sample)
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(sample)

@@ -6,11 +6,15 @@ itself may cut activations by the weights' `fsdp` axis instead and exchange far 
 they do nothing.
 """
 
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,8 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel.mesh import BATCH_AXES
 
+# The logical axis of each dimension; None is replicated.
+Axes = tuple[str | None, ...]
 # Logical axis -> mesh axis. An axis that isn't here, or maps to None, is replicated.
-LOGICAL_TO_MESH = {
+LOGICAL_TO_MESH: dict[str | None, str | tuple[str, ...]] = {
     "batch": BATCH_AXES,
     "embed": "fsdp",
     "heads": "tensor",
@@ -68,7 +74,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def logical_axes(name: str, ndim: int | None) -> tuple[str | None, ...]:
+def logical_axes(name: str, ndim: int | None) -> Axes:
     """Logical axes of the leaf with this path; a scalar has none. `ndim` None isn't checked.
 
     Raises:
@@ -86,9 +92,7 @@ def logical_axes(name: str, ndim: int | None) -> tuple[str | None, ...]:
     raise UserError(f"no sharding rule covers {name}: add one to tp_jax/parallel/sharding.py")
 
 
-def partition_spec(
-    axes: tuple[str | None, ...], shape: tuple[int, ...], sizes: Mapping[str, int]
-) -> PartitionSpec:
+def partition_spec(axes: Axes, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
     """The mesh axes of these logical axes.
 
     Experts that the axis `expert` doesn't divide aren't cut: `expert_parallel` pads them.
@@ -99,7 +103,7 @@ def partition_spec(
     """
     spec = [LOGICAL_TO_MESH.get(axis) for axis in axes]
     for i, axis in enumerate(axes):
-        if axis == "expert" and shape[i] % sizes[spec[i]]:
+        if axis == "expert" and shape[i] % sizes[cast("str", spec[i])]:
             spec[i] = None
     return PartitionSpec(*spec)
 
@@ -111,7 +115,9 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
       UserError: a leaf has no rule, or the mesh doesn't divide one of its axes.
     """
 
-    def leaf_sharding(path, leaf):
+    def leaf_sharding(
+        path: tuple[Any, ...], leaf: jax.Array | jax.ShapeDtypeStruct
+    ) -> NamedSharding:
         name = path_name(path)
         spec = partition_spec(logical_axes(name, len(leaf.shape)), leaf.shape, mesh.shape)
         for size, axis in zip(leaf.shape, spec, strict=False):
@@ -146,7 +152,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def constrain_batch(tree: Any) -> Any:
     """A tree of activations [B, …], each cut by its batch alone."""
-    return jax.tree.map(lambda leaf: constrain(leaf, "batch", *(None,) * (leaf.ndim - 1)), tree)
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        return constrain(leaf, "batch", *(None,) * (leaf.ndim - 1))
+
+    return jax.tree.map(cut, tree)
 
 
 def gather(tree: Any, name: str, kept: tuple[str, ...] = ("heads", "mlp")) -> Any:
@@ -164,7 +174,7 @@ def gather(tree: Any, name: str, kept: tuple[str, ...] = ("heads", "mlp")) -> An
     if jax.sharding.get_abstract_mesh().empty:
         return tree
 
-    def gathered(path, leaf):
+    def gathered(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         stored = logical_axes(f"{name}/{path_name(path)}", None)[-leaf.ndim :]
         return _regather(leaf, stored, tuple(axis if axis in kept else None for axis in stored))
 
@@ -172,14 +182,19 @@ def gather(tree: Any, name: str, kept: tuple[str, ...] = ("heads", "mlp")) -> An
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _regather(leaf, stored, used):
+def _regather(leaf: jax.Array, stored: Axes, used: Axes) -> jax.Array:
     return constrain(leaf, *used)
 
 
-_regather.defvjp(
-    lambda leaf, stored, used: (constrain(leaf, *used), None),
-    lambda stored, used, _, gradient: (constrain(gradient, *stored),),
-)
+def _regathered(leaf: jax.Array, stored: Axes, used: Axes) -> tuple[jax.Array, None]:
+    return constrain(leaf, *used), None
+
+
+def _scattered(stored: Axes, used: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (constrain(gradient, *stored),)
+
+
+_regather.defvjp(_regathered, _scattered)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -195,7 +210,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def with_shardings(tree: Any, shardings: Any) -> Any:
     """Abstract arrays that carry their shardings, for Orbax to restore onto."""
 
-    def leaf(array, sharding: NamedSharding):
+    def leaf(
+        array: jax.Array | jax.ShapeDtypeStruct, sharding: NamedSharding
+    ) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     return jax.tree.map(leaf, tree, shardings)

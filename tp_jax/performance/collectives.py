@@ -50,7 +50,10 @@ def read_collectives(text: str, devices: int, slices: int = 1) -> list[Collectiv
     A loop whose length the data decides counts as one turn.
     """
     computations, entry = _computations(text)
-    counts, received, between = (collections.Counter() for _ in range(3))
+    counts: collections.Counter[str] = collections.Counter()
+    # Of whole numbers, where nothing is exchanged.
+    received: dict[str, float] = collections.defaultdict(int)
+    between: dict[str, float] = collections.defaultdict(int)
     for line, times in _lines(computations, entry, 1, set()):
         if line.far:
             volume = times * _volume(line.kind, line.types[:1], slices)
@@ -128,8 +131,8 @@ def _lines(
                 sizes = [size * parts for size in sizes]
             yield _Line("reduce-scatter" if scatters else kind, sizes, text), times
         elif kind == "while":
-            condition = re.search(r"condition=%?([^\s,]+)", text)[1]
-            body = re.search(r"body=%?([^\s,]+)", text)[1]
+            condition = re.findall(r"condition=%?([^\s,]+)", text)[0]
+            body = re.findall(r"body=%?([^\s,]+)", text)[0]
             turns = times * _trip_count(computations[condition], text)
             yield from _lines(computations, body, turns, set())
         else:

@@ -39,7 +39,7 @@ def traced_flops(jaxpr: Any) -> float:
     return total
 
 
-def _dot_flops(equation) -> float:
+def _dot_flops(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)

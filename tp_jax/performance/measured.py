@@ -171,7 +171,7 @@ def _random_codec(bench: Bench) -> Codec:
 def _random(shapes: Any) -> Any:
     rng = np.random.default_rng(0)
 
-    def leaf(shape):
+    def leaf(shape: jax.ShapeDtypeStruct) -> np.ndarray:
         scale = np.float32(np.prod(shape.shape[:-1]) ** -0.5)
         return rng.standard_normal(shape.shape, np.float32) * scale
 
@@ -181,16 +181,16 @@ def _random(shapes: Any) -> Any:
 class _Photos:
     """As many as anyone wants, of ImageNet's usual size."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         colours = np.random.default_rng(0).integers(0, 256, (25, 20, 3), np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(colours).resize((500, 400), Image.Resampling.BICUBIC).save(buffer, "jpeg")
         self._photo = buffer.getvalue()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 200_000
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self._photo, "label": index % 1000}
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import tp_jax
@@ -23,7 +24,7 @@ from tp_jax.performance.topology import Topology, open_topology
 GIB = 2**30
 # Fewer of the compiler's searches: a quarter of the time, for memory that is the same within a few
 # percent.
-QUICK = {"exec_time_optimization_effort": -1.0}
+QUICK: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +130,23 @@ def compile_ahead(config: ConfigDict, topology: Topology, ahead: Ahead) -> Repor
     return _report(program, compiled, mesh, topology, ahead, time.monotonic() - started)
 
 
-def _report(program: Program, compiled, mesh, topology, ahead, seconds) -> Report:
+def _report(
+    program: Program,
+    compiled: jax.stages.Compiled | None,
+    mesh: Mesh,
+    topology: Topology,
+    ahead: Ahead,
+    seconds: float,
+) -> Report:
     chip, chips = topology.chip, len(topology.devices)
     program_flops = traced_flops(program.traced.jaxpr) / chips
     # Everything that is kept somewhere is read once or more, and what an update changes written.
     touched = sum(program.held.values()) + program.changed
     collectives, temporaries, peak = [], None, None
     if compiled is not None:
-        collectives = read_collectives(compiled.as_text(), chips, topology.slices)
-        memory = compiled.memory_analysis()
+        text = cast(str, compiled.as_text())
+        collectives = read_collectives(text, chips, topology.slices)
+        memory: Any = compiled.memory_analysis()
         temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
         touched += 2 * temporaries
     far = sum(each.between_slices for each in collectives)
@@ -231,7 +240,7 @@ def advise(
             say(f"that can't be: {error}")
             continue
         current = changed
-        if report.fits:
+        if report.fits and report.peak is not None:
             return f"{' '.join(made)}: peak {report.peak / GIB:.2f} GiB"
     return None
 
@@ -245,14 +254,14 @@ def as_text(report: Report) -> str:
         + f": {report.chips} chips, {mesh}; {report.job}, per chip:"
     ]
 
-    def line(name, value, note=""):
+    def line(name: str, value: str, note: str = "") -> None:
         lines.append(f"  {name:24}{value:>14}  {note}".rstrip())
 
     for name, size in report.held.items():
         line(name, f"{size / GIB:.3f} GiB")
     if report.on_host:
         line("on its host", f"{report.on_host / GIB:.3f} GiB", "average and optimizer")
-    if report.peak is None:
+    if report.peak is None or report.temporaries is None:
         line("peak", "too much", f"the compiler gave up at {report.memory / GIB:.0f} GiB")
     else:
         line("temporaries", f"{report.temporaries / GIB:.3f} GiB", "activations, gradients")
@@ -270,7 +279,7 @@ def as_text(report: Report) -> str:
     far = sum(each.between_slices for each in report.collectives)
     if far and "data-centre network" not in report.bounds:
         lines.append("  the network between slices isn't in the bounds: its speed isn't published")
-    slowest = max(report.bounds, key=report.bounds.get)
+    slowest = max(report.bounds, key=lambda name: report.bounds[name])
     for name, seconds in report.bounds.items():
         line(f"{name} at least", f"{1e3 * seconds:,.2f} ms", "the bound" * (name == slowest))
     line("MFU at most", f"{report.model_flops_utilisation:.1%}")

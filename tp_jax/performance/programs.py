@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
@@ -35,7 +36,7 @@ class Program:
       on_host: bytes, for one device, that stay in the memory of its host.
     """
 
-    traced: Any
+    traced: jax.stages.Traced
     model_flops: float
     held: dict[str, int]
     changed: int = 0
@@ -57,7 +58,9 @@ def trace(config: ConfigDict, job: str, mesh: Mesh) -> Program:
     return _trace_sample(config, built, model, mesh)
 
 
-def _trace_train(config, built, model, mesh) -> Program:
+def _trace_train(
+    config: ConfigDict, built: config_lib.Built, model: nn.Module, mesh: Mesh
+) -> Program:
     batch_size, trainable = config.train.batch_size, config.train.trainable
     check_batches(config, mesh)
     program = build(config, model, built.objective, mesh)
@@ -87,14 +90,16 @@ def _trace_train(config, built, model, mesh) -> Program:
     )
 
 
-def _trace_sample(config, built, model, mesh) -> Program:
+def _trace_sample(
+    config: ConfigDict, built: config_lib.Built, model: nn.Module, mesh: Mesh
+) -> Program:
     batch_size = config.train.batch_size
     generator = Generator(model, built.objective, built.sampler, mesh, batch_size)
     shapes = abstract_params(model)
     shardings = tree_shardings(shapes, mesh)
     cut = batch_sharding(mesh)
 
-    def placed(leaf, sharding):
+    def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     params = jax.tree.map(placed, shapes, shardings)
@@ -109,5 +114,5 @@ def _trace_sample(config, built, model, mesh) -> Program:
     return Program(traced, flops, {"parameters": _held(shapes, shardings)})
 
 
-def _held(tree, shardings) -> int:
+def _held(tree: Any, shardings: Any) -> int:
     return sum(device_bytes(tree, shardings).values())

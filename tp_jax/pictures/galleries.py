@@ -59,7 +59,9 @@ def make_filmstrips(strips: Sequence[tuple[str, bool, Sequence[np.ndarray]]]) ->
     return canvas
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrapped(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[str]:
     """The text in lines of at most `width` pixels, as far as its words allow."""
     lines: list[str] = []
     for word in text.split():

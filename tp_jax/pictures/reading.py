@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import numpy as np
 from etils import epath
@@ -120,7 +120,7 @@ def _open_npz(path: epath.Path) -> ImageSet:
     return ImageSet(path, shape[0], shape[1:3], read)
 
 
-def _read_header(path: epath.Path, file: io.BufferedIOBase) -> tuple[tuple, bool, np.dtype]:
+def _read_header(path: epath.Path, file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     try:
         version = np.lib.format.read_magic(file)
         if version == (1, 0):

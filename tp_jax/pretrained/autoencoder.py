@@ -81,7 +81,8 @@ def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAu
       UserError: there is no such folder, or it is incomplete or of another kind.
     """
     description, params = load_folder(epath.Path(folder), KIND)
-    fields = description.config | {"block_widths": tuple(description.config["block_widths"])}
+    fields: dict[str, Any] = dict(description.config)
+    fields["block_widths"] = tuple(fields["block_widths"])
     config = AutoencoderConfig(**fields)
     return LoadedAutoencoder(Autoencoder(config, dtype), params, config, description.identity)
 

@@ -68,7 +68,7 @@ def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, An
     side = np.arange(config.image_size // config.patch)
     weights.check_position_table("pos_embed", position_embedding(width, side, side))
 
-    def block(layer):
+    def block(layer: int) -> dict[str, Any]:
         at = f"blocks.{layer}."
         widths = (width, config.mlp_ratio * width, width)
         return {

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -59,7 +59,9 @@ def _shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shape of every parameter, by its path."""
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
     params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items()}
+    leaves = traverse_util.flatten_dict(params)
+    flat = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], leaves)
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _folded(weights: StateDict, key: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

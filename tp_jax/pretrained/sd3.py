@@ -162,21 +162,23 @@ def read_sd3(state: Mapping[str, np.ndarray], config: MMDiTConfig) -> dict[str, 
     dual, last, head = config.dual_attention_layers, config.depth - 1, width // config.heads
     mlp_widths = (width, 4 * width, width)
 
-    def qkv(at, keys):
+    def qkv(at: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         if len(keys) == 1:
             return weights.packed_qkv(at + keys[0], width)
         return weights.separate_qkv(*(at + key for key in keys), width=width)
 
-    def mlp(at, keys, widths=mlp_widths):
+    def mlp(
+        at: str, keys: tuple[str, str], widths: tuple[int, int, int] = mlp_widths
+    ) -> dict[str, Any]:
         return weights.mlp(at + keys[0], at + keys[1], widths)
 
-    def scale_shift(key):
+    def scale_shift(key: str) -> dict[str, np.ndarray]:
         layer = weights.linear(key, width, 2 * width)
         if names.swapped:
             return layer
         return {name: np.roll(array, width, axis=-1) for name, array in layer.items()}
 
-    def block(layer):
+    def block(layer: int) -> dict[str, Any]:
         at = f"{names.block}{layer}."
         params = {
             "adaln": weights.linear(at + names.adaln, width, (9 if layer < dual else 6) * width),

@@ -24,7 +24,7 @@ class StateDict:
     has another shape than asked for.
     """
 
-    def __init__(self, state: Mapping[str, np.ndarray], prefix: str = ""):
+    def __init__(self, state: Mapping[str, np.ndarray], prefix: str = "") -> None:
         """Holds the weights whose names start with `prefix`, under the rest of their names."""
         cut = len(prefix)
         self._left = {key[cut:]: array for key, array in state.items() if key.startswith(prefix)}

@@ -14,7 +14,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
 from tp_jax.sampling import parts as parts_lib
-from tp_jax.sampling.generator import choose_labels
+from tp_jax.sampling.generator import Generator, choose_labels
 from tp_jax.sampling.loaded import Loaded
 from tp_jax.sampling.prompts import encode_prompts
 from tp_jax.sampling.request import (
@@ -120,7 +120,9 @@ def draw_samples(drawing: Drawing) -> None:
     say(f"{len(subjects.rows)} samples of checkpoint {loaded.train_step}: {where}")
 
 
-def _draw_npz(drawing, loaded, generator, subjects) -> epath.Path:
+def _draw_npz(
+    drawing: Drawing, loaded: Loaded, generator: Generator, subjects: _Subjects
+) -> epath.Path:
     description = describe(drawing, loaded, subjects.encoder) | {
         "num": len(subjects.rows),
         "labels": list(drawing.labels),
@@ -143,7 +145,9 @@ def _draw_npz(drawing, loaded, generator, subjects) -> epath.Path:
 GRID = 256
 
 
-def _draw_folder(drawing, loaded, generator, subjects) -> epath.Path:
+def _draw_folder(
+    drawing: Drawing, loaded: Loaded, generator: Generator, subjects: _Subjects
+) -> epath.Path:
     num = len(subjects.rows)
     digits, done, shown = max(len(str(num - 1)), 5), 0, []
     files = [f"{i:0{digits}d}_{name}.png" for i, name in enumerate(subjects.names)]

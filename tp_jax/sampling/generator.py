@@ -15,6 +15,7 @@ from tp_jax.diffusion import Objective, SamplerConfig, guide
 from tp_jax.diffusion import sample as draw
 from tp_jax.latents.codec import Codec, Pooling
 from tp_jax.messages.errors import UserError
+from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import check_batch_size, whole_batch
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
@@ -46,12 +47,12 @@ class Generator:
     codec: Codec | Pooling | None = None
     size: tuple[int, int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_batch_size(self.mesh, "batch_size", self.batch_size)
         if self.latent_steps is not None:
             self.model.config.thinking.check_latent_steps(self.latent_steps)
 
-    def compiled(self) -> Callable[..., jax.Array]:
+    def compiled(self) -> jax.stages.Wrapped:
         """Jitted (params, key, sample index [B], condition) -> [B, H, W, C] float32."""
         cut, whole = batch_sharding(self.mesh), replicated(self.mesh)
         return jax.jit(self.draw, in_shardings=(None, whole, cut, cut), out_shardings=cut)
@@ -60,12 +61,16 @@ class Generator:
     def _run(self) -> Callable[..., jax.Array]:
         return self.compiled()
 
-    def draw(self, params, key, index, condition):
+    def draw(
+        self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
+    ) -> jax.Array:
         """One batch, as `compiled` runs it."""
         config, sampler = self.model.config, self.sampler
 
-        def predict(x, timestep, model_key):
-            def apply(x, timestep, condition, index):
+        def predict(x: jax.Array, timestep: jax.Array, model_key: jax.Array) -> jax.Array:
+            def apply(
+                x: jax.Array, timestep: jax.Array, condition: Any, index: jax.Array
+            ) -> jax.Array:
                 noise = RoutingNoise(model_key, index, train=False)
                 options = ThinkingOptions(noise, self.latent_steps)
                 return self.model.apply({"params": params}, x, timestep, condition, options)[0]

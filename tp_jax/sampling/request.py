@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ def sampler_fields(loaded: ModelOnMesh, changes: dict[str, Any]) -> dict[str, An
     return fields | {"guidance_interval": list(fields["guidance_interval"])}
 
 
-def matmul_precision(name: str | None):
+def matmul_precision(name: str | None) -> AbstractContextManager[Any]:
     """A context with jax's default matmul precision; None leaves the device's own."""
     return jax.default_matmul_precision(name) if name else contextlib.nullcontext()
 

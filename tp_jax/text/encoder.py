@@ -25,16 +25,16 @@ class TextSpace:
 
 
 class TextEncoder(Protocol):
-    """Turns prompts into what a model attends to; a prompt's numbers ignore its batch-mates.
+    """Turns prompts into what a model attends to; a prompt's numbers ignore its batch-mates."""
 
-    Attributes:
-      space: what it encodes into.
-    """
-
-    space: TextSpace
+    @property
+    def space(self) -> TextSpace:
+        """What it encodes into."""
+        ...
 
     def check(self, prompt: str) -> None:
         """Raises a UserError if the prompt is longer than the encoder takes."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """{"text": [B, L, width], "pooled": [B, pooled_width]} float32.
@@ -42,6 +42,7 @@ class TextEncoder(Protocol):
         Raises:
           UserError: as `check`.
         """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,7 +154,7 @@ def _load_tower(
 
 
 @contextlib.contextmanager
-def _gpu_memory(name: str):
+def _gpu_memory(name: str) -> Iterator[None]:
     """Says what to do where JAX, which takes most of a GPU's memory at its start, left too little.
 
     Raises:

@@ -1,6 +1,7 @@
 """The fields of `config.model.thinking`."""
 
 import dataclasses
+from typing import cast
 
 from tp_jax.messages.errors import UserError
 
@@ -55,7 +56,7 @@ class ThinkingConfig:
     def __post_init__(self):
         for field in ("layers", "gate_inputs"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        if not all(isinstance(layer, int) for layer in self.layers):
+        if not all(isinstance(layer, int) for layer in cast("tuple[object, ...]", self.layers)):
             raise UserError(
                 f"config.model.thinking.layers={self.layers}: give block numbers, as in 4,8,12"
             )

@@ -8,9 +8,14 @@ means that weights move: `bring` gathers the small matrices once a layer. `exper
 them where they are and moves tokens. "auto" takes what the counts of `thinking/cost.py` favour.
 """
 
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +26,8 @@ from tp_jax.parallel.sharding import gather
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.cost import Setting, cheapest, costs, setting_of
 from tp_jax.thinking.expert_parallel import expert_parallel, padded
-from tp_jax.thinking.experts import Experts
+from tp_jax.thinking.experts import Experts, Form
 
-Form = Callable[[jax.Array, jax.Array, jax.Array, Experts], jax.Array]
 TILE = 128  # rows; what the TPU kernel multiplies at once
 
 
@@ -70,7 +74,7 @@ def grouped_matmul(
     it is the Pallas kernel of megablox (Gale et al., arXiv 2211.15841).
     """
 
-    def ragged(rows, weights, sizes):
+    def ragged(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
         return jax.lax.ragged_dot(rows, weights, sizes, preferred_element_type=dtype)
 
     return jax.lax.platform_dependent(
@@ -87,11 +91,12 @@ def megablox(
 ) -> jax.Array:
     """As `grouped_matmul`, for TPUs; `interpret` runs the kernel anywhere, slowly."""
     # Pallas takes long to import, and only TPUs need it.
-    from jax.experimental.pallas.ops.tpu.megablox.ops import gmm
+    from jax.experimental.pallas.ops.tpu.megablox import ops
 
     count = len(rows)
     filled = jnp.pad(rows, ((0, -count % TILE), (0, 0)))
     tiling = (TILE, TILE, TILE)
+    gmm = cast("Callable[..., jax.Array]", ops.gmm)
     product = gmm(filled, weights, sizes, dtype, tiling, None, None, False, interpret)[:count]
     # The kernel leaves rows of no group as they were in memory.
     in_group = jnp.arange(count) < sizes.sum()
@@ -149,11 +154,13 @@ class Dispatch:
             return local(u, expert, weight, experts)
         if self.name == "expert_parallel":
             return expert_parallel(u, expert, weight, experts, local)
-        batch, cut = PartitionSpec(BATCH_AXES), PartitionSpec(None, None, None, "tensor")
+        batch = PartitionSpec(BATCH_AXES)
+        whole = cast("Any", PartitionSpec())
+        cut = cast("Any", PartitionSpec(None, None, None, "tensor"))
         # Each device sorts its own tokens alone.
         return jax.shard_map(
             local,
-            in_specs=(batch, batch, batch, Experts(PartitionSpec(), cut)),
+            in_specs=(batch, batch, batch, Experts(whole, cut)),
             out_specs=PartitionSpec(BATCH_AXES, None, None, "tensor"),
             check_vma=False,
         )(u, expert, weight, experts)

@@ -9,9 +9,14 @@ token is dropped, whatever the routing, and buffers don't grow with it. An even 
 The gradient goes the same ways, with the outputs' gradients beside the rows.
 """
 
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 import dataclasses
 import functools
-from collections.abc import Callable
+import operator
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +25,17 @@ from jax.sharding import PartitionSpec
 
 from tp_jax.parallel.mesh import AXES, BATCH_AXES
 from tp_jax.thinking.cost import SLACK
-from tp_jax.thinking.experts import Experts
+from tp_jax.thinking.experts import Experts, Form
 
+# u, expert, weight and experts of `expert_parallel`.
+Arguments = tuple[jax.Array, jax.Array, jax.Array, Experts]
+# The turn, and gradients so far of rows, weights and experts.
+Sums = tuple[jax.Array | int, jax.Array, jax.Array, Experts]
 AXIS = "expert"
 TOKENS = PartitionSpec(BATCH_AXES)
-EXPERTS = Experts(PartitionSpec(AXIS), PartitionSpec(AXIS, None, None, "tensor"))
+EXPERTS = Experts(
+    cast("Any", PartitionSpec(AXIS)), cast("Any", PartitionSpec(AXIS, None, None, "tensor"))
+)
 DELTA = PartitionSpec(BATCH_AXES, None, None, "tensor")
 # Axes that the experts are the same along; `tensor` cuts B alone.
 REPLICAS = tuple(axis for axis in BATCH_AXES if axis != AXIS)
@@ -39,7 +50,7 @@ def padded(leaf: jax.Array, axis: int, devices: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def expert_parallel(
-    u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts, local: Callable
+    u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts, local: Form
 ) -> jax.Array:
     """Δ of every token by its own expert, on the mesh in context.
 
@@ -61,11 +72,15 @@ def expert_parallel(
     )(u, expert, weight, experts)
 
 
-def _with_residuals(u, expert, weight, experts, local):
+def _with_residuals(
+    u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts, local: Form
+) -> tuple[jax.Array, Arguments]:
     return expert_parallel(u, expert, weight, experts, local), (u, expert, weight, experts)
 
 
-def _gradients(local, residuals, gradient):
+def _gradients(
+    local: Form, residuals: Arguments, gradient: jax.Array
+) -> tuple[jax.Array, np.ndarray, jax.Array, Experts]:
     u_grad, weight_grad, experts_grad = jax.shard_map(
         functools.partial(_backward, local=local),
         in_specs=(TOKENS, TOKENS, TOKENS, EXPERTS, DELTA),
@@ -79,11 +94,13 @@ def _gradients(local, residuals, gradient):
 expert_parallel.defvjp(_with_residuals, _gradients)
 
 
-def _forward(u, expert, weight, experts, *, local):
+def _forward(
+    u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts, *, local: Form
+) -> jax.Array:
     queues = _Queues.of(expert, len(experts.lora_a))
     rows, weights = u.reshape(-1, u.shape[-1]), weight.reshape(-1)
 
-    def turn(state):
+    def turn(state: tuple[jax.Array | int, jax.Array]) -> tuple[jax.Array | int, jax.Array]:
         number, delta = state
         sent = queues.at(number)
         computed = _compute(local, experts, sent, sent.send(rows), sent.send(weights))
@@ -94,25 +111,40 @@ def _forward(u, expert, weight, experts, *, local):
     return delta.reshape(*expert.shape, *delta.shape[1:])
 
 
-def _backward(u, expert, weight, experts, gradient, *, local):
+def _backward(
+    u: jax.Array,
+    expert: jax.Array,
+    weight: jax.Array,
+    experts: Experts,
+    gradient: jax.Array,
+    *,
+    local: Form,
+) -> tuple[jax.Array, jax.Array, Experts]:
     queues = _Queues.of(expert, len(experts.lora_a))
     rows, weights = u.reshape(-1, u.shape[-1]), weight.reshape(-1)
     gradient = gradient.reshape(len(rows), 3, -1)
 
-    def turn(state):
+    def turn(state: Sums) -> Sums:
         number, rows_grad, weights_grad, experts_grad = state
         sent = queues.at(number)
-        _, vjp = jax.vjp(
-            lambda r, w, e: _compute(local, e, sent, r, w),
-            sent.send(rows), sent.send(weights), experts,
-        )  # fmt: skip
+
+        def compute(r: jax.Array, w: jax.Array, e: Experts) -> jax.Array:
+            return _compute(local, e, sent, r, w)
+
+        _, vjp = jax.vjp(compute, sent.send(rows), sent.send(weights), experts)
         found = vjp(sent.send(gradient))
         rows_grad = sent.put(rows_grad, sent.bring_back(found[0]))
         weights_grad = sent.put(weights_grad, sent.bring_back(found[1]))
-        experts_grad = jax.tree.map(lambda total, one: total + one, experts_grad, found[2])
+        experts_grad = jax.tree.map(operator.add, experts_grad, found[2])
         return number + 1, rows_grad, weights_grad, experts_grad
 
-    totals = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), experts)
+    def no_gradient(leaf: jax.Array) -> jax.Array:
+        return jnp.zeros(leaf.shape, jnp.float32)
+
+    def as_stored(gradient: jax.Array, leaf: jax.Array) -> jax.Array:
+        return gradient.astype(leaf.dtype)
+
+    totals: Experts = jax.tree.map(no_gradient, experts)
     start = 0, jnp.zeros_like(rows), jnp.zeros_like(weights), totals
     _, rows_grad, weights_grad, experts_grad = jax.lax.while_loop(
         lambda state: state[0] < queues.turns, turn, start
@@ -123,15 +155,20 @@ def _backward(u, expert, weight, experts, gradient, *, local):
         jax.lax.psum(experts_grad.lora_a, (*REPLICAS, "tensor")),
         jax.lax.psum(experts_grad.lora_b, REPLICAS),
     )
-    experts_grad = jax.tree.map(lambda a, b: a.astype(b.dtype), experts_grad, experts)
+    experts_grad = jax.tree.map(as_stored, experts_grad, experts)
     return rows_grad.reshape(u.shape), weights_grad.reshape(weight.shape), experts_grad
 
 
-def _compute(local, experts, sent, rows, weights):
+def _compute(
+    local: Form, experts: Experts, sent: "_Turn", rows: jax.Array, weights: jax.Array
+) -> jax.Array:
     """Δ [E, C, 3, D] of rows [E, C, D] that came from the E devices."""
-    shape = rows.shape
-    flat = (x.reshape(1, -1, *x.shape[2:]) for x in (rows, sent.experts_here, weights))
-    return local(*flat, experts).reshape(*shape[:2], 3, -1)
+
+    def flat(x: jax.Array) -> jax.Array:
+        return x.reshape(1, -1, *x.shape[2:])
+
+    delta = local(flat(rows), flat(sent.experts_here), flat(weights), experts)
+    return delta.reshape(*rows.shape[:2], 3, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +204,7 @@ class _Queues:
         start = jnp.cumsum(count) - count
         return cls(order, expert[order] % experts, start, count, rows, experts, turns)
 
-    def at(self, turn: jax.Array) -> "_Turn":
+    def at(self, turn: jax.Array | int) -> "_Turn":
         """What goes at a turn."""
         place = turn * self.rows + jnp.arange(self.rows)
         valid = place < self.count[:, None]
@@ -214,10 +251,10 @@ def _exchange(x: jax.Array, going: jax.Array, coming: jax.Array) -> jax.Array:
     if x.ndim == 2:  # Single numbers: a row of its own for each would take more.
         return jax.lax.all_to_all(x, AXIS, 0, 0, tiled=True)
 
-    def whole(x, going, coming):
+    def whole(x: jax.Array, going: jax.Array, coming: jax.Array) -> jax.Array:
         return jax.lax.all_to_all(x, AXIS, 0, 0, tiled=True)
 
-    def ragged(x, going, coming):
+    def ragged(x: jax.Array, going: jax.Array, coming: jax.Array) -> jax.Array:
         devices, rows = x.shape[:2]
         flat = x.reshape(devices * rows, -1)
         start = jnp.arange(devices, dtype=jnp.int32) * rows

@@ -1,5 +1,11 @@
 """LoRA experts: M pairs of A [D, r] and B [r, D] for each of Q, K and V."""
 
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -18,6 +24,10 @@ class Experts:
 
     lora_a: jax.Array
     lora_b: jax.Array
+
+
+# A form of dispatch, see `thinking/dispatch.py`.
+Form = Callable[[jax.Array, jax.Array, jax.Array, Experts], jax.Array]
 
 
 def init_experts(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str, jax.Array]:

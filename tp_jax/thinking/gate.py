@@ -3,7 +3,12 @@
 B samples, N tokens, D width, H gate width, M experts.
 """
 
-from typing import Any
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +73,8 @@ def gate_logits(
 ) -> jax.Array:
     """Logits [B, N, M] from LN(ã) [B, N, D], time [B, D] and condition [B, D]."""
     inputs = {"token": normed, "time": time[:, None], "condition": condition[:, None]}
-    hidden = sum(_linear(params[name], x) for name, x in inputs.items() if name in params)
+    terms = (_linear(params[name], x) for name, x in inputs.items() if name in params)
+    hidden = cast("jax.Array", sum(terms))
     hidden = jnp.broadcast_to(hidden, (*normed.shape[:2], hidden.shape[-1]))
     return _linear(params["out"], jax.nn.silu(hidden))
 
@@ -95,12 +101,15 @@ def draw_routing(
     if noise is None or config.gate == "first" or (config.gate == "learned" and not noise.train):
         return None
     key, fold_in = jax.random.fold_in(noise.key, layer), jax.random.fold_in
-    step_keys = jax.vmap(lambda step: fold_in(key, step))(jnp.arange(steps))
-    keys = jax.vmap(lambda key: jax.vmap(lambda index: fold_in(key, index))(noise.sample))(
-        step_keys
-    )
+    sample = noise.sample
 
-    def draw(key):
+    def of_samples(key: jax.Array) -> jax.Array:
+        return jax.vmap(functools.partial(fold_in, key))(sample)
+
+    step_keys = jax.vmap(functools.partial(fold_in, key))(jnp.arange(steps))
+    keys = jax.vmap(of_samples)(step_keys)
+
+    def draw(key: jax.Array) -> jax.Array:
         if config.gate == "random":
             return jax.random.randint(key, (tokens,), 0, config.experts)
         return jax.random.gumbel(key, (tokens, config.experts))
@@ -131,9 +140,9 @@ def choose_experts(
         expert = jnp.zeros(tokens_shape, jnp.int32)
         return Route(jax.nn.one_hot(expert, experts), expert, ones)
     if config.gate == "random":
-        return Route(jnp.full((*tokens_shape, experts), 1 / experts), draw, ones)
+        return Route(jnp.full((*tokens_shape, experts), 1 / experts), cast("jax.Array", draw), ones)
 
-    logits = gate_logits(params, normed, time, condition)
+    logits = gate_logits(cast("dict[str, Any]", params), normed, time, condition)
     if draw is not None:
         logits += draw
     probabilities = jax.nn.softmax(logits / config.temperature)

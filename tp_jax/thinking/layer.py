@@ -1,5 +1,9 @@
 """Flax modules that hold the thinking parameters, apart from the base's."""
 
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -117,7 +121,7 @@ class Thinking(nn.Module):
     def __call__(self, options: ThinkingOptions, tokens: int) -> dict[int, ThinkingLayer]:
         """{block index: its thinking layer}, for `tokens` vision tokens."""
         steps = options.latent_steps or self.config.latent_steps
-        layers = {}
+        layers: dict[int, ThinkingLayer] = {}
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
             # Drawn here, so that rematerialisation doesn't draw twice.

@@ -13,8 +13,12 @@ B samples, N vision tokens, L text tokens, D width, M experts, T latent steps.
 Source: arXiv 2604.25299.
 """
 
+# jax and flax leave parts of what their functions take and return without a type.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +34,8 @@ from tp_jax.thinking.gate import Route, choose_experts
 Project = Callable[[jax.Array], jax.Array]
 # Attention: vision's Q, K, V [B, N, 3, D] -> vision [B, N, D] and text [B, L, D] or None.
 Attend = Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
+# Fields of a `Thought`, of one latent step or of many.
+Record = dict[str, jax.Array]
 
 
 @struct.dataclass
@@ -110,32 +116,39 @@ def think(
     """
     steps = config.latent_steps if latent_steps is None else latent_steps
     config.check_latent_steps(steps)
-    dispatch = get_dispatch(config, *vision.shape, vision.dtype, steps)
+    batch, count, width = vision.shape
+    dispatch = get_dispatch(config, batch, count, width, vision.dtype, steps)
     experts_name = "experts" if config.share_across_steps else "step_experts"
     experts = dispatch.bring(
         Experts(**params[experts_name]), f"thinking/layer_0/{experts_name}", vision.dtype
     )
     params = gather({k: v for k, v in params.items() if k != experts_name}, "thinking/layer_0")
 
-    def route(tokens, experts, draw):
+    def route(
+        tokens: jax.Array, experts: Experts, draw: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, Route]:
         normed = layer_norm(params["norm"], tokens)
         chosen = choose_experts(params.get("gate"), config, normed, y.time, y.condition, draw)
         u = (1 + scale[:, None]) * normed + shift[:, None] if config.modulate else normed
         u = u.astype(vision.dtype)
         return u, dispatch(u, chosen.expert, chosen.weight, experts), chosen
 
-    def base_qkv(u):
+    def base_qkv(u: jax.Array) -> jax.Array:
         return base(vision if config.base_input == "modulated" else vision + u)
 
-    def intermediate_step(tokens, inputs):
+    def intermediate_step(
+        tokens: jax.Array, inputs: tuple[jax.Array | None, Experts | None]
+    ) -> tuple[jax.Array, Record]:
         draw, experts = inputs
-        u, delta, chosen = route(tokens, shared if experts is None else experts, draw)
+        u, delta, chosen = route(
+            tokens, cast("Experts", shared) if experts is None else experts, draw
+        )
         if config.base_every_step:
             delta += base_qkv(u)
         attended, _ = attend(delta)
         return attended + vision, record(chosen, tokens)
 
-    def record(chosen: Route, tokens):
+    def record(chosen: Route, tokens: jax.Array) -> Record:
         return _record(chosen, tokens if trace else None)
 
     if config.share_across_steps:
@@ -151,13 +164,17 @@ def think(
 
 def _experts_of_steps(experts: Experts, steps: int) -> tuple[Experts, Experts]:
     """Experts of the steps before the last [T-1, …], and of the last."""
-    return (
-        jax.tree.map(lambda leaf: leaf[: steps - 1], experts),
-        jax.tree.map(lambda leaf: leaf[-1], experts),
-    )
+
+    def before(leaf: jax.Array) -> jax.Array:
+        return leaf[: steps - 1]
+
+    def last(leaf: jax.Array) -> jax.Array:
+        return leaf[-1]
+
+    return jax.tree.map(before, experts), jax.tree.map(last, experts)
 
 
-def _record(chosen: Route, tokens: jax.Array | None) -> dict[str, jax.Array]:
+def _record(chosen: Route, tokens: jax.Array | None) -> Record:
     p = chosen.probabilities
     record = {
         "entropy": -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1).mean(),
@@ -170,7 +187,7 @@ def _record(chosen: Route, tokens: jax.Array | None) -> dict[str, jax.Array]:
     return record
 
 
-def _summarise(records: dict[str, Any], last: dict[str, Any], trace: bool) -> Thought:
+def _summarise(records: Record, last: Record, trace: bool) -> Thought:
     joined = {name: jnp.concatenate([records[name], last[name][None]]) for name in last}
     expert = joined.pop("expert")
     kept = (expert[1:] == expert[:-1]).mean((1, 2))

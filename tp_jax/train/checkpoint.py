@@ -1,7 +1,8 @@
 """Checkpoints with Orbax: state, EMA, optimizer, data position and clock in one atomic save."""
 
 import dataclasses
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ class Progress:
 
 
 def _open_for_writing(workdir: epath.Path, config: ConfigDict) -> ocp.CheckpointManager:
-    keep = [managers.LatestN(config.keep)]
+    keep: list[managers.PreservationPolicy] = [managers.LatestN(config.keep)]
     if config.keep_every_steps:
         keep.append(managers.EveryNSteps(config.keep_every_steps))
     options = ocp.CheckpointManagerOptions(
@@ -54,12 +55,12 @@ class Checkpoints:
     A context: whatever ends it, a save under way is finished.
     """
 
-    def __init__(self, workdir: epath.Path, config: ConfigDict):
+    def __init__(self, workdir: epath.Path, config: ConfigDict) -> None:
         self._workdir = absolute(workdir)
         self._manager = _open_for_writing(workdir, config)
         self._checksums = Checksums(self._workdir)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
     def close(self) -> None:
@@ -70,7 +71,12 @@ class Checkpoints:
         """
         self.__exit__(None, None, None)
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             self._manager.close()
         except Exception as failure:
@@ -91,7 +97,9 @@ class Checkpoints:
           TrainingError: this or the save before it can't be written; older ones are kept.
         """
         train_step = int(jax.device_get(state.train_step))
-        items = {name: ocp.args.StandardSave(part) for name, part in state.params.items()}
+        items: dict[str, ocp.args.CheckpointArgs] = {
+            name: ocp.args.StandardSave(part) for name, part in state.params.items()
+        }
         items["ema"] = ocp.args.StandardSave(state.ema)
         items["opt_state"] = ocp.args.StandardSave(state.opt_state)
         items["progress"] = ocp.args.JsonSave(dataclasses.asdict(progress))
@@ -168,7 +176,9 @@ def restore(
     manager: ocp.CheckpointManager, train_step: int, abstract: TrainState
 ) -> tuple[TrainState, Progress]:
     """Restores a state onto the shardings that the abstract one carries."""
-    items = {name: ocp.args.StandardRestore(part) for name, part in abstract.params.items()}
+    items: dict[str, ocp.args.CheckpointArgs] = {
+        name: ocp.args.StandardRestore(part) for name, part in abstract.params.items()
+    }
     items["ema"] = ocp.args.StandardRestore(abstract.ema)
     items["opt_state"] = ocp.args.StandardRestore(abstract.opt_state)
     items["progress"] = ocp.args.JsonRestore()

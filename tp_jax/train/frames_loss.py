@@ -7,6 +7,7 @@ model trained so can be asked for any number of moves up to T.
 B samples, T latent steps.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ def make_frames_loss(
         def predict(
             x_t: jax.Array, timestep: jax.Array, condition: Any, options: ThinkingOptions
         ) -> tuple[jax.Array, dict[int, Thought]]:
-            options = options.replace(latent_steps=latent_steps)
+            options = dataclasses.replace(options, latent_steps=latent_steps)
             steps, thoughts = decode_latent_steps(model, params, x_t, timestep, condition, options)
             error = jnp.square(steps[:-1].swapaxes(0, 1) - before).sum()
             decoded["frames"] = error / max(before.size, 1)

@@ -6,6 +6,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -18,20 +21,22 @@ class Preemption:
     lets all of them stop after the same step.
     """
 
-    def __init__(self):
-        self._asked, self._before = False, None
+    def __init__(self) -> None:
+        self._asked = False
+        # What `signal.signal` gave back.
+        self._before: Any = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         alone = jax.process_count() == 1
         if alone and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _hear(self, number, frame):
+    def _hear(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
     def is_due(self, train_step: int) -> bool:
@@ -48,18 +53,18 @@ class Watchdog:
     ended.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float) -> None:
         """`seconds` without a step are a hang; 0 never looks."""
         self._seconds, self._last, self._step = seconds, time.monotonic(), 0
         self._paused, self._ended = False, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self._seconds:
             self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -69,7 +74,7 @@ class Watchdog:
         self._last, self._step = time.monotonic(), train_step
 
     @contextlib.contextmanager
-    def paused(self):
+    def paused(self) -> Iterator[None]:
         """Doesn't look while something long, with a progress bar of its own, goes on."""
         self._paused = True
         try:
@@ -77,7 +82,7 @@ class Watchdog:
         finally:
             self._last, self._paused = time.monotonic(), False
 
-    def _watch(self):
+    def _watch(self) -> None:
         while not self._ended.wait(min(self._seconds / 4, 10.0)):
             silent = time.monotonic() - self._last
             if self._paused or silent < self._seconds:

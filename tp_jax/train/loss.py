@@ -1,7 +1,7 @@
 """The loss of an update and its gradient. Pure; B samples in the batch."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,8 @@ def make_loss(
 
     def loss_fn(params: Params, batch: Any, train_step: jax.Array) -> tuple[jax.Array, Metrics]:
         def predict(*inputs: Any) -> tuple[jax.Array, dict[int, Thought]]:
-            return model.apply({"params": params}, *inputs)
+            found = model.apply({"params": params}, *inputs)
+            return cast(tuple[jax.Array, dict[int, Thought]], found)
 
         metrics, thoughts = diffusion_terms(predict, batch["x"], batch, train_step)
         return with_balance(metrics["loss"], metrics, thoughts, config)
@@ -105,7 +106,7 @@ def with_balance(
     weight = config.model.thinking.balance_weight
     if not weight:
         return loss, metrics
-    balance = sum(balance_loss(thought) for thought in thoughts.values())
+    balance = sum((balance_loss(thought) for thought in thoughts.values()), jnp.zeros(()))
     return loss + weight * balance, metrics | {"balance": balance}
 
 

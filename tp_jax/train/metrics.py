@@ -37,7 +37,7 @@ def open_writer(workdir: epath.Path) -> Any:
 class Window:
     """Metrics since the last line, kept on the device until they are asked for."""
 
-    def __init__(self, flops_per_step: float, batch_size: int, seconds: float):
+    def __init__(self, flops_per_step: float, batch_size: int, seconds: float) -> None:
         """`seconds` is the time already spent training, in earlier starts of the run."""
         self._flops, self._batch_size = flops_per_step, batch_size
         self._metrics: list[tuple[int, Metrics]] = []

@@ -100,7 +100,7 @@ class WithAverage(Protocol):
 class Pictures:
     """A grid of samples of the averaged parameters, always from the same noise."""
 
-    def __init__(self, due: Every, model: ModelOnMesh, conditions: Any, writer: Any):
+    def __init__(self, due: Every, model: ModelOnMesh, conditions: Any, writer: Any) -> None:
         """`conditions` of the samples are arrays [num, …], or empty for no pictures."""
         self._count = model.config.train.samples
         self.due = due if self._count else NEVER

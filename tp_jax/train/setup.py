@@ -29,7 +29,7 @@ from tp_jax.train.checkpoint import Checkpoints
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.periodic import open_evaluation
 from tp_jax.train.state import TrainState, abstract_state, make_state
-from tp_jax.train.step import TrainStep, choose_gradient, jit_train_step
+from tp_jax.train.step import JittedStep, choose_gradient, jit_train_step
 from tp_jax.workdir.checkpoints import FOLDER, load_base
 from tp_jax.workdir.record import check_text_space, check_workdir
 
@@ -125,7 +125,7 @@ class Program:
     optimizer: optax.GradientTransformation
     abstract: TrainState
     shardings: TrainState
-    step: TrainStep
+    step: JittedStep
 
 
 def build(config: ConfigDict, model: nn.Module, objective: Objective, mesh: Mesh) -> Program:

@@ -4,7 +4,7 @@ B samples in the global batch, A micro-batches.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,25 @@ from ml_collections import ConfigDict
 
 from tp_jax.diffusion import Objective
 from tp_jax.models.dit import DiT
+from tp_jax.models.parameters import Params
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.train.frames_loss import make_frames_gradient
 from tp_jax.train.loss import Gradient, Metrics, make_gradient
 from tp_jax.train.state import TrainState, on_device, split_trainable
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+class JittedStep(Protocol):
+    """A jitted `TrainStep`: to be called, or traced for devices that aren't here."""
+
+    def __call__(self, state: TrainState, batch: Any, /) -> tuple[TrainState, Metrics]:
+        """The step."""
+        ...
+
+    def trace(self, state: Any, batch: Any, /) -> jax.stages.Traced:
+        """The step of abstract arrays."""
+        ...
 
 
 def choose_gradient(model: nn.Module, objective: Objective, config: ConfigDict) -> Gradient:
@@ -68,10 +81,10 @@ def make_train_step(
             (grads, metrics), _ = jax.lax.scan(add, zero, parts)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        trained = cast(Params, optax.apply_updates(trained, updates))
         ema = optax.incremental_update(trained, state.ema, 1 - config.train.ema_decay)
         metrics["grad_norm"] = optax.global_norm(grads)
-        state = TrainState(state.train_step + 1, trained | frozen, ema, opt_state)
+        state = TrainState(state.train_step + 1, trained | frozen, cast(Params, ema), opt_state)
         return state, metrics
 
     return train_step
@@ -83,7 +96,7 @@ def jit_train_step(
     config: ConfigDict,
     mesh: Mesh,
     shardings: TrainState,
-) -> TrainStep:
+) -> JittedStep:
     """`make_train_step`, jitted with the state donated; to be called under `jax.set_mesh`."""
     step = make_train_step(gradient, optimizer, config)
 

@@ -52,7 +52,7 @@ def restore_params(
 
 def restore_items(
     manager: ocp.CheckpointManager, train_step: int, items: Mapping[str, Any]
-) -> ocp.args.Composite:
+) -> Mapping[str, Any]:
     """Restores items by their names.
 
     Raises:

@@ -59,7 +59,7 @@ def find_damage(workdir: epath.Path, step: int, folder: epath.Path) -> str | Non
 class Checksums:
     """Writes the checksums of each checkpoint, in the background, once its folder is there."""
 
-    def __init__(self, workdir: epath.Path):
+    def __init__(self, workdir: epath.Path) -> None:
         self._workdir, self._saves_ended = workdir, threading.Event()
         self._threads: list[threading.Thread] = []
 

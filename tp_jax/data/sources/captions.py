@@ -26,7 +26,7 @@ CAPTION_KEYS = ("captions", "caption", "text")
 class DecodeCaptioned(DecodeImage):
     """Record -> {"x": [S, S, C] float32 in [-1, 1], "condition": {"caption": str}}."""
 
-    def condition(self, record: dict, rng: np.random.Generator) -> dict:
+    def condition(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """One of the record's captions, drawn."""
         captions = record["captions"]
         return {"caption": captions[rng.integers(len(captions))]}
@@ -47,19 +47,21 @@ class CaptionSource(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Files(Sequence):
+class _Files:
     paths: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         image = epath.Path(self.paths[index]).read_bytes()
         return {"image": image, "captions": self.captions[index]}
 
 
 class _FileSource(CaptionSource):
+    records: _Files
+
     def record_name(self, index: int) -> str:
         return self.records.paths[index]
 

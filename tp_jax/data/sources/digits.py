@@ -1,6 +1,7 @@
 """scikit-learn's digits: 1,797 real 8×8 scans of 10 classes, in the package itself."""
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ def open_digits(dir: str, split: str, section: str) -> Source:
     """All scans, as PNG; the arguments have no meaning here and are ignored."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     # Scans count 0 to 16 dark pixels in each cell.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     records = [

@@ -1,7 +1,7 @@
 """A folder of class folders of images."""
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -12,18 +12,20 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Files(Sequence):
+class _Files:
     files: tuple[tuple[str, int], ...]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         path, label = self.files[index]
         return {"image": epath.Path(path).read_bytes(), "label": label}
 
 
 class _FolderSource(Source):
+    records: _Files
+
     def record_name(self, index: int) -> str:
         return self.records.files[index][0]
 

@@ -1,7 +1,6 @@
 """FrozenLake: a first frame, and those after each of T moves of a shortest way: no end, no disk."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,15 +20,15 @@ FROM_START = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class _Examples(Sequence):
+class _Examples:
     fields: FrozenLakeConfig
     canvas: Canvas
     moves: int
 
-    def __len__(self):
+    def __len__(self) -> int:
         return COUNT
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([int(index)])
         size = self.fields.sizes[rng.integers(len(self.fields.sizes))]
         desc = make_map(rng, size, self.fields.frozen, test=False)

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -19,6 +19,7 @@ from etils import epath
 
 from tp_jax.data.source import Decode, Source
 from tp_jax.data.sources.captions import EncodedText
+from tp_jax.data.transforms import Records
 from tp_jax.files.differences import first_difference
 from tp_jax.latents.space import LatentSpace
 from tp_jax.messages.errors import UserError
@@ -96,7 +97,8 @@ class LatentsPlan:
         first = moments.astype("<f2").tobytes()
         if self.text is None:
             return np.array(condition, "<i4").tobytes() + first
-        rows = condition.text.reshape(len(condition.text), -1), condition.pooled
+        encoded = cast(EncodedText, condition)
+        rows = encoded.text.reshape(len(encoded.text), -1), encoded.pooled
         text = np.concatenate(rows, 1).astype("<f2")
         return first + np.array(len(text), "<i4").tobytes() + text.tobytes()
 
@@ -241,7 +243,7 @@ class DecodeLatents:
     flip: bool
     null: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, record: bytes, rng: np.random.Generator) -> dict:
+    def __call__(self, record: bytes, rng: np.random.Generator) -> dict[str, Any]:
         """Draws from the posterior, shifts and scales."""
         found, moments = self.plan.decode(record)
         mirrored = int(self.flip and rng.random() < 0.5)
@@ -300,7 +302,7 @@ class CaptionedLatentSource(LatentSource):
     gives = "text"
 
     @property
-    def text_space(self) -> TextSpace:
+    def text_space(self) -> TextSpace | None:
         """Of what encoded the captions."""
         return self.header.plan.text
 
@@ -313,11 +315,16 @@ def _short(value: Any) -> str:
     return f"{value[:12]}…" if isinstance(value, str) else str(value)
 
 
+def _array_records(paths: list[str]) -> Records:
+    # Its `__len__` is of a class without annotations.
+    return cast(Records, grain.sources.ArrayRecordDataSource(paths))
+
+
 def _damaged(paths: list[str], error: Exception) -> UserError:
     """Names the first shard that can't be opened by itself."""
     for path in paths:
         try:
-            len(grain.sources.ArrayRecordDataSource([path]))
+            len(_array_records([path]))
         except (RuntimeError, ValueError) as reason:
             return UserError(
                 f"{path} is damaged: {reason}; delete it and run the same tp_jax.prepare again, "
@@ -340,7 +347,7 @@ def open_latents(dir: str, split: str = "", section: str = "config.data") -> Lat
     paths = [str(epath.Path(dir) / plan.shard_name(i)) for i in range(plan.shards)]
     paths = [path for path, count in zip(paths, header.counts, strict=True) if count]
     try:
-        records = grain.sources.ArrayRecordDataSource(paths)
+        records = _array_records(paths)
         count = len(records)
     except (RuntimeError, ValueError) as error:
         raise _damaged(paths, error) from error

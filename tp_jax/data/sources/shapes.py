@@ -1,7 +1,7 @@
 """Pictures of `tp_jax.worlds.shapes` with captions, rendered on demand without a data set."""
 
 import dataclasses
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,11 @@ COUNT = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scenes(Sequence):
-    def __len__(self):
+class _Scenes:
+    def __len__(self) -> int:
         return COUNT
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Scene:
         return training_scene(int(index))
 
 
@@ -32,7 +32,7 @@ class DecodeScene:
 
     size: int
 
-    def __call__(self, scene: Scene, rng: np.random.Generator) -> dict:
+    def __call__(self, scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
         """Renders; nothing is drawn at random any more."""
         x = 2 * render(scene, self.size) - 1
         return {"x": x, "condition": {"caption": scene.caption}}

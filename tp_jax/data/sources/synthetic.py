@@ -1,7 +1,7 @@
 """Random images that need no disk, for trying a config out and for timing."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,14 @@ COUNT = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
-class _Noise(Sequence):
+class _Noise:
     shape: tuple[int, ...]
     condition: Callable[[int, np.random.Generator], dict[str, Any]]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return COUNT
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(index)
         x = rng.standard_normal(self.shape, np.float32)
         return {"x": x, "condition": self.condition(index, rng)}
@@ -31,7 +31,7 @@ class _Noise(Sequence):
 class _Labels:
     num_classes: int
 
-    def __call__(self, index, rng):
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         return {"label": np.int32(index % self.num_classes)}
 
 
@@ -41,7 +41,7 @@ class _Text:
     width: int
     pooled_width: int
 
-    def __call__(self, index, rng):
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         text = rng.standard_normal((self.tokens, self.width), np.float32)
         pooled = rng.standard_normal(self.pooled_width, np.float32)
         null = {"null_text": np.zeros_like(text), "null_pooled": np.zeros_like(pooled)}
@@ -59,7 +59,7 @@ class _SyntheticText(_SyntheticSource):
     gives = "text"
 
 
-def as_it_is(record, rng):
+def as_it_is(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """Of records that are examples already."""
     return record
 

@@ -4,24 +4,24 @@ Reading needs no TensorFlow, but TFDS's own definitions of some, as coco_caption
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 from tp_jax.data.source import Source
 from tp_jax.data.sources.captions import CaptionSource
+from tp_jax.data.transforms import Records
 from tp_jax.messages.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class _Captioned(Sequence):
+class _Captioned:
     """Records of TFDS -> {"image", "captions": (str, …)}."""
 
-    records: Sequence[Any]
+    records: Records
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         captions = tuple(bytes(text).decode().strip() for text in record["captions"]["text"])
         if not captions or not all(captions):
@@ -45,7 +45,7 @@ def open_tfds(name: str, dir: str, split: str, section: str) -> Source:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=dir or None, file_format="array_record")
+        builder: Any = tfds.builder(name, data_dir=dir or None, file_format="array_record")
         features = builder.info.features
         if "image" not in features or not {"label", "captions"} & set(features):
             raise UserError(

@@ -98,7 +98,7 @@ class Extractor:
     mesh: Mesh
     batch_size: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_protocol(self.protocol)
         check_batch_size(self.mesh, "batch_size", self.batch_size)
 
@@ -136,7 +136,7 @@ class Extractor:
         cut = batch_sharding(self.mesh)
         return jax.jit(self._extract, in_shardings=(whole, cut), out_shardings=whole)
 
-    def _extract(self, params, images):
+    def _extract(self, params: Any, images: jax.Array) -> Any:
         # On TPU the default would round to bfloat16, which FID sees.
         with jax.default_matmul_precision("highest"):
             return self.network(params, PROTOCOLS[self.protocol].prepare(images))

@@ -49,14 +49,14 @@ def precision_recall(
 class _Block(NamedTuple):
     """Rows [R, D] and their squared norms [R], float32 and rounded to float16.
 
-    The first `count` rows are real, the others zeros.
+    The first `real` rows are real, the others zeros.
     """
 
     rows: jax.Array
     norms: jax.Array
     half_rows: jax.Array
     half_norms: jax.Array
-    count: int
+    real: int
 
 
 def _blocks(features: np.ndarray, block: int) -> list[_Block]:
@@ -65,12 +65,13 @@ def _blocks(features: np.ndarray, block: int) -> list[_Block]:
     for start in range(0, len(features), size):
         rows = np.asarray(features[start : start + size], np.float32)
         padded = jnp.asarray(np.pad(rows, ((0, size - len(rows)), (0, 0))))
-        found.append(_Block(*_prepared(padded), len(rows)))
+        values, norms, half_rows, half_norms = _prepared(padded)
+        found.append(_Block(values, norms, half_rows, half_norms, len(rows)))
     return found
 
 
 @jax.jit
-def _prepared(rows):
+def _prepared(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     half_rows = _half(rows)
     norms = jnp.square(rows).sum(axis=1)
     return rows, norms, half_rows, _half_sum(_half(jnp.square(half_rows)))
@@ -81,20 +82,22 @@ def _radii(rows: _Block, columns: list[_Block], neighbours: int, half: bool) -> 
     nearest = jnp.full((len(rows.rows), neighbours + 1), jnp.inf)
     for column in columns:
         nearest = _nearer(nearest, rows, column, half)
-    return jnp.where(jnp.arange(len(rows.rows)) < rows.count, nearest[:, neighbours], -1)
+    return jnp.where(jnp.arange(len(rows.rows)) < rows.real, nearest[:, neighbours], -1)
 
 
 @functools.partial(jax.jit, static_argnames="half")
-def _nearer(nearest, rows, columns, half):
+def _nearer(nearest: jax.Array, rows: _Block, columns: _Block, half: bool) -> jax.Array:
     """The smallest of `nearest` [R, k] and of the distances to the real columns."""
-    real = jnp.arange(len(columns.rows)) < columns.count
+    real = jnp.arange(len(columns.rows)) < columns.real
     distances = jnp.where(real, _squared_distances(rows, columns, half), jnp.inf)
     both = jnp.concatenate([nearest, distances], axis=1)
     return -jax.lax.top_k(-both, nearest.shape[1])[0]
 
 
 @functools.partial(jax.jit, static_argnames="half")
-def _inside(rows, columns, row_radii, column_radii, half):
+def _inside(
+    rows: _Block, columns: _Block, row_radii: jax.Array, column_radii: jax.Array, half: bool
+) -> tuple[jax.Array, jax.Array]:
     """Whether each row is inside a column's ball [R], and each column inside a row's [C]."""
     distances = _squared_distances(rows, columns, half)
     return (
@@ -106,7 +109,7 @@ def _inside(rows, columns, row_radii, column_radii, half):
 def _squared_distances(a: _Block, b: _Block, half: bool) -> jax.Array:
     """Squared L2 distances [R, C] float32; with `half`, rounded unless that overflows."""
 
-    def full():
+    def full() -> jax.Array:
         products = jnp.matmul(a.rows, b.rows.T, precision=jax.lax.Precision.HIGHEST)
         return jnp.maximum(a.norms[:, None] - 2 * products + b.norms, 0)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -41,10 +41,19 @@ class Statistics:
     """
 
     pool: Gaussian
-    spatial: Gaussian | None = None
-    features: np.ndarray | None = None
-    inception_score: float | None = None
-    count: int | None = None
+    spatial: Gaussian | None
+    features: np.ndarray | None
+    inception_score: float | None
+    count: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured(Statistics):
+    """The statistics of images that were at hand."""
+
+    features: np.ndarray
+    inception_score: float
+    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +74,7 @@ class Reference:
     identity: str | None
 
 
-def measure(
-    images: Iterable[np.ndarray], count: int, extractor: Extractor, what: str
-) -> Statistics:
+def measure(images: Iterable[np.ndarray], count: int, extractor: Extractor, what: str) -> Measured:
     """The statistics of images, whose features are extracted here.
 
     Args:
@@ -88,7 +95,7 @@ def measure(
     if pool is None or pool.count < 2:
         found = pool.count if pool else 0
         raise UserError(f"{what}: {found} images have no covariance; give 2 or more")
-    return Statistics(
+    return Measured(
         _gaussian(pool),
         _gaussian(spatial) if spatial else None,
         np.concatenate(pools),
@@ -126,10 +133,10 @@ def _gaussian(found: Moments) -> Gaussian:
 
 
 def save_statistics(
-    path: epath.Path, statistics: Statistics, extractor: Extractor, size: tuple[int, int]
+    path: epath.Path, statistics: Measured, extractor: Extractor, size: tuple[int, int]
 ) -> None:
     """Writes measured statistics as an npz that `read_reference` reads."""
-    arrays = {
+    arrays: dict[str, Any] = {
         FEATURES: statistics.features,
         SCORE: statistics.inception_score,
         COUNT: statistics.count,
@@ -165,18 +172,21 @@ def read_reference(path: epath.Path) -> Reference:
     if "mu" not in names:
         return Reference(path.name, None, images, size, None, None)
     arrays = _read_arrays(path, names - {ARRAY})
-    gaussians = [_read_gaussian(path, arrays, *keys) for keys in GAUSSIANS]
+    pool, spatial = GAUSSIANS
     statistics = Statistics(
-        gaussians[0],
-        gaussians[1],
+        _read_gaussian(path, arrays, *pool),
+        _read_gaussian(path, arrays, *spatial) if spatial[0] in arrays else None,
         arrays.get(FEATURES),
         float(arrays[SCORE]) if SCORE in arrays else None,
         int(arrays[COUNT]) if COUNT in arrays else None,
     )
     # Only the ADM evaluator and we write spatial statistics.
-    protocol = str(arrays[PROTOCOL]) if PROTOCOL in arrays else "adm" if gaussians[1] else None
+    protocol = (
+        str(arrays[PROTOCOL]) if PROTOCOL in arrays else "adm" if statistics.spatial else None
+    )
     identity = str(arrays[IDENTITY]) if IDENTITY in arrays else None
-    size = tuple(int(side) for side in arrays[SIZE]) if SIZE in arrays else size
+    if SIZE in arrays:
+        size = cast(tuple[int, int], tuple(int(side) for side in arrays[SIZE]))
     return Reference(path.name, statistics, images, size, protocol, identity)
 
 
@@ -189,9 +199,9 @@ def _read_arrays(path: epath.Path, names: set[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_gaussian(path, arrays, mean_name: str, covariance_name: str) -> Gaussian | None:
-    if mean_name not in arrays:
-        return None
+def _read_gaussian(
+    path: epath.Path, arrays: dict[str, np.ndarray], mean_name: str, covariance_name: str
+) -> Gaussian:
     mean, covariance = arrays[mean_name], arrays.get(covariance_name)
     if covariance is None or mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         shape = "missing" if covariance is None else list(covariance.shape)

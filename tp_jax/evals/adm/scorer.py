@@ -10,7 +10,7 @@ from etils import epath
 from tp_jax.evals.adm.features import Extractor, load_extractor
 from tp_jax.evals.adm.reference import Reference, check_reference, complete, read_reference
 from tp_jax.evals.adm.scores import Scores, evaluate
-from tp_jax.latents.codec import Codec
+from tp_jax.latents.codec import Codec, Pooling
 from tp_jax.messages.errors import UserError
 from tp_jax.models import TransformerConfig
 from tp_jax.pictures.grids import to_uint8
@@ -38,20 +38,21 @@ class Scorer:
         return evaluate(images(), num, self.reference, self.extractor)
 
 
-def picture_size(model: TransformerConfig, codec: Codec | None) -> tuple[int, int]:
+def picture_size(model: TransformerConfig, codec: Codec | Pooling | None) -> tuple[int, int]:
     """Height and width of the pictures that a model draws.
 
     Raises:
       UserError: it draws latents that nothing decodes, and those can't be scored.
     """
+    side = model.image_size
     if codec:
-        return (model.image_size * codec.space.factor,) * 2
+        return side * codec.space.factor, side * codec.space.factor
     if model.channels not in (1, 3):
         raise UserError(
             f"a model of {model.channels} channels draws latents, which can't be scored: name the "
             f"autoencoder that decodes them in config.autoencoder.path"
         )
-    return (model.image_size,) * 2
+    return side, side
 
 
 def load_scorer(

@@ -13,6 +13,7 @@ from tp_jax.evals.adm.features import PROTOCOLS, Extractor
 from tp_jax.evals.adm.manifold import precision_recall
 from tp_jax.evals.adm.reference import (
     Gaussian,
+    Measured,
     Reference,
     Statistics,
     check_reference,
@@ -72,7 +73,7 @@ def evaluate(
     return compare(statistics, complete(reference, extractor), extractor)
 
 
-def compare(sample: Statistics, reference: Reference | None, extractor: Extractor) -> Scores:
+def compare(sample: Measured, reference: Reference | None, extractor: Extractor) -> Scores:
     """Scores from statistics; without a reference the Inception Score alone."""
     protocol, notes = PROTOCOLS[extractor.protocol], _count_notes("samples", sample)
     if sample.count % SPLIT:
@@ -81,18 +82,17 @@ def compare(sample: Statistics, reference: Reference | None, extractor: Extracto
         )
     fid = sfid = precision = recall = None
     known = reference.statistics if reference else None
-    if known:
+    if reference and known:
         notes += _count_notes("reference", known)
         if reference.protocol is None and reference.images is None:
             notes.append(f"{reference.name} doesn't say which protocol made it")
         fid, sfid = _distance(sample.pool, known.pool), _distance(sample.spatial, known.spatial)
-        few = min(len(sample.features), len(known.features if known.features is not None else ()))
-        if few > NEIGHBOURS:
+        if known.features is None:
+            notes.append(f"precision, recall: {reference.name} holds neither images nor features")
+        elif min(len(sample.features), len(known.features)) > NEIGHBOURS:
             precision, recall = precision_recall(
                 known.features, sample.features, NEIGHBOURS, half=protocol.half
             )
-        elif known.features is None:
-            notes.append(f"precision, recall: {reference.name} holds neither images nor features")
         else:
             notes.append(f"precision, recall: need more than {NEIGHBOURS} images on both sides")
         if sfid is None:

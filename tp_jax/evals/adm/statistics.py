@@ -1,6 +1,7 @@
 """Scores from features alone. N rows, D features, K classes."""
 
 import dataclasses
+from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
@@ -54,13 +55,16 @@ def frechet_distance(
     Source: Dowson and Landau 1982; FID as in Heusel et al. 2017, arXiv 1706.08500, eq. 6.
     """
     shift = mean1 - mean2
-    cross = scipy.linalg.svdvals(_root(covariance1).T @ _root(covariance2)).sum()
+    singular = scipy.linalg.svdvals(_root(covariance1).T @ _root(covariance2))
+    cross = cast(np.ndarray, singular).sum()
     return float(shift @ shift + np.trace(covariance1) + np.trace(covariance2) - 2 * cross)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
     """R [D, rank] with R·Rᵀ = covariance, by a Cholesky decomposition with pivots."""
-    factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
+    # Its functions are there only when it is imported.
+    lapack: Any = scipy.linalg.lapack
+    factor, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
     root = np.empty((len(covariance), rank))
     root[pivots - 1] = np.tril(factor)[:, :rank]
     return root

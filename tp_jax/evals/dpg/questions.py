@@ -74,7 +74,8 @@ def read_questions(path: epath.Path) -> list[Question]:
       UserError: the file isn't there, lacks a column or has a damaged row.
     """
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+    columns = rows.fieldnames or ()
+    missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise UserError(f"{path}: has no column {', '.join(missing)}")
     questions = []
@@ -85,7 +86,7 @@ def read_questions(path: epath.Path) -> list[Question]:
     for row, line, cells in found:
         where = f"{path}, line {line}"
         if None in cells or None in cells.values():
-            raise UserError(f"{where}: must have {len(rows.fieldnames)} cells; cut short?")
+            raise UserError(f"{where}: must have {len(columns)} cells; cut short?")
         try:
             proposition = int(cells["proposition_id"])
             parents = tuple(int(one) for one in cells["dependency"].split(","))
@@ -159,14 +160,14 @@ def answer_images(
                 f"{out}: answers question {proposition} of {item}, which isn't asked here; delete "
                 f"it or name another file"
             )
-    by_item = {item: {} for item in items}
+    by_item: dict[str, dict[int, str]] = {item: {} for item in items}
     for (item, proposition), text in texts.items():
         by_item[item][proposition] = text
     with appender(out) as add, progress_bar(len(items), "DPG-Bench") as bar:
         for item, asked in by_item.items():
             todo = [(tile, proposition) for tile in range(TILES) for proposition in asked
                     if (item, tile, proposition) not in answers]  # fmt: skip
-            pictures = _read_tiles(folder / f"{item}.png") if todo else None
+            pictures = _read_tiles(folder / f"{item}.png") if todo else ()
             for tile, proposition in todo:
                 answer = vqa(pictures[tile], asked[proposition])
                 answers[item, tile, proposition] = answer

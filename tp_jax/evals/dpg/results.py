@@ -10,7 +10,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from etils import epath
@@ -71,7 +71,9 @@ def read_results(path: epath.Path, questions: Sequence[Question] | None = None) 
     return _with_answers(path, means, official, questions)
 
 
-def _with_answers(path, means, official: Scores, questions: Sequence[Question]) -> Results:
+def _with_answers(
+    path: epath.Path, means: dict[str, float], official: Scores, questions: Sequence[Question]
+) -> Results:
     """The official scores, and from the answers in the file beside them the fixed ones."""
     first = {one.item for one in questions if one.row == 0}
     _check_items(str(path), means.keys(), questions, optional=first)
@@ -115,7 +117,12 @@ def _notes(official: Scores) -> tuple[str, ...]:
     return (f"the official score leaves out {', '.join(official.left_out)}, as its script does",)
 
 
-def _check_items(where: str, found, questions: Sequence[Question], optional=frozenset()) -> None:
+def _check_items(
+    where: str,
+    found: Collection[str],
+    questions: Sequence[Question],
+    optional: Collection[str] = frozenset(),
+) -> None:
     wanted = dict.fromkeys(one.item for one in questions)
     unknown = sorted(set(found) - wanted.keys())
     missing = [item for item in wanted if item not in found and item not in optional]

@@ -87,7 +87,9 @@ def group(questions: Sequence[Question], rule: str) -> dict[str, dict[int, Quest
     return items
 
 
-def score(answers: Mapping, questions: Sequence[Question], rule: str = "fixed") -> Scores:
+def score(
+    answers: Mapping[tuple[str, int, int], str], questions: Sequence[Question], rule: str = "fixed"
+) -> Scores:
     """Scores the answers to all questions by a rule, "official" or "fixed".
 
     Args:
@@ -127,7 +129,9 @@ def score(answers: Mapping, questions: Sequence[Question], rule: str = "fixed") 
     )
 
 
-def _raw(answers: Mapping, item: str, tile: int, asked: dict[int, Question]) -> dict[int, float]:
+def _raw(
+    answers: Mapping[tuple[str, int, int], str], item: str, tile: int, asked: dict[int, Question]
+) -> dict[int, float]:
     """1 or 0 of each question, as answered."""
     for number in asked:
         if (item, tile, number) not in answers:

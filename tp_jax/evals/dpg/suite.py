@@ -1,7 +1,7 @@
 """DPG-Bench: images for its official scorer, and scores of its results."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from etils import epath
 from tp_jax.cli.flags import required
 from tp_jax.evals.dpg import results as dpg_results
 from tp_jax.evals.dpg.questions import grid, image_path, read_prompts, read_questions
+from tp_jax.evals.dpg.score import Scores
 from tp_jax.evals.prompted import PromptedSuite
 from tp_jax.evals.prompts import Prompt
 from tp_jax.evals.suite import choose_mode, path_of
@@ -86,7 +87,7 @@ def dpg_table(found: dpg_results.Results) -> str:
     official, fixed = found.official, found.fixed
     lines = [f"{'':40}{'official':>10}{'fixed':>10}"]
 
-    def line(name, read):
+    def line(name: str, read: Callable[[Scores], float | None]) -> None:
         values = [None if scores is None else read(scores) for scores in (official, fixed)]
         texts = ["-" if value is None else f"{value:.2f}" for value in values]
         lines.append(f"{name:40}" + "".join(f"{text:>10}" for text in texts))

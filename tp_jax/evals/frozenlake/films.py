@@ -47,7 +47,7 @@ def show_films(
         for i in chosen:
             count, film = len(plays[i].cells), films[i]
             # The font has no ×.
-            size, outcome = plays[i].place.size.replace("×", "x"), plays[i].outcome
+            size, outcome = plays[i].place.size.replace("×", "x"), str(plays[i].outcome)
             title = f"{size}, {count} frames: {outcome.replace('_', ' ')} (above drawn, below true)"
             pairs = [[film.first, *film.drawn[:count]], [film.first, *film.true[:count]]]
             strips.append((title, plays[i].outcome == "goal", [_pixels(row) for row in pairs]))

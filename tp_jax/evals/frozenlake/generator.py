@@ -1,12 +1,15 @@
 """Draws the frames of every latent step. B samples, T latent steps, S pixels of a frame's side."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from tp_jax.diffusion.samplers import sample_noise
+from tp_jax.models.dit import DiT
 from tp_jax.models.latent_step_frames import decode_latent_steps
+from tp_jax.models.parameters import Params
 from tp_jax.sampling.generator import Generator
 from tp_jax.thinking import RoutingNoise, ThinkingOptions
 
@@ -22,7 +25,9 @@ class FrameGenerator(Generator):
 
     read_sigma: float = 0.1
 
-    def draw(self, params, key, index, condition):
+    def draw(
+        self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
+    ) -> jax.Array:
         """As `Generator.draw`, with an axis of latent steps."""
         x = super().draw(params, key, index, condition)
         key, model_key = jax.random.split(jax.random.fold_in(key, 1))
@@ -30,5 +35,7 @@ class FrameGenerator(Generator):
         sigma = jnp.full(len(x), self.read_sigma)
         x = self.objective.noised(x, noise, sigma)
         options = ThinkingOptions(RoutingNoise(model_key, index, train=False), self.latent_steps)
-        frames, _ = decode_latent_steps(self.model, params, x, 1000 * sigma, condition, options)
+        # No other model takes a frame.
+        model = cast(DiT, self.model)
+        frames, _ = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
         return frames.swapaxes(0, 1)

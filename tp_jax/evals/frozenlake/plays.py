@@ -74,7 +74,7 @@ class Play:
       outcome: of `OUTCOMES`, or None while it goes on.
     """
 
-    def __init__(self, place: Place):
+    def __init__(self, place: Place) -> None:
         self.place, self.cell = place, find(place.desc, "S")
         self._env = make_env(place.desc)
         self._env.reset(seed=0)

@@ -93,9 +93,11 @@ def _blocks(text: str) -> list[tuple[str, ...]]:
 
 def frame_generator(generator: Generator, lakes: Lakes) -> FrameGenerator:
     """A generator of the frames of every latent step, in batches no larger than there are maps."""
-    fields = {field.name: getattr(generator, field.name) for field in dataclasses.fields(Generator)}
-    batch_size = min(generator.batch_size, whole_batch(generator.mesh, len(lakes.places)))
-    return FrameGenerator(**fields | {"batch_size": batch_size}, read_sigma=lakes.fields.read_sigma)
+    fields: dict[str, Any] = {
+        field.name: getattr(generator, field.name) for field in dataclasses.fields(Generator)
+    }
+    fields["batch_size"] = min(generator.batch_size, whole_batch(generator.mesh, len(lakes.places)))
+    return FrameGenerator(**fields, read_sigma=lakes.fields.read_sigma)
 
 
 def walk_lakes(

@@ -83,17 +83,24 @@ def detector_input(image: Any) -> tuple[Any, tuple[int, int]]:
     torch, _ = _packages()
     sides = image.shape[:2]
     scale = min(LONG / max(sides), SHORT / min(sides))
-    inner = tuple(int(side * scale + 0.5) for side in sides)
+    height, width = (int(side * scale + 0.5) for side in sides)
+    inner = height, width
     pixels = image.permute(2, 0, 1)[None].float()
     pixels = _resize(pixels, inner).round() / 255
     mean, std = (torch.tensor(x, device=pixels.device)[:, None, None]
                  for x in (IMAGENET_MEAN, IMAGENET_STD))  # fmt: skip
-    height, width = (-side % DIVISOR for side in inner)
-    pixels = torch.nn.functional.pad((pixels - mean) / std, (0, width, 0, height))
+    below, right = -height % DIVISOR, -width % DIVISOR
+    pixels = torch.nn.functional.pad((pixels - mean) / std, (0, right, 0, below))
     return pixels, inner
 
 
-def objects(class_logits, mask_logits, padded, inner, size: tuple[int, int]) -> Objects:
+def objects(
+    class_logits: Any,
+    mask_logits: Any,
+    padded: Sequence[int],
+    inner: tuple[int, int],
+    size: tuple[int, int],
+) -> Objects:
     """The network's answer as objects: of all queries and classes, the surest 100.
 
     An object's score is its class's probability times the mean probability of its mask's pixels;
@@ -169,7 +176,8 @@ def crop(image: np.ndarray, one: Detection) -> Image.Image:
     if one.mask is not None:
         blank = Image.new("RGB", picture.size, BACKGROUND)
         picture = Image.composite(picture, blank, Image.fromarray(one.mask))
-    return picture.crop(tuple(float(side) for side in one.box))
+    left, top, right, bottom = (float(side) for side in one.box)
+    return picture.crop((left, top, right, bottom))
 
 
 def colour_input(picture: Image.Image, side: int) -> np.ndarray:
@@ -180,11 +188,11 @@ def colour_input(picture: Image.Image, side: int) -> np.ndarray:
     left, top = round((width - side) / 2), round((height - side) / 2)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(picture.crop((left, top, left + side, top + side)), np.float32) / 255
-    pixels = (pixels - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    pixels = (pixels - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _resize(images: Any, size: tuple[int, int]) -> Any:
+def _resize(images: Any, size: Sequence[int]) -> Any:
     """[N, …, H, W], bilinear with half-pixel centres, not smoothed where it gets smaller."""
     torch, _ = _packages()
     return torch.nn.functional.interpolate(

@@ -191,7 +191,9 @@ def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -
     return done
 
 
-def _judge_image(path, metadata, detector, colours) -> dict[str, Any]:
+def _judge_image(
+    path: epath.Path, metadata: dict[str, Any], detector: Detector, colours: ColourClassifier
+) -> dict[str, Any]:
     image = read_rgb(path)
     objects = select(detector(image), metadata["tag"])
     correct, reason = judge(objects, metadata, lambda group, name: colours(image, group, name))

@@ -5,7 +5,7 @@ Source: djghosh13/geneval, `evaluation/evaluate_images.py` (Ghosh et al. 2023, a
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -101,22 +101,29 @@ def judge(
     return not wrong, "\n".join(wrong)
 
 
-def _check(objects, wanted, groups, colours) -> tuple[list[str], list[Detection]]:
+def _check(
+    objects: Objects,
+    wanted: dict[str, Any],
+    groups: Sequence[list[Detection] | None],
+    colours: NameColours | None,
+) -> tuple[list[str], list[Detection]]:
     """What is wrong with one `include`, and its objects."""
     name, count = wanted["class"], wanted["count"]
     group = objects.get(name, [])[:count]
     if len(group) < count:
         return [f"{name}: {len(group)}, must be {count} or more"], group
     if "color" in wanted:
-        seen = list(colours(group, name))
+        # Given wherever a colour is asked for.
+        seen = list(cast(NameColours, colours)(group, name))
         if seen.count(wanted["color"]) < count:
             return [f"{name}: {', '.join(seen)}, must be {count} {wanted['color']}"], group
     if "position" in wanted:
         relation, target = wanted["position"]
-        if groups[target] is None:
+        others = groups[target]
+        if others is None:
             return [f"{name}: must be {relation} what isn't there as asked"], group
         for one in group:
-            for other in groups[target]:
+            for other in others:
                 found = relations(one.box, other.box)
                 if relation not in found:
                     place = " and ".join(sorted(found)) or "at no side of"

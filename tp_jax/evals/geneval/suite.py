@@ -66,37 +66,49 @@ class GenEvalSuite(PromptedSuite):
             choose_mode(values, ("make", "score", "results"))
             self.draw(self.request(values))
             return
-        results, weights = epath.Path(required("results")), {}
+        results, images = epath.Path(required("results")), None
         if values["score"]:
             names = ("samples", "detector", "clip")
-            weights = {name: epath.Path(required(name)) for name in names}
-        score_geneval(results, path_of(values, "prompts"), path_of(values, "out"), **weights)
+            images = Images(**{name: epath.Path(required(name)) for name in names})
+        score_geneval(results, path_of(values, "prompts"), path_of(values, "out"), images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images that are judged here.
+
+    Attributes:
+      samples: their folder.
+      detector, clip: folders of Mask2Former's weights and of CLIP's.
+    """
+
+    samples: epath.Path
+    detector: epath.Path
+    clip: epath.Path
 
 
 def score_geneval(
-    results: epath.Path | None,
+    results: epath.Path,
     prompts: epath.Path | None,
     out: epath.Path | None,
-    *,
-    samples: epath.Path | None = None,
-    detector: epath.Path | None = None,
-    clip: epath.Path | None = None,
+    images: Images | None = None,
 ) -> dict[str, Any]:
     """GenEval's scores of a file of results, or of a folder of images judged here.
 
     Args:
-      results: of the official evaluator; or, with `samples`, where to write them.
+      results: of the official evaluator; or, with `images`, where to write them.
       prompts: the user's copy; None holds results to the published counts.
-      samples, detector, clip: folders of images, of Mask2Former's weights and of CLIP's.
+      images: to be judged here.
 
     Raises:
       UserError: anything isn't there, or is of another version of the benchmark.
     """
     wanted = read_prompts(prompts) if prompts else None
-    if samples:
+    if images:
         from tp_jax.evals.geneval.detection import load_colours, load_detector
 
-        scores = score_images(samples, load_detector(detector), load_colours(clip), results, wanted)
+        detector, colours = load_detector(images.detector), load_colours(images.clip)
+        scores = score_images(images.samples, detector, colours, results, wanted)
     else:
         scores = read_results(results, wanted)
     content = {"suite": "geneval", "results": str(results), **dataclasses.asdict(scores)}

@@ -7,7 +7,7 @@ shows.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from etils import epath
@@ -93,7 +93,7 @@ def detect(image: np.ndarray) -> Objects:
 
 def colours(image: np.ndarray, group: Sequence[Detection], name: str) -> list[str]:
     """The colours that `detect` found."""
-    return [one.colour for one in group]
+    return [cast(_Coloured, one).colour for one in group]
 
 
 def score(folder: epath.Path, wanted: Sequence[Prompt], out: epath.Path) -> ShapesScores:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import einops
 import numpy as np
@@ -31,7 +31,7 @@ AMBIGUOUS = 0.75
 
 
 @contextlib.contextmanager
-def _without_screen():
+def _without_screen() -> Iterator[None]:
     """pygame draws into memory, and doesn't greet."""
     names = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
     before = {name: os.environ.get(name) for name in names}
@@ -128,7 +128,10 @@ class Canvas:
 
     def random_corner(self, rng: np.random.Generator, desc: Map) -> Cell:
         """A cell for a map's upper left, so that all of it is on the canvas."""
-        return tuple(int(rng.integers(self.cells - side + 1)) for side in (len(desc), len(desc[0])))
+        row, column = (
+            int(rng.integers(self.cells - side + 1)) for side in (len(desc), len(desc[0]))
+        )
+        return row, column
 
     def draw(self, desc: Map, agent: Cell | None, corner: Cell) -> np.ndarray:
         """A frame [K·k, K·k, 3] float32 in [0, 1].

@@ -34,7 +34,7 @@ class FrozenLakeConfig:
     frames_weight: float = 4.0
     read_sigma: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("sizes", "unseen_sizes", "frozen"):
             object.__setattr__(self, field, tuple(getattr(self, field)))
         for field in ("sizes", "unseen_sizes"):

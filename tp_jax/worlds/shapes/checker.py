@@ -7,6 +7,7 @@ that whose rendering covers the blob best. S pixels a side.
 import dataclasses
 import functools
 import itertools
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -74,7 +75,8 @@ def find_objects(picture: np.ndarray) -> list[Found]:
 
     blobs = np.zeros((side, side), int)
     for colour in range(len(_NAMES)):
-        found, _ = ndimage.label(coloured & (nearest == colour))
+        labelled = ndimage.label(coloured & (nearest == colour))
+        found, _ = cast(tuple[np.ndarray, int], labelled)
         blobs = np.where(found, found + blobs.max(), blobs)
     objects = []
     for label, window in enumerate(ndimage.find_objects(blobs), 1):
@@ -84,7 +86,9 @@ def find_objects(picture: np.ndarray) -> list[Found]:
     return sorted(objects, key=lambda found: found.x)
 
 
-def _recognise(chroma, blobs, label, window, side) -> Found:
+def _recognise(
+    chroma: np.ndarray, blobs: np.ndarray, label: int, window: tuple[slice, ...], side: int
+) -> Found:
     margin = 2 + side // 32
     rows, columns = (
         slice(max(0, part.start - margin), min(side, part.stop + margin)) for part in window
@@ -97,7 +101,8 @@ def _recognise(chroma, blobs, label, window, side) -> Found:
     colour = np.median(near[core], axis=0)
     alpha = np.clip(near @ colour / (colour @ colour), 0, 1)
     # What noise leaves of the background isn't covered.
-    alpha = np.where(others | ~ndimage.binary_dilation(inside, iterations=2), 0, alpha)
+    far = np.logical_not(ndimage.binary_dilation(inside, iterations=2))
+    alpha = np.where(others | far, 0, alpha)
 
     best = max(
         (_fit(shape, alpha, (rows, columns), side) for shape in SHAPES), key=lambda found: found[0]
@@ -107,7 +112,9 @@ def _recognise(chroma, blobs, label, window, side) -> Found:
     return Found(shape if fit >= LEAST_FIT else "", name, x, y, size, fit)
 
 
-def _fit(shape, alpha, window, side):
+def _fit(
+    shape: str, alpha: np.ndarray, window: tuple[slice, slice], side: int
+) -> tuple[float, str, float, float, float]:
     """(share in common, shape, x, y, size) of the best rendering of a shape."""
     area = alpha.sum()
     places = [(np.arange(part.start, part.stop) + 0.5) / side for part in window]
@@ -116,7 +123,7 @@ def _fit(shape, alpha, window, side):
     size = float(np.sqrt(area / AREAS[shape])) / side
     blur = functools.partial(ndimage.gaussian_filter, mode="constant")
 
-    def share(place, sigma):
+    def share(place: tuple[float, float, float], sigma: float) -> float:
         template = coverage(shape, *place, side)[window]
         template = blur(template, sigma * side / 64) if sigma else template
         return np.minimum(alpha, template).sum() / np.maximum(alpha, template).sum()
@@ -126,11 +133,12 @@ def _fit(shape, alpha, window, side):
     for step in (1.0, 0.5, 0.25):
         for axis, sign in itertools.product(range(3), (-1, 1)):
             while True:
-                moved = list(place)
-                moved[axis] += sign * step / side
+                shifted = list(place)
+                shifted[axis] += sign * step / side
+                moved = shifted[0], shifted[1], shifted[2]
                 if moved[2] <= 0 or (better := share(moved, sigma)) <= score:
                     break
-                place, score = tuple(moved), better
+                place, score = moved, better
     return (score, shape, *place)
 
 

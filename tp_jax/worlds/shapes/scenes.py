@@ -162,7 +162,7 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
     if only_seen and not request.seen:
         raise ValueError(f"training never shows {request.caption!r}")
 
-    def colour_of(shape, colour):
+    def colour_of(shape: str, colour: str | None) -> str:
         if colour:
             return colour
         fitting = [c for c in COLOURS if not (only_seen and (c, shape) in UNSEEN_COLOURS)]
@@ -171,7 +171,7 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
     colours = [colour_of(*thing) for thing in request.objects]
     shapes = [shape for shape, _ in request.objects]
     low = rng.uniform(0.15, 0.75)
-    corners = low + rng.uniform(0, 0.12, (2, 2))
+    (top_left, top_right), (low_left, low_right) = (low + rng.uniform(0, 0.12, (2, 2))).tolist()
     return Scene(
         request.caption,
         request.skill,
@@ -182,7 +182,7 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
             )
         ),
         light=rng.uniform(0.9, 1.04),
-        background=tuple(map(tuple, corners.tolist())),
+        background=((top_left, top_right), (low_left, low_right)),
         tint=tuple(rng.uniform(-0.02, 0.02, 3).tolist()),
     )
 
@@ -228,10 +228,10 @@ def training_scene(index: int, seed: int = 0) -> Scene:
 
 
 def _random_request(skill: str, rng: np.random.Generator) -> Request:
-    def shape():
+    def shape() -> str:
         return SHAPES[rng.integers(len(SHAPES))]
 
-    def colour(always=False):
+    def colour(always: bool = False) -> str | None:
         named = always or rng.random() < COLOURED
         return tuple(COLOURS)[rng.integers(len(COLOURS))] if named else None
 

@@ -1,0 +1,54 @@
+"""Every config key and every flag, as users see them. Run this file to write golden/options.json.
+
+PYTHONPATH=tests python tests/options.py
+"""
+
+import json
+import pathlib
+import re
+
+from conftest import run_entry
+
+from tp_jax.config import default, flat
+from tp_jax.diffusion import OBJECTIVES
+from tp_jax.evals import SUITES
+from tp_jax.models import MODELS
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "options.json"
+ENTRIES = ("main", "sample", "prepare", "convert", "bench", "aot")
+
+
+def config_keys():
+    """{"dit, gaussian": {key: default}, …}, without what the first pair has already."""
+    found, first = {}, {}
+    for model in MODELS:
+        for diffusion in OBJECTIVES:
+            fields = {key: repr(value) for key, value in flat(default(model, diffusion)).items()}
+            name = f"{model}, {diffusion}"
+            found[name] = {k: v for k, v in fields.items() if first.get(k) != v}
+            found[name] |= {k: "not there" for k in first if k not in fields}
+            first = first or fields
+    return found
+
+
+def entry_flags(entry, *arguments):
+    """{flag: default} of what an entry's --help lists."""
+    code, said, _ = run_entry(entry, *arguments, "--help")
+    assert code == 0
+    found = {}
+    for block in re.split(r"\n(?=  --)", said)[1:]:
+        name = re.match(r"  --((?:\[no\])?[\w.]+)", block)[1]
+        value = re.search(r"\(default: '(.*?)'\)", block, re.DOTALL)
+        found[name] = value[1] if value else None
+    return found
+
+
+def options():
+    """All of it."""
+    flags = {entry: entry_flags(entry) for entry in ENTRIES}
+    flags |= {f"evaluate {name}": entry_flags("evaluate", f"--suite={name}") for name in SUITES}
+    return {"config": config_keys(), "flags": flags}
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(options(), indent=1) + "\n")

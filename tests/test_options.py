@@ -1,0 +1,37 @@
+"""The list of options, so that a change of it is seen in review; and each suite's own flags."""
+
+import json
+
+import pytest
+from options import GOLDEN, options
+
+from tp_jax.evals import SUITES, owners_of_flag
+
+
+@pytest.fixture(scope="module")
+def found():
+    return options()
+
+
+@pytest.mark.parametrize("part", ["config", "flags"])
+def test_options_are_those_of_the_golden_file(found, part):
+    message = "if the change is meant, run: PYTHONPATH=tests python tests/options.py"
+    assert found[part] == json.loads(GOLDEN.read_text())[part], message
+
+
+def test_every_suite_says_how_it_is_drawn_and_where_it_goes(found):
+    for name in SUITES:
+        assert {"suite", "out", "workdir"} <= found["flags"][f"evaluate {name}"].keys()
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_flags_of_another_suite_are_refused_by_name(name, found, refused):
+    own = found["flags"][f"evaluate {name}"]
+    others = {flag for suite in SUITES for flag in found["flags"][f"evaluate {suite}"]} - set(own)
+    assert others
+    for flag in sorted(others):
+        flag = flag.removeprefix("[no]")
+        owners = owners_of_flag(flag)
+        assert owners and name not in owners
+        match = f"--{flag} isn't for --suite={name} but for {', '.join(owners)}"
+        refused("evaluate", f"--suite={name}", f"--{flag}=1", match=match)
