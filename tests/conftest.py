@@ -66,6 +66,8 @@ def drawn_from(tmp_path_factory):
     # Enough for what the text says to reach the output, which starts at zero.
     config.train.update(steps=8, ema_decay=0.1)
     config.optimizer.learning_rate = 3e-2
+    config.evaluation.update(suite="shapes", batch_size=4)
+    config.evaluation.shapes.num = 6
     train(config, workdir)
     return workdir
 

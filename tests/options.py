@@ -36,8 +36,9 @@ def entry_flags(entry, *arguments):
     code, said, _ = run_entry(entry, *arguments, "--help")
     assert code == 0
     found = {}
-    for block in re.split(r"\n(?=  --)", said)[1:]:
-        name = re.match(r"  --((?:\[no\])?[\w.]+)", block)[1]
+    # Above the list of flags stand the lines of usage.
+    for block in re.split(r"\n(?=  --)", said.partition(f"\n{entry}:\n")[2]):
+        name = re.match(r"\s*--((?:\[no\])?[\w.]+)", block)[1]
         value = re.search(r"\(default: '(.*?)'\)", block, re.DOTALL)
         found[name] = value[1] if value else None
     return found

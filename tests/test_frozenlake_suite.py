@@ -133,7 +133,10 @@ def test_the_oracle_always_arrives_and_who_walks_randomly_seldom():
 def walked(tmp_path_factory):
     """A workdir trained for six steps on FrozenLake."""
     workdir = epath.Path(tmp_path_factory.mktemp("lake")) / "run"
-    train(lake_config(), workdir)
+    config = lake_config()
+    config.evaluation.update(suite="frozenlake", batch_size=4)
+    config.evaluation.frozenlake.num = 3
+    train(config, workdir)
     return workdir
 
 
@@ -145,6 +148,14 @@ def test_the_suite_walks_scores_and_shows(walked, tmp_path):
     assert code == 0
     scores = json.loads((out / "scores.json").read_text())
     assert scores["model"]["all"]["plays"] == 6
+    # In training the same suite scored the same parameters.
+    in_training = json.loads((walked / "evaluations" / "00000006.json").read_text())
+    assert in_training == {
+        f"{group}/{name}": value
+        for group, values in scores["model"].items()
+        for name, value in values.items()
+    }
+    assert (walked / "evaluations" / "00000006" / "failures.png").exists()
     assert set(scores["model"]) == {"all", "seen_sizes", "3×3", "4×4"}
     assert scores["oracle"]["all"]["goal"] == 1
     assert "frames_equal" in said and "random_walker" in said

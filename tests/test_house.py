@@ -1,5 +1,6 @@
 """The house's own rules: style, imports, and a notebook that runs."""
 
+import ast
 import pathlib
 import subprocess
 import sys
@@ -17,13 +18,37 @@ SCRIPTS = [*sorted((ROOT / "launch").glob("*.s[hb]*")), ROOT / ".ci" / "run"]
         ["ruff", "format", "--check", "."],
         ["lint-imports", "--no-cache"],
         ["shellcheck", "--external-sources", *SCRIPTS],
+        ["basedpyright", "--pythonpath", sys.executable],
     ],
-    ids=["lint", "format", "layers", "shell"],
+    ids=["lint", "format", "layers", "shell", "types"],
 )
 def test_style(command):
     program = pathlib.Path(sys.executable).with_name(command[0])
     done = subprocess.run([program, *command[1:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_is_two_rooms():
+    lengths = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")
+               if not {".venv", "build"} & set(path.relative_to(ROOT).parts)}  # fmt: skip
+    assert len(lengths) > 150
+    assert {path: count for path, count in lengths.items() if count > 400} == {}
+
+
+def test_no_test_file_imports_another():
+    for path in (ROOT / "tests").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.startswith("test_")], path
+
+
+def test_only_entries_and_the_config_lie_loose():
+    loose = {path.stem for path in (ROOT / "tp_jax").glob("*.py")} - {"__init__"}
+    entries = {"main", "sample", "evaluate", "prepare", "convert", "bench", "aot"}
+    assert loose == entries | {"config"}
+    for entry in entries:
+        assert len((ROOT / "tp_jax" / f"{entry}.py").read_text().splitlines()) < 80
 
 
 def test_the_notebook_samples_a_workdir(trained, tmp_path):

@@ -31,7 +31,6 @@ def test_flags_of_another_suite_are_refused_by_name(name, found, refused):
     assert others
     for flag in sorted(others):
         flag = flag.removeprefix("[no]")
-        owners = owners_of_flag(flag)
-        assert owners and name not in owners
-        match = f"--{flag} isn't for --suite={name} but for {', '.join(owners)}"
-        refused("evaluate", f"--suite={name}", f"--{flag}=1", match=match)
+        assert owners_of_flag(flag) and name not in owners_of_flag(flag)
+    match = f"--{flag} isn't for --suite={name} but for {', '.join(owners_of_flag(flag))}"
+    refused("evaluate", f"--suite={name}", f"--{flag}=1", match=match)

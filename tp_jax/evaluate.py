@@ -1,40 +1,38 @@
-"""Score: python -m tp_jax.evaluate --suite=SUITE …; with --help, the flags of that suite.
-
---suite=adm --samples=FILE.npz|DIR --reference=FILE --inception=DIR    scores of images
---suite=adm --sweep --workdir=W --reference=FILE --inception=DIR --out=DIR
-    scores of a workdir: guidance scales by latent steps, and the base model beside them
---suite=shapes|frozenlake --workdir=W --out=DIR                        draws and scores
---suite=shapes|frozenlake --collect=ROOT --out=FILE.json               mean and spread over seeds
---suite=geneval|dpg --make --workdir=W --prompts=P --out=DIR           images for official scorers
---suite=geneval|dpg --results=FILE                                     scores of their results
-"""
+"""Score: python -m tp_jax.evaluate --suite=SUITE …; --suite=SUITE --help lists its flags."""
 
 from absl import flags
 
 from tp_jax.cli import start
-from tp_jax.evals import SUITES, find_suite, owners_of_flag
+from tp_jax.evals import SUITES, Suite, find_suite, owners_of_flag
 
-DEFAULT = "adm"
+DEFAULT = next(iter(SUITES))
 flags.DEFINE_string(
     "suite", DEFAULT, "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())
 )
 
 
+def asked_for() -> Suite:
+    return find_suite(start.peek("suite") or DEFAULT, "--suite")
+
+
+def usage() -> str:
+    return f"{__doc__}\n\n{asked_for().usage}\n"
+
+
 def define_flags() -> None:
-    find_suite(start.peek("suite") or DEFAULT, "--suite").define_flags(flags.FLAGS)
+    asked_for().define_flags(flags.FLAGS)
 
 
 def explain_unknown(flag: str) -> str | None:
-    owners = owners_of_flag(flag)
-    suite = start.peek("suite") or DEFAULT
+    owners = ", ".join(owners_of_flag(flag))
     if not owners:
         return None
-    return f"--{flag} isn't for --suite={suite} but for {', '.join(owners)}: see --help"
+    return f"--{flag} isn't for --suite={asked_for().name} but for {owners}: see --help"
 
 
 def main() -> None:
-    find_suite(flags.FLAGS.suite, "--suite").run(flags.FLAGS.flag_values_dict())
+    asked_for().run(flags.FLAGS.flag_values_dict())
 
 
 if __name__ == "__main__":
-    start.run(main, __doc__, define_flags=define_flags, explain_unknown=explain_unknown)
+    start.run(main, usage, define_flags=define_flags, explain_unknown=explain_unknown)

@@ -17,7 +17,7 @@ from tp_jax.parallel.processes import join_processes
 
 def run(
     main: Callable[[], None],
-    usage: str | None,
+    usage: str | Callable[[], str] | None,
     *,
     processes: bool = True,
     define_flags: Callable[[], None] | None = None,
@@ -26,7 +26,7 @@ def run(
     """Parses the flags, joins the other processes of the job, runs `main`, and exits.
 
     Args:
-      usage: the text above the list of flags in --help.
+      usage: the text above the list of flags in --help, or what makes it.
       processes: False for an entry that runs by itself.
       define_flags: defines flags that depend on another flag, which `peek` reads.
       explain_unknown: from the name of an unknown flag to what to say of it; None says nothing.
@@ -72,9 +72,12 @@ def _given() -> dict[str, str]:
     return given
 
 
-def _parse_flags(usage: str | None, explain_unknown: Callable[[str], str | None]) -> None:
+def _parse_flags(
+    usage: str | Callable[[], str] | None, explain_unknown: Callable[[str], str | None]
+) -> None:
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(f"{usage}\n{flags.FLAGS.main_module_help()}")
+        text = usage() if callable(usage) else usage
+        print(f"{text}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
     # absl writes --noema; people write --no-ema.
     arguments = [re.sub(r"^--?no-", "--no", argument) for argument in sys.argv]

@@ -21,10 +21,12 @@ class Suite(abc.ABC):
     Attributes:
       name: its key in `SUITES`, which `--suite` and `config.evaluation.suite` take.
       summary: one line for help: what it measures.
+      usage: lines for help: how its flags go together.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    usage: ClassVar[str]
 
     @abc.abstractmethod
     def define_flags(self, values: flags.FlagValues) -> None:

@@ -40,6 +40,10 @@ class AdmSuite(Suite):
 
     name = "adm"
     summary = "FID, sFID, Inception Score, precision and recall"
+    usage = """\
+  --samples=FILE.npz|DIR --reference=FILE --inception=DIR    scores of images
+  --sweep --workdir=W --reference=FILE --inception=DIR --out=DIR
+      scores of a workdir: guidance scales by latent steps, and the base model beside them"""
 
     def define_flags(self, values: flags.FlagValues) -> None:
         """Of images, and of sweeps."""

@@ -27,6 +27,9 @@ class DpgSuite(PromptedSuite):
 
     name = "dpg"
     summary = "questions about images of long prompts, as DPG-Bench scores them"
+    usage = """\
+  --make --workdir=W --prompts=P --out=DIR         images for the official scorer
+  --results=FILE [--questions=dpg_bench.csv]       scores of its results"""
     samples = 4
     joined = True
     square = True

@@ -59,6 +59,9 @@ class FrozenLakeSuite(Suite):
 
     name = "frozenlake"
     summary = "walks over maps of FrozenLake, played in the environment"
+    usage = """\
+  --workdir=W --out=DIR [--maps=FILE] [--look]     draws, plays and scores
+  --collect=ROOT --out=FILE.json                   mean and spread over seeds"""
 
     def define_flags(self, values: flags.FlagValues) -> None:
         """Of walks, and of results over seeds."""

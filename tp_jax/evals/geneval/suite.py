@@ -26,6 +26,10 @@ class GenEvalSuite(PromptedSuite):
 
     name = "geneval"
     summary = "objects, number, colours and places, as GenEval judges them"
+    usage = """\
+  --make --workdir=W --prompts=P --out=DIR       images for the official scorer
+  --results=FILE.jsonl [--prompts=P]             scores of its results
+  --score --samples=DIR --detector=DIR --clip=DIR --results=FILE.jsonl      judges images here"""
     samples = 4
 
     def define_flags(self, values: flags.FlagValues) -> None:

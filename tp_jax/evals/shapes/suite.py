@@ -41,6 +41,11 @@ class ShapesSuite(PromptedSuite):
 
     name = "shapes"
     summary = "GenEval's skills in pictures of shapes, checked by a program"
+    usage = """\
+  --workdir=W --out=DIR                  draws and scores
+  --make --workdir=W --out=IMAGES        draws alone
+  --samples=IMAGES --out=DIR             scores alone
+  --collect=ROOT --out=FILE.json         mean and spread over seeds"""
     samples = 1
     square = True
 
