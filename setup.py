@@ -43,7 +43,7 @@ setup(
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12,<0.13",
-        "optax>=0.2.5,<0.3",
+        "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "ml_collections>=1.0,<2",
         "tensorflow-datasets>=4.9.8,<5",

@@ -83,7 +83,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = cast(Params, optax.apply_updates(trained, updates))
         ema = optax.incremental_update(trained, state.ema, 1 - config.train.ema_decay)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         state = TrainState(state.train_step + 1, trained | frozen, cast(Params, ema), opt_state)
         return state, metrics
 

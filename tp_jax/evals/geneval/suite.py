@@ -4,24 +4,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from absl import flags
 from etils import epath
 
 from tp_jax.cli.flags import required
-from tp_jax.evals.geneval.prompts import image_path, read_prompts, write_metadata
+from tp_jax.evals.geneval.layout import GenEvalLayout
+from tp_jax.evals.geneval.prompts import read_prompts
 from tp_jax.evals.geneval.results import as_table, read_results, score_images
-from tp_jax.evals.prompted import PromptedSuite
 from tp_jax.evals.prompts import Prompt
 from tp_jax.evals.suite import choose_mode, path_of
 from tp_jax.files.atomic import write_json
 from tp_jax.messages.errors import UserError
-from tp_jax.pictures.grids import save_png
 
 flags.disclaim_key_flags()
 
 
-class GenEvalSuite(PromptedSuite):
+class GenEvalSuite(GenEvalLayout):
     """Objects, their number, colours and places, found in images of prompts."""
 
     name = "geneval"
@@ -54,15 +52,6 @@ class GenEvalSuite(PromptedSuite):
         if path is None:
             raise UserError("--prompts is missing: name your copy of the prompts of geneval")
         return read_prompts(path)
-
-    def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-        """As of `PromptedSuite`."""
-        return image_path(out, prompt, sample)
-
-    def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
-        """A PNG, and beside its folder the prompt's line of metadata."""
-        write_metadata(out, prompt)
-        save_png(image_path(out, prompt, sample), images[0])
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Draws with --make, else reports results, which --score makes first."""

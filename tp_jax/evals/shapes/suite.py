@@ -10,10 +10,11 @@ from absl import flags
 from etils import epath
 
 from tp_jax.cli.flags import required
-from tp_jax.evals.geneval.prompts import PROMPTS, find_images, image_path, write_metadata
+from tp_jax.evals.geneval.layout import GenEvalLayout
+from tp_jax.evals.geneval.prompts import PROMPTS, find_images
 from tp_jax.evals.geneval.results import as_table
 from tp_jax.evals.over_seeds import Columns, collect
-from tp_jax.evals.prompted import PromptedSuite, description_path
+from tp_jax.evals.prompted import description_path
 from tp_jax.evals.prompts import Prompt
 from tp_jax.evals.shapes import scores as shapes
 from tp_jax.evals.suite import EvaluateInTraining, choose_mode
@@ -36,7 +37,7 @@ PARTS = ("overall", "seen", "unseen")
 SHOWN = 8
 
 
-class ShapesSuite(PromptedSuite):
+class ShapesSuite(GenEvalLayout):
     """GenEval's skills, in pictures of shapes."""
 
     name = "shapes"
@@ -63,15 +64,6 @@ class ShapesSuite(PromptedSuite):
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
         """As of `PromptedSuite`: always the package's own."""
         return shapes.prompts()
-
-    def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-        """As of `PromptedSuite`: where GenEval has them."""
-        return image_path(out, prompt, sample)
-
-    def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
-        """As GenEval's."""
-        write_metadata(out, prompt)
-        save_png(image_path(out, prompt, sample), images[0])
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Draws, scores, or both; or collects."""
