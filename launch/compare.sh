@@ -35,7 +35,7 @@ use_environment "$extras"
 score() {
   local run="$1" out="$2"
   shift 2
-  if [ ! "$out/scores.json" -nt "$run/checkpoints" ]; then
+  if [ ! -e "$out/scores.json" ] || [ "$run/checkpoints" -nt "$out/scores.json" ]; then
     .venv/bin/python -m tp_jax.evaluate --suite="$suite" --workdir="$run" --out="$out" "$@"
   fi
 }

@@ -13,6 +13,7 @@ from etils import epath
 
 from tp_jax.files.orbax import save_weights
 from tp_jax.messages.errors import UserError
+from tp_jax.train import loop
 from tp_jax.workdir import record as workdir
 from tp_jax.workdir.checkpoints import load_base
 
@@ -59,6 +60,23 @@ def test_a_workdir_that_can_not_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--workdir=.*can't be made.*name another"):
         workdir.write_workdir(epath.Path(tmp_path / "file" / "new"), tiny_config())
+
+
+def test_training_into_a_workdir_that_can_not_be_made(refused, tmp_path):
+    (tmp_path / "place" / "file").touch()
+    arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'place/file/new'}"]
+    refused("main", *arguments, match="--workdir=.*can't be made.*name another")
+
+
+def test_the_config_is_written_before_the_folder_of_checkpoints(tmp_path, monkeypatch):
+    def killed(*arguments):
+        assert (tmp_path / "run" / workdir.CONFIG).exists()
+        raise InterruptedError
+
+    monkeypatch.setattr(loop, "Checkpoints", killed)
+    with pytest.raises(InterruptedError):
+        loop.train(tiny_config(), epath.Path(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == []
 
 
 def test_a_workdir_that_was_killed_before_its_first_file_is_whole_is_free(tmp_path):

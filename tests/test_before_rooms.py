@@ -126,6 +126,12 @@ def test_old_config_keys_are_refused_with_the_new_ones(old, refused, tmp_path):
     assert config_key_hint(f"{old}.more").endswith(".more now")
 
 
+def test_another_unknown_key_gets_no_such_hint(refused, tmp_path):
+    in_file = config_file(tmp_path, "config.model.m = 3")
+    flags = [f"--config={in_file}", f"--workdir={tmp_path / 'place' / 'run'}"]
+    refused("main", *flags, match=r"error: (?!.*is called)")
+
+
 def test_a_config_file_that_updates_an_old_section_is_refused(refused, tmp_path):
     in_file = config_file(tmp_path, "config.navigation.update(tile=16)")
     flags = [f"--config={in_file}", f"--workdir={tmp_path / 'place' / 'run'}"]

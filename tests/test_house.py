@@ -18,7 +18,7 @@ SCRIPTS = [*sorted((ROOT / "launch").glob("*.s[hb]*")), ROOT / ".ci" / "run"]
         ["ruff", "format", "--check", "."],
         ["lint-imports", "--no-cache"],
         ["shellcheck", "--external-sources", *SCRIPTS],
-        ["basedpyright", "--pythonpath", sys.executable],
+        ["basedpyright", "--project", ROOT, "--pythonpath", sys.executable],
     ],
     ids=["lint", "format", "layers", "shell", "types"],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import tiny_config
+from small_configs import lake_config
 from thinking_reference import thinking_attention
 from tiny_models import example, random_params
 
@@ -17,7 +18,9 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, build_model
 from tp_jax.models.dit import DiTBase
 from tp_jax.models.latent_step_frames import check_decodable, decode_latent_steps
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.randomness import stream_key
+from tp_jax.performance.programs import trace
 from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
 from tp_jax.train.frames_loss import make_frames_loss
 from tp_jax.train.state import make_state
@@ -152,6 +155,13 @@ def test_an_update_is_of_one_to_all_moves():
         assert sum(near) == 1
         drawn.add(near.index(True))
     assert drawn == {0, 1}
+
+
+def test_a_source_without_frames_is_refused_ahead_of_time():
+    config = lake_config()
+    config.data.source = "synthetic"
+    with pytest.raises(UserError, match="config.model.frame='channels', but synthetic gives none"):
+        trace(config, "train", create_mesh(config.mesh, jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("layers", [(), (0, 1)])

@@ -9,7 +9,6 @@ import pytest
 from conftest import tiny_config
 from etils import epath
 from imagenet import IMAGES, make_autoencoder, make_fake_imagenet, photo
-from PIL import Image
 
 from tp_jax import data
 from tp_jax.data import prepare as preparation
@@ -21,6 +20,7 @@ from tp_jax.latents.codec import load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel import processes
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling.loaded import load
 from tp_jax.train.loop import train
 
@@ -295,8 +295,8 @@ def test_training_encodes_on_the_fly_and_draws_pixels(config, tmp_path):
     config.train.update(steps=2, sample_every=2, samples=4)
     train(config, epath.Path(tmp_path) / "run")
     # Four pictures of 64 pixels, two by two, with lines of 2 between them.
-    grid = Image.open(tmp_path / "run" / "samples" / "00000002.png")
-    assert grid.size == (134, 134) and grid.mode == "RGB"
+    grid = read_rgb(epath.Path(tmp_path / "run" / "samples" / "00000002.png"))
+    assert grid.shape == (134, 134, 3)
     assert load(epath.Path(tmp_path) / "run").codec is not None
 
 

@@ -24,6 +24,11 @@ def test_every_suite_says_how_it_is_drawn_and_where_it_goes(found):
         assert {"suite", "out", "workdir"} <= found["flags"][f"evaluate {name}"].keys()
 
 
+def test_a_suite_in_a_file_of_flags_counts(tmp_path, refused):
+    (tmp_path / "flags").write_text("--suite=geneval\n--results=nowhere.jsonl\n")
+    refused("evaluate", f"--flagfile={tmp_path / 'flags'}", match="nowhere.jsonl: there is no such")
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_flags_of_another_suite_are_refused_by_name(name, found, refused):
     own = found["flags"][f"evaluate {name}"]

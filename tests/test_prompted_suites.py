@@ -15,6 +15,7 @@ from tp_jax.evals.prompted import PromptedRequest
 from tp_jax.evals.shapes import scores as shapes
 from tp_jax.evals.shapes.suite import PARTS, columns, score_shapes
 from tp_jax.messages.errors import UserError
+from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import load
 from tp_jax.sampling.prompts import encode_prompts
@@ -65,7 +66,7 @@ def test_geneval_images_lie_as_its_evaluator_reads_them(
         files = sorted(path.name for path in (folder / "samples").iterdir())
         assert files == ["0000.png", "0001.png", "0002.png", "0003.png"]
     found = layout.find_images(epath.Path(out))
-    assert len({Image.open(path).tobytes() for path, _ in found}) == len(found) == 12
+    assert len({read_rgb(path).tobytes() for path, _ in found}) == len(found) == 12
 
 
 def test_dpg_images_are_grids_of_four(drawn_from, tmp_path):
@@ -74,7 +75,7 @@ def test_dpg_images_are_grids_of_four(drawn_from, tmp_path):
     for name, text in (("b", "two rings"), ("a", "a cross")):
         (folder / f"{name}.txt").write_text(text)
     SUITES["dpg"].draw(a_make("dpg", drawn_from, tmp_path / "images", epath.Path(folder)))
-    grid = np.asarray(Image.open(tmp_path / "images" / "a.png"))
+    grid = read_rgb(epath.Path(tmp_path / "images" / "a.png"))
     assert grid.shape == (32, 32, 3)
     # The same samples as GenEval's layout would hold, in its order.
     loaded = load(drawn_from)

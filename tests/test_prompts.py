@@ -63,7 +63,9 @@ def test_prompts_make_files_with_captions(drawn_from, tmp_path):
     draw_samples(drawing)
     names = sorted(path.name for path in (tmp_path / "out").glob("0*.png"))
     assert names == ["00000_a-red-circle.png", "00001_two-rings.png", "00002_a-red-circle.png"]
-    lines = [json.loads(line) for line in (tmp_path / "out/captions.jsonl").open()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/captions.jsonl").read_text().splitlines()
+    ]
     assert [line["caption"] for line in lines] == ["a red circle", "two rings", "a red circle"]
     assert [line["file"] for line in lines] == names
 

@@ -11,7 +11,7 @@ from PIL import Image
 from stand_in_extractor import pictures, save, save_pngs
 
 from tp_jax.messages.errors import UserError
-from tp_jax.pictures.reading import open_images
+from tp_jax.pictures.reading import open_images, read_rgb
 
 
 def read(path, rows=4, count=None):
@@ -102,6 +102,14 @@ def test_damaged_rows_are_named(compressed, tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a.npz: arr_0 is damaged at or before row (11|15|19) \("):
         read(path)
+
+
+def test_orientation_is_followed_where_it_is_asked_for(tmp_path):
+    path, exif = epath.Path(tmp_path / "a.png"), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(image(8, 16)).save(path, exif=exif)
+    assert read_rgb(path).shape == (8, 16, 3)
+    np.testing.assert_array_equal(read_rgb(path, upright=True), np.rot90(read_rgb(path), -1))
 
 
 def test_pngs_that_do_not_fit(tmp_path):

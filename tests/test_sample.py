@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from PIL import Image
 
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.grids import make_grid, to_uint8
+from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling import parts
 from tp_jax.sampling.draw import Drawing, draw_samples
 from tp_jax.sampling.generator import Generator, choose_labels
@@ -112,7 +112,7 @@ def test_a_folder_gets_pngs_and_a_grid(trained, tmp_path):
     draw_samples(Drawing(trained, epath.Path(tmp_path / "out"), num=5, batch_size=8))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [*(f"{i:05d}_class{i}.png" for i in range(5)), "grid.png"]
-    assert Image.open(tmp_path / "out" / "00000_class0.png").size == (8, 8)
+    assert read_rgb(epath.Path(tmp_path / "out" / "00000_class0.png")).shape == (8, 8, 3)
 
 
 def test_flags_change_the_samples(trained, tmp_path):

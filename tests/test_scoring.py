@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from conftest import run_entry, tiny_config
 from etils import epath
-from PIL import Image
 from stand_in_extractor import make_extractor
 
 from tp_jax.evals.adm import scorer as scoring
@@ -16,7 +15,7 @@ from tp_jax.evals.adm.reference import read_reference
 from tp_jax.evals.adm.scores import evaluate
 from tp_jax.evals.adm.sweep import Sweep, run_sweep
 from tp_jax.messages.errors import UserError
-from tp_jax.pictures.reading import open_images
+from tp_jax.pictures.reading import open_images, read_rgb
 from tp_jax.sampling.draw import Drawing, draw_samples
 from tp_jax.sampling.loaded import load, without_thinking
 from tp_jax.train.loop import train
@@ -77,7 +76,7 @@ def test_a_cell_scores_what_sample_draws(sweep, trained, reference, extractor, t
     assert_same_scores(cells[4], wanted)
     # So short a training shows under strong guidance alone.
     assert cells[3]["fid"] != cells[4]["fid"] != cells[1]["fid"]
-    width, height = Image.open(sweep.out / "sweep.png").size
+    height, width, _ = read_rgb(sweep.out / "sweep.png").shape
     assert width > height > 300
 
 

@@ -43,7 +43,10 @@ def define_sampling_flags(values: flags.FlagValues, num: str) -> None:
     define_model_flags(values)
     flags.DEFINE_integer("num", None, num, flag_values=values)
     flags.DEFINE_string(
-        "sampler", None, "ddpm or ddim (Gaussian), euler or heun (flow)", flag_values=values
+        "sampler",
+        None,
+        "one that fits the model, as heun; a wrong name lists them",
+        flag_values=values,
     )
     flags.DEFINE_float("guidance_scale", None, "1 is no guidance", flag_values=values)
     flags.DEFINE_integer(

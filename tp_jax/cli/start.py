@@ -64,8 +64,9 @@ def peek(name: str) -> str | None:
 
 def _given() -> dict[str, str]:
     """Values on the command line by the names of their flags."""
-    given = {}
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=True):
+    given: dict[str, str] = {}
+    arguments = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-"):
             given[name] = value if equals else following
@@ -115,7 +116,8 @@ def _shorten(error: Exception) -> str:
     guess = re.search(r"Did you mean \"[^\"]*\"", text)
     message += f" {guess[0]}?" if guess and guess[0] not in message else ""
     key = re.search(r'Key "(\w+)"', message) or re.fullmatch(r"(\w+)", message)
-    renamed = [config_key_hint(old) for old in CONFIG_KEYS if key and old.endswith(key[1])]
+    named = [old for old in CONFIG_KEYS if key and old.split(".")[-1] == key[1]]
+    renamed = [config_key_hint(old) for old in named]
     return "; ".join([message, *filter(None, renamed)])
 
 

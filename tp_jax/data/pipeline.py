@@ -202,15 +202,23 @@ def abstract_batch(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
 
     Returns:
       {"x": [B, H, W, C], "index": [B], "condition": …} and what else the source's batches hold.
+
+    Raises:
+      UserError: the model takes a frame, which the source doesn't give.
     """
     batch_size, size = config.train.batch_size, config.model.image_size
+    takes_frame = config_lib.model_config(config).takes == "frame"
     kind = SOURCES.get(config.data.source, SourceKind())
+    if takes_frame and not kind.extras:
+        raise UserError(
+            f"config.model.frame={config.model.frame!r}, but {config.data.source} gives none"
+        )
     shape = (batch_size, size, size, config.model.channels)
     return {
         "x": jax.ShapeDtypeStruct(shape, np.float32),
         "index": jax.ShapeDtypeStruct((batch_size,), np.int32),
         "condition": model.example_condition(batch_size),
-        **kind.extras(config),
+        **(kind.extras(config) if kind.extras else {}),
     }
 
 

@@ -1,7 +1,10 @@
 """Samplers: one `lax.scan` from noise to data, pure in what they are given.
 
-A sampler is a function `(objective, config) -> (steps, step)`: arrays with a leading axis of
-steps, and how one of their rows takes x to the next x. Adding one is adding it to `SAMPLERS`.
+A sampler is a function `(objective, config) -> (values, step)`: arrays with a leading axis of
+sampler steps, over which is scanned, and the function of one step. A step sees x and its own row
+of the values; nothing else is carried from the step before, so multistep methods don't fit.
+To add one, write such a function and add a line to `SAMPLERS`; configs, flags and the analytic
+FLOPs know it then.
 """
 
 # jax and flax leave parts of what their functions take and return without a type.
@@ -200,7 +203,7 @@ class Sampler:
     Attributes:
       objective: the objective that it samples.
       start: (objective, config) -> arrays with a leading axis of steps, and the step function.
-      predictions: how often a step asks the model.
+      predictions: most predictions of the model in one step, for analytic FLOPs.
     """
 
     objective: type[Objective]

@@ -1,4 +1,9 @@
-"""Suites of evaluations by their names. A new one is a folder here and a line in `SUITES`."""
+"""Suites of evaluations by their names.
+
+A new one is a folder here with a subclass of `Suite`, and a line in `SUITES`. If it has settings
+in training, they are a section `config.evaluation.NAME` in `tp_jax/config.py`. Import torch and
+the like inside methods only, because every command imports all suites.
+"""
 
 from absl import flags
 

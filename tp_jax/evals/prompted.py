@@ -13,7 +13,7 @@ from etils import epath
 
 from tp_jax.cli.flags import required
 from tp_jax.cli.sampling_flags import define_prompt_flags, define_sampling_flags
-from tp_jax.evals.prompts import Prompt
+from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.suite import Suite, path_of
 from tp_jax.files.atomic import write_json
 from tp_jax.files.folders import is_begun, make_folder
@@ -91,7 +91,7 @@ class PromptedSuite(Suite):
         """
 
     def define_drawing_flags(self, values: flags.FlagValues) -> None:
-        """Flags of drawing the suite's images."""
+        """Flags of drawing the suite's images; the suite itself defines --out and --prompts."""
         define_sampling_flags(values, "the first so many prompts; all by default")
         define_prompt_flags(values)
         flags.DEFINE_boolean("make", False, "draw the images into --out", flag_values=values)

@@ -11,7 +11,8 @@ from tp_jax.messages.errors import UserError
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 
 # Scores the parameters of a train_step: (model with parameters, folder for pictures and details)
-# -> JSON fields, of which the floats are the scores. All processes call it; the first one writes.
+# -> JSON fields, of which the Python floats go to TensorBoard. All processes call it and draw;
+# only the first one writes files, and only its return value counts: others may return {}.
 EvaluateInTraining = Callable[[Loaded, epath.Path], Mapping[str, Any]]
 
 
@@ -41,7 +42,7 @@ class Suite(abc.ABC):
         """Draws or reads, judges and reports, as the flags say.
 
         Args:
-          values: of all flags, by their names.
+          values: of all flags, by their names. `cli.flags.required` reads one that must be given.
 
         Raises:
           UserError: anything that was asked for can't be had.
@@ -62,8 +63,17 @@ class Suite(abc.ABC):
         )
 
     def settings(self, model: ModelOnMesh) -> Any:
-        """The section of `config.evaluation` with the suite's name."""
+        """The section of `config.evaluation` with the suite's name, which `config.py` defines."""
         return model.config.evaluation[self.name]
+
+
+def check_local(model: ModelOnMesh, suite: str) -> None:
+    """Raises a UserError for a workdir that isn't a local folder, where verdicts are appended."""
+    if "://" in str(model.workdir):
+        raise UserError(
+            f"config.evaluation.suite={suite!r} writes verdicts line by line, which needs a local "
+            f"folder, but --workdir={model.workdir}: score checkpoints with tp_jax.evaluate"
+        )
 
 
 def choose_mode(values: Mapping[str, Any], modes: tuple[str, ...]) -> str | None:

@@ -16,8 +16,7 @@ def replacing(path: epath.Path) -> Iterator[epath.Path]:
     """
     temporary = path.with_name(path.name + ".tmp")
     yield temporary
-    # Object stores rename by copying, and epath has no `replace` for them.
-    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
+    temporary.replace(path)
 
 
 def write_json(path: epath.Path, content: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
-"""What data and models have to know of an autoencoder."""
+"""What other code has to know of the latents of an autoencoder."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpace:
-    """What data has to know of an autoencoder.
+    """What other code has to know of an autoencoder.
 
     Attributes:
       identity: SHA-256 of its weights.

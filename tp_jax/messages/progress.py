@@ -1,4 +1,4 @@
-"""What a run says while it works: lines and progress bars on the first process's stderr."""
+"""Lines and progress bars on stderr, from the first process alone."""
 
 import sys
 

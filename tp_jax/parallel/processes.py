@@ -1,4 +1,4 @@
-"""Many processes: joining them at the start of an entry."""
+"""Many processes: joining them at the start, and letting the first one decide or act for all."""
 
 import glob
 import os

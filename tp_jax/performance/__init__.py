@@ -1,1 +1,1 @@
-"""Compiling for accelerators that aren't there, and what the program would take."""
+"""Speed and memory: measured on this machine, and predicted by compiling for TPUs."""

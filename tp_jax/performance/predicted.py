@@ -18,7 +18,7 @@ from tp_jax.messages.progress import say
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.performance.collectives import Collective, read_collectives
 from tp_jax.performance.counted_flops import traced_flops
-from tp_jax.performance.programs import JOBS, Program, trace
+from tp_jax.performance.programs import JOBS, TracedProgram, trace
 from tp_jax.performance.topology import Topology, open_topology
 
 GIB = 2**30
@@ -131,7 +131,7 @@ def compile_ahead(config: ConfigDict, topology: Topology, ahead: Ahead) -> Repor
 
 
 def _report(
-    program: Program,
+    program: TracedProgram,
     compiled: jax.stages.Compiled | None,
     mesh: Mesh,
     topology: Topology,

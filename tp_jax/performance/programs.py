@@ -25,7 +25,7 @@ JOBS = ("train", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class TracedProgram:
     """What is to be compiled.
 
     Attributes:
@@ -43,7 +43,7 @@ class Program:
     on_host: int = 0
 
 
-def trace(config: ConfigDict, job: str, mesh: Mesh) -> Program:
+def trace(config: ConfigDict, job: str, mesh: Mesh) -> TracedProgram:
     """Traces one update, or the sampling of one batch of `config.train.batch_size` images.
 
     Raises:
@@ -60,7 +60,7 @@ def trace(config: ConfigDict, job: str, mesh: Mesh) -> Program:
 
 def _trace_train(
     config: ConfigDict, built: config_lib.Built, model: nn.Module, mesh: Mesh
-) -> Program:
+) -> TracedProgram:
     batch_size, trainable = config.train.batch_size, config.train.trainable
     check_batches(config, mesh)
     program = build(config, model, built.objective, mesh)
@@ -76,7 +76,7 @@ def _trace_train(
         "optimizer": _held(state.opt_state, shardings.opt_state),
     }
     rows = batch_size * mesh.shape["tensor"] // mesh.size
-    return Program(
+    return TracedProgram(
         traced,
         train_step_flops(built.model, batch_size, trainable),
         held={
@@ -92,7 +92,7 @@ def _trace_train(
 
 def _trace_sample(
     config: ConfigDict, built: config_lib.Built, model: nn.Module, mesh: Mesh
-) -> Program:
+) -> TracedProgram:
     batch_size = config.train.batch_size
     generator = Generator(model, built.objective, built.sampler, mesh, batch_size)
     shapes = abstract_params(model)
@@ -111,7 +111,7 @@ def _trace_sample(
     predictions = built.sampler.steps * SAMPLERS[built.sampler.sampler].predictions
     predictions *= 1 if built.sampler.guidance_scale == 1 else 2
     flops = predictions * batch_size * forward_flops(built.model)
-    return Program(traced, flops, {"parameters": _held(shapes, shardings)})
+    return TracedProgram(traced, flops, {"parameters": _held(shapes, shardings)})
 
 
 def _held(tree: Any, shardings: Any) -> int:

@@ -1,4 +1,4 @@
-"""From model outputs to pictures."""
+"""Model outputs as uint8 pictures, grids of them, and PNG files."""
 
 import io
 

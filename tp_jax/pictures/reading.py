@@ -165,14 +165,18 @@ def _open_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]
         return image.size
 
 
-def read_rgb(path: epath.Path) -> np.ndarray:
-    """A picture as uint8 [H, W, 3], upright as its EXIF orientation says.
+def read_rgb(path: epath.Path, *, upright: bool = False) -> np.ndarray:
+    """A picture as uint8 [H, W, 3].
+
+    Args:
+      upright: turn it as its EXIF orientation says, which most evaluators don't.
 
     Raises:
       UserError: the file can't be read as an image.
     """
     with _opened(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        turned = ImageOps.exif_transpose(image) if upright else image
+        return np.asarray(turned.convert("RGB"))
 
 
 @contextlib.contextmanager

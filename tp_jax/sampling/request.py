@@ -54,6 +54,23 @@ def drawn_size(
     return pixels[0] // factor, pixels[1] // factor
 
 
+def picture_size(model: ModelOnMesh) -> tuple[int, int]:
+    """Height and width of the pictures that a model draws.
+
+    Raises:
+      UserError: it draws latents that nothing decodes, and those can't be scored.
+    """
+    side, channels = model.built.model.image_size, model.built.model.channels
+    if model.codec:
+        return side * model.codec.space.factor, side * model.codec.space.factor
+    if channels not in (1, 3):
+        raise UserError(
+            f"a model of {channels} channels draws latents, which can't be scored: name the "
+            f"autoencoder that decodes them in config.autoencoder.path"
+        )
+    return side, side
+
+
 def changed_sampler(sampler: SamplerConfig, changes: dict[str, Any]) -> SamplerConfig:
     """The sampler with those fields replaced that aren't None."""
     return dataclasses.replace(sampler, **{k: v for k, v in changes.items() if v is not None})

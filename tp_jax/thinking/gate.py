@@ -25,8 +25,9 @@ class RoutingNoise:
     """Where the gate's randomness comes from; a draw depends on nothing but what is named here.
 
     Attributes:
-      key: a PRNG key of (seed, stream, train_step).
-      sample: [B] int32, each sample's index in the global batch.
+      key: a PRNG key: of (seed, "routing", train_step) in training, of (seed, sampler step) in
+        sampling.
+      sample: [B] int32, each sample's index in the global batch, or in the drawing.
       train: True adds Gumbel noise and the straight-through weight; False leaves a learned
         gate deterministic (only `gate="random"` then reads the key).
     """
@@ -85,8 +86,9 @@ def draw_routing(
     """What one layer's gate draws for all its latent steps; None where it draws nothing.
 
     Args:
-      noise: None is sampling.
-      layer: 0-based index of the block. Every draw is of (key, layer, latent_step, sample, token).
+      noise: None draws nothing, as does train=False for a learned gate.
+      layer: 0-based index of the block. Every array of draws, over tokens, is of (key, layer,
+        latent_step, sample).
       steps, tokens: numbers T of latent steps and N of vision tokens.
 
     Returns:

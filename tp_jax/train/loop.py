@@ -12,6 +12,7 @@ from tp_jax.models.flops import train_step_flops
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.train import metrics
+from tp_jax.train.checkpoint import Checkpoints
 from tp_jax.train.liveness import Preemption, Watchdog
 from tp_jax.train.periodic import Evaluation, Every, Log, Pictures, Save, WithAverage
 from tp_jax.train.setup import Checked, Program, Start, build, check, restore
@@ -36,11 +37,13 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     if start is None:
         return
     write_workdir(workdir, config, checked.text_space)
+    # A killed run must leave the config before anything else, or the workdir would look foreign.
+    checkpoints = start.checkpoints or Checkpoints(workdir, config.checkpoint)
     writer = metrics.open_writer(workdir)
     for text in start_lines(checked, program, start.first):
         say(text)
     window = _window(checked, start)
-    last = _loop(checked, program, start, window, writer)
+    last = _loop(checked, program, start, checkpoints, window, writer)
     writer.flush()
     checked.iterator.close()
     if last < config.train.steps:
@@ -57,16 +60,21 @@ def _window(checked: Checked, start: Start) -> metrics.Window:
 
 
 def _loop(
-    checked: Checked, program: Program, start: Start, window: metrics.Window, writer: Any
+    checked: Checked,
+    program: Program,
+    start: Start,
+    checkpoints: Checkpoints,
+    window: metrics.Window,
+    writer: Any,
 ) -> int:
     """Runs all steps, or as many as there is time for; returns the last train_step."""
     config, steps, train_step = checked.config, checked.config.train.steps, start.first
     log = Log(Every(config.train.log_every, steps), window, writer)
     saved_every = Every(config.checkpoint.every_steps, steps)
-    save = Save(saved_every, window, start.checkpoints, checked.iterator)
+    save = Save(saved_every, window, checkpoints, checked.iterator)
     actions, state = _actions(checked, writer), start.take_state()
     watchdog = Watchdog(config.train.hang_seconds)
-    with start.checkpoints, Preemption() as preemption, watchdog:
+    with checkpoints, Preemption() as preemption, watchdog:
         for train_step in range(start.first + 1, steps + 1):
             state, step_metrics = _update(checked, program, state, train_step)
             window.add(train_step, step_metrics)

@@ -1,4 +1,4 @@
-"""What a run says: metrics of a window of steps, to TensorBoard and as lines on the terminal."""
+"""Metrics of a window of steps, for TensorBoard and as lines on the terminal."""
 
 import contextlib
 import time

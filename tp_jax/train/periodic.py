@@ -1,4 +1,4 @@
-"""What training does every so often. When is an object of its own, and so is what."""
+"""Actions that training repeats: log, save, pictures, evaluation. Each has its schedule."""
 
 import dataclasses
 from typing import Any, Protocol

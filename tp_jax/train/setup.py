@@ -144,11 +144,12 @@ class Start:
     """Where a run begins.
 
     Attributes:
+      checkpoints: of the workdir; None where there is no folder of them yet.
       first: train_step of the checkpoint that it goes on from, or 0.
       seconds: of training so far.
     """
 
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
     first: int
     seconds: float
     _state: TrainState | None
@@ -170,7 +171,7 @@ def restore(checked: Checked, program: Program) -> Start | None:
     model, config = checked.model, checked.config
     workdir, steps = model.workdir, config.train.steps
     checkpoints = None
-    # A folder of checkpoints is made only when nothing can be refused any more.
+    # Opening makes the folder, which waits until nothing can be refused and the config is written.
     if (workdir / FOLDER).exists():
         checkpoints = Checkpoints(workdir, config.checkpoint)
         newest = max(checkpoints.steps(), default=0)
@@ -188,7 +189,7 @@ def restore(checked: Checked, program: Program) -> Start | None:
             first = int(jax.device_get(state.train_step))
             return Start(checkpoints, first, progress.seconds, state)
     state = _fresh_state(model, program)
-    return Start(checkpoints or Checkpoints(workdir, config.checkpoint), 0, 0.0, state)
+    return Start(checkpoints, 0, 0.0, state)
 
 
 def _fresh_state(model: ModelOnMesh, program: Program) -> TrainState:

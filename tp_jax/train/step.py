@@ -53,7 +53,7 @@ def make_train_step(
 ) -> TrainStep:
     """(state, batch {"x": [B, H, W, C], "index": [B], "condition": …}) -> (state, metrics).
 
-    "index" is each sample's place in the global batch's data order.
+    "index" is each sample's row in this update's global batch.
     """
     accumulate, trainable = config.train.accumulate, config.train.trainable
 

@@ -1,4 +1,4 @@
-"""What a run says when it starts."""
+"""The lines that a run prints when it starts."""
 
 from typing import Any
 

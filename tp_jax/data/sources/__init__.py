@@ -28,12 +28,13 @@ class SourceKind:
     Attributes:
       from_disk: (dir, split, section of the config) -> source; of files, or of the package itself.
       from_config: whole config -> source, whose examples are made as the config wants them.
-      extras: whole config -> what a batch holds beside "x", "index" and "condition".
+      extras: whole config -> what a batch holds beside "x", "index" and "condition"; None where
+        that is nothing.
     """
 
     from_disk: Callable[[str, str, str], Source] | None = None
     from_config: Callable[[ConfigDict], Source] | None = None
-    extras: Callable[[ConfigDict], AbstractArrays] = lambda config: {}
+    extras: Callable[[ConfigDict], AbstractArrays] | None = None
 
 
 # `config.data.source` -> kind. `tfds/NAME` is any TFDS image data set.

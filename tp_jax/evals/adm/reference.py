@@ -11,6 +11,7 @@ from etils import epath
 import tp_jax
 from tp_jax.evals.adm.features import PROTOCOLS, Extractor
 from tp_jax.evals.adm.statistics import Moments, inception_score, merge, moments
+from tp_jax.files.atomic import replacing
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import ARRAY, UNREADABLE, ImageSet, array_names, open_images
@@ -148,10 +149,8 @@ def save_statistics(
     for names, gaussian in zip(GAUSSIANS, (statistics.pool, statistics.spatial), strict=True):
         if gaussian:
             arrays |= dict(zip(names, (gaussian.mean, gaussian.covariance), strict=True))
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    temporary.rename(path) if "://" in str(path) else temporary.replace(path)
 
 
 def read_reference(path: epath.Path) -> Reference:

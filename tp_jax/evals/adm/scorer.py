@@ -10,9 +10,6 @@ from etils import epath
 from tp_jax.evals.adm.features import Extractor, load_extractor
 from tp_jax.evals.adm.reference import Reference, check_reference, complete, read_reference
 from tp_jax.evals.adm.scores import Scores, evaluate
-from tp_jax.latents.codec import Codec, Pooling
-from tp_jax.messages.errors import UserError
-from tp_jax.models import TransformerConfig
 from tp_jax.pictures.grids import to_uint8
 from tp_jax.pictures.reading import to_rgb
 from tp_jax.sampling.generator import Generator, choose_labels
@@ -36,23 +33,6 @@ class Scorer:
                 yield to_rgb(to_uint8(batch))
 
         return evaluate(images(), num, self.reference, self.extractor)
-
-
-def picture_size(model: TransformerConfig, codec: Codec | Pooling | None) -> tuple[int, int]:
-    """Height and width of the pictures that a model draws.
-
-    Raises:
-      UserError: it draws latents that nothing decodes, and those can't be scored.
-    """
-    side = model.image_size
-    if codec:
-        return side * codec.space.factor, side * codec.space.factor
-    if model.channels not in (1, 3):
-        raise UserError(
-            f"a model of {model.channels} channels draws latents, which can't be scored: name the "
-            f"autoencoder that decodes them in config.autoencoder.path"
-        )
-    return side, side
 
 
 def load_scorer(

@@ -20,7 +20,7 @@ from tp_jax.evals.adm.reference import (
     read_reference,
     save_statistics,
 )
-from tp_jax.evals.adm.scorer import load_scorer, picture_size
+from tp_jax.evals.adm.scorer import load_scorer
 from tp_jax.evals.adm.scores import Scores, compare
 from tp_jax.evals.adm.sweep import Sweep, run_sweep
 from tp_jax.evals.suite import EvaluateInTraining, Suite, path_of
@@ -29,7 +29,7 @@ from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.reading import open_images
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
-from tp_jax.sampling.request import make_generator
+from tp_jax.sampling.request import make_generator, picture_size
 
 flags.disclaim_key_flags()
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
@@ -129,7 +129,7 @@ class AdmSuite(Suite):
                 )
         batch_size, size = (
             model.config.evaluation.batch_size,
-            picture_size(transformer, model.codec),
+            picture_size(model),
         )
         scorer = load_scorer(
             settings.reference, settings.inception, settings.protocol, batch_size, size

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from tp_jax.evals.adm.scorer import load_scorer, picture_size
+from tp_jax.evals.adm.scorer import load_scorer
 from tp_jax.evals.adm.scores import Scores
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
@@ -24,7 +24,13 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import first_says
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
-from tp_jax.sampling.request import check_no_frame, make_generator, matmul_precision, sampler_fields
+from tp_jax.sampling.request import (
+    check_no_frame,
+    make_generator,
+    matmul_precision,
+    picture_size,
+    sampler_fields,
+)
 
 # Says what the cells of a folder are of.
 DESCRIPTION = "description.json"
@@ -96,7 +102,7 @@ def run_sweep(sweep: Sweep) -> None:
         str(sweep.inception),
         sweep.protocol,
         sweep.batch_size,
-        picture_size(loaded.built.model, loaded.codec),
+        picture_size(loaded),
     )
     _open_folder(sweep, loaded, base_name, scorer.extractor.identity)
 

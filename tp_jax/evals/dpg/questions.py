@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.evals.dpg.score import TILES, Answers, Question, Scores, score
-from tp_jax.evals.prompts import Prompt
+from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import appender, check_fields, mend, read_lines, read_text
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar

@@ -12,8 +12,8 @@ from tp_jax.cli.flags import required
 from tp_jax.evals.dpg import results as dpg_results
 from tp_jax.evals.dpg.questions import grid, image_path, read_prompts, read_questions
 from tp_jax.evals.dpg.score import Scores
+from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.prompted import PromptedSuite
-from tp_jax.evals.prompts import Prompt
 from tp_jax.evals.suite import choose_mode, path_of
 from tp_jax.files.atomic import write_json
 from tp_jax.messages.errors import UserError

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tp_jax.evals.frozenlake.plays import OUTCOMES, Play
 from tp_jax.pictures.galleries import make_filmstrips
-from tp_jax.pictures.grids import to_uint8
+from tp_jax.pictures.grids import save_png, to_uint8
 from tp_jax.worlds.frozenlake.frames import Canvas
 from tp_jax.worlds.frozenlake.maps import find
 
@@ -51,7 +51,7 @@ def show_films(
             title = f"{size}, {count} frames: {outcome.replace('_', ' ')} (above drawn, below true)"
             pairs = [[film.first, *film.drawn[:count]], [film.first, *film.true[:count]]]
             strips.append((title, plays[i].outcome == "goal", [_pixels(row) for row in pairs]))
-        make_filmstrips(strips).save(path)
+        save_png(path, np.asarray(make_filmstrips(strips)))
     if good or bad:
         i = (good or bad)[0]
         count = len(plays[i].cells)

@@ -25,6 +25,7 @@ from tp_jax.files.atomic import write_json
 from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
+from tp_jax.parallel.processes import by_first
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 from tp_jax.sampling.request import (
     Request,
@@ -99,9 +100,13 @@ class FrozenLakeSuite(Suite):
         def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
             plays, films = walk_lakes(frames_of, loaded.params, lakes, seed, settings.look)
             found = score_walks(plays, lakes, seed)
-            if jax.process_index() == 0:
+
+            def show() -> None:
                 make_folder(out, str(out))
                 show_films(out, plays, films, lakes.canvas)
+
+            # Where the first process can't write, all have to stop.
+            by_first(show)
             return {
                 f"{group}/{name}": float(value)
                 for group, values in found["model"].items()

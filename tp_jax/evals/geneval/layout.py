@@ -4,8 +4,8 @@ import numpy as np
 from etils import epath
 
 from tp_jax.evals.geneval.prompts import image_path, write_metadata
+from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.prompted import PromptedSuite
-from tp_jax.evals.prompts import Prompt
 from tp_jax.pictures.grids import save_png
 
 

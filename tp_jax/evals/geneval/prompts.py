@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from tp_jax.evals.geneval.rules import COLOURS, RELATIONS
-from tp_jax.evals.prompts import Prompt
+from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import check_fields, read_lines, read_text
 from tp_jax.messages.errors import UserError
 

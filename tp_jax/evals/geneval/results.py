@@ -1,4 +1,4 @@
-"""GenEval: prompts, images where its evaluator looks for them, and its results.
+"""GenEval: verdicts on images, and scores of verdicts, ours or the official evaluator's.
 
 Source: djghosh13/geneval (Ghosh et al. 2023, arXiv:2310.11513).
 """
@@ -14,7 +14,7 @@ from etils import epath
 
 from tp_jax.evals.geneval.prompts import PROMPTS, check_metadata, find_images, key
 from tp_jax.evals.geneval.rules import Detection, Objects, judge, select
-from tp_jax.evals.prompts import Prompt
+from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import appender, check_fields, mend, read_lines
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
@@ -194,7 +194,7 @@ def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -
 def _judge_image(
     path: epath.Path, metadata: dict[str, Any], detector: Detector, colours: ColourClassifier
 ) -> dict[str, Any]:
-    image = read_rgb(path)
+    image = read_rgb(path, upright=True)
     objects = select(detector(image), metadata["tag"])
     correct, reason = judge(objects, metadata, lambda group, name: colours(image, group, name))
     boxes = {

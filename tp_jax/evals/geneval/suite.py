@@ -11,7 +11,7 @@ from tp_jax.cli.flags import required
 from tp_jax.evals.geneval.layout import GenEvalLayout
 from tp_jax.evals.geneval.prompts import read_prompts
 from tp_jax.evals.geneval.results import as_table, read_results, score_images
-from tp_jax.evals.prompts import Prompt
+from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.suite import choose_mode, path_of
 from tp_jax.files.atomic import write_json
 from tp_jax.messages.errors import UserError

@@ -14,7 +14,7 @@ from etils import epath
 
 from tp_jax.evals.geneval.results import GenEvalScores, score_images, score_lines
 from tp_jax.evals.geneval.rules import Detection, Objects
-from tp_jax.evals.prompts import Prompt
+from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import read_lines
 from tp_jax.messages.errors import UserError
 from tp_jax.worlds.shapes.checker import find_objects
@@ -62,7 +62,7 @@ def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
 
 
 def drawn_prompts(images: Sequence[tuple[epath.Path, dict[str, Any]]]) -> list[Prompt]:
-    """The prompts that images are of, as `tp_jax.evals.geneval.results.find_images` finds them.
+    """The prompts that images are of, as `tp_jax.evals.geneval.prompts.find_images` finds them.
 
     Raises:
       UserError: they are of others than those of Shapes.

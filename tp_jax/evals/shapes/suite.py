@@ -14,10 +14,10 @@ from tp_jax.evals.geneval.layout import GenEvalLayout
 from tp_jax.evals.geneval.prompts import PROMPTS, find_images
 from tp_jax.evals.geneval.results import as_table
 from tp_jax.evals.over_seeds import Columns, collect
+from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.prompted import description_path
-from tp_jax.evals.prompts import Prompt
 from tp_jax.evals.shapes import scores as shapes
-from tp_jax.evals.suite import EvaluateInTraining, choose_mode
+from tp_jax.evals.suite import EvaluateInTraining, check_local, choose_mode
 from tp_jax.files.atomic import write_json
 from tp_jax.files.jsonl import read_json, read_lines
 from tp_jax.messages.errors import UserError
@@ -28,7 +28,7 @@ from tp_jax.pictures.grids import save_png
 from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 from tp_jax.sampling.prompts import encode_prompts, load_text
-from tp_jax.sampling.request import make_generator
+from tp_jax.sampling.request import make_generator, picture_size
 
 flags.disclaim_key_flags()
 # Of the scores.
@@ -88,6 +88,8 @@ class ShapesSuite(GenEvalLayout):
                 f"config.evaluation.suite={self.name!r} draws prompts, but this "
                 f"{model.config.model.kind} model takes none: choose another suite"
             )
+        check_local(model, self.name)
+        picture_size(model)
         num = self.settings(model).num
         if not 0 <= num <= len(shapes.prompts()):
             raise UserError(
@@ -103,9 +105,11 @@ class ShapesSuite(GenEvalLayout):
             # A run that goes on from an older checkpoint finds images of other parameters here.
             by_first(lambda: out.rmtree(missing_ok=True))
             self.draw_encoded(loaded, generator, prompts, encoded, self.samples, seed, images)
-            if jax.process_index():
+            content: dict[str, Any] = {}
+            # Where the first process refuses, all have to stop.
+            by_first(lambda: content.update(score_shapes(images, out)))
+            if not content:
                 return {}
-            content = score_shapes(images, out)
             found = {part: content[part] for part in PARTS if content[part]}
             return {
                 f"{part}/{tag}": float(value)

@@ -10,7 +10,7 @@ class Prompt:
 
     Attributes:
       index: its place in the benchmark, from 0.
-      name: of its folder in GenEval ("00042"), of its item in DPG-Bench ("partiprompts42").
+      name: unique; names its files: "00042" in GenEval, "partiprompts42" in DPG-Bench.
       text: what is drawn.
       metadata: what its rules are, as the benchmark gives them; empty in DPG-Bench.
     """
