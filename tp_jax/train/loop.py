@@ -98,9 +98,10 @@ def _loop(
 def _actions(checked: Checked, writer: Any) -> list[WithAverage]:
     config, steps = checked.config, checked.config.train.steps
     drawn, scored = config.train.sample_every, config.evaluation.every_steps
-    actions: list[WithAverage] = [
-        Pictures(Every(drawn, steps), checked.model, checked.conditions, writer)
-    ]
+    actions: list[WithAverage] = []
+    if config.train.samples:
+        due = Every(drawn, steps)
+        actions.append(Pictures(due, checked.model, checked.conditions, writer))
     if checked.evaluate:
         actions.append(Evaluation(Every(scored, steps), checked.model, checked.evaluate, writer))
     return actions

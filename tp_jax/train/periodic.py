@@ -37,9 +37,6 @@ class Every:
         return train_step % self.steps == 0 or train_step == self.last
 
 
-NEVER = Every(steps=2**62, last=0)
-
-
 class ResumableData(Protocol):
     """The data iterator, as far as saving asks."""
 
@@ -101,10 +98,9 @@ class Pictures:
     """A grid of samples of the averaged parameters, always from the same noise."""
 
     def __init__(self, due: Every, model: ModelOnMesh, conditions: Any, writer: Any) -> None:
-        """`conditions` of the samples are arrays [num, …], or empty for no pictures."""
-        self._count = model.config.train.samples
-        self.due = due if self._count else NEVER
-        self._generator = make_generator(model, batch_size=whole_batch(model.mesh, self._count))
+        """`conditions` of the samples are arrays [num, …], num being `config.train.samples`."""
+        self.due, count = due, model.config.train.samples
+        self._generator = make_generator(model, batch_size=whole_batch(model.mesh, count))
         self._conditions, self._model, self._writer = conditions, model, writer
 
     def run(self, train_step: int, params: Params) -> None:
