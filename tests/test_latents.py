@@ -125,7 +125,7 @@ def test_the_bytes_depend_on_neither_batch_nor_devices(prepared, config, monkeyp
 def test_two_processes_make_what_one_makes(prepared, config, monkeypatch):
     folder, codec = epath.Path(config.data.dir), one_device_codec(config)
     monkeypatch.setattr(preparation, "load_codec", lambda config, mesh: codec)
-    monkeypatch.setattr(processes, "first_says", lambda value: value)
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda value: value)
     preparation.start(folder, open_latents(str(prepared)).header.plan)
     monkeypatch.setattr(preparation.multihost_utils, "sync_global_devices", lambda name: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)

@@ -26,8 +26,8 @@ from tp_jax.files.folders import is_begun, make_folder
 from tp_jax.latents.codec import Codec, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
-from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh, whole_batch
-from tp_jax.parallel.processes import by_first
+from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh, padded_batch_size
+from tp_jax.parallel.processes import run_on_first
 from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.text import TextEncoder, load_encoder
 
@@ -173,7 +173,7 @@ def start(folder: epath.Path, plan: LatentsPlan) -> None:
     Raises:
       UserError: the folder is foreign, or was begun with another plan.
     """
-    by_first(lambda: _start(folder, plan))
+    run_on_first(lambda: _start(folder, plan))
 
 
 def _start(folder: epath.Path, plan: LatentsPlan) -> None:
@@ -209,7 +209,7 @@ def encoded(
       UserError: an image can't be read and none may be skipped, or a caption can't be encoded.
     """
     indices = [int(index) for shard in shards for index in chosen[plan.shard_range(shard)]]
-    batch_size = whole_batch(codec.mesh, config.prepare.batch_size)
+    batch_size = padded_batch_size(codec.mesh, config.prepare.batch_size)
     read = _ReadPixels(source, plan.pixel_size)
     dataset = grain.MapDataset.source(indices).map(read).to_iter_dataset()
     if config.data.workers:

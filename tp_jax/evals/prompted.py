@@ -19,7 +19,7 @@ from tp_jax.files.atomic import write_json
 from tp_jax.files.folders import is_begun, make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
-from tp_jax.parallel.processes import by_first, first_says
+from tp_jax.parallel.processes import broadcast_from_first, run_on_first
 from tp_jax.pictures.grids import to_uint8
 from tp_jax.pictures.reading import to_rgb
 from tp_jax.sampling.generator import Generator
@@ -164,7 +164,7 @@ class PromptedSuite(Suite):
         out: epath.Path,
     ) -> None:
         """Draws the images that aren't in `out` yet; the first process writes them."""
-        first = first_says(self._drawn(out, prompts, samples))
+        first = broadcast_from_first(self._drawn(out, prompts, samples))
         rows = np.repeat(np.arange(len(prompts)), samples)
         waiting: list[np.ndarray] = []
         at = first
@@ -214,4 +214,4 @@ def open_folder(out: epath.Path, description: dict[str, Any]) -> None:
         make_folder(out, f"--out={out}")
         write_json(path, description)
 
-    by_first(open_it)
+    run_on_first(open_it)

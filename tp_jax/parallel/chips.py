@@ -42,7 +42,7 @@ CHIPS = {
     "Tesla T4": Chip(65e12, 0.32e12, 16 * GIB, 16e9),
 }
 # For choices that need figures where none are published; a CPU core is about this.
-UNKNOWN = Chip(1e11, 2e10, 8 * GIB, 5e9)
+UNKNOWN_CHIP = Chip(1e11, 2e10, 8 * GIB, 5e9)
 
 
 def find_chip(device_kind: str) -> Chip | None:

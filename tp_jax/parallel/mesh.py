@@ -88,7 +88,7 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def whole_batch(mesh: Mesh, count: int) -> int:
+def padded_batch_size(mesh: Mesh, count: int) -> int:
     """The smallest batch that holds `count` samples and divides over a mesh."""
     shards = batch_shards(mesh)
     return max(-(-count // shards), 1) * shards

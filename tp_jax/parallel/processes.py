@@ -56,14 +56,14 @@ def join_processes() -> None:
         ) from error
 
 
-def first_says(value: int) -> int:
+def broadcast_from_first(value: int) -> int:
     """What the first process has for this number; all processes ask together."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def by_first(act: Callable[[], None]) -> None:
+def run_on_first(act: Callable[[], None]) -> None:
     """Lets the first process act, while all wait; where it refuses, all do.
 
     Raises:
@@ -75,7 +75,7 @@ def by_first(act: Callable[[], None]) -> None:
             act()
         except UserError as error:
             refused = error
-    if first_says(refused is not None):
+    if broadcast_from_first(refused is not None):
         raise refused or UserError("the first process refused: see what it says")
 
 

@@ -16,7 +16,7 @@ from tp_jax.diffusion import sample as draw
 from tp_jax.latents.codec import Codec, Pooling
 from tp_jax.messages.errors import UserError
 from tp_jax.models.parameters import Params
-from tp_jax.parallel.mesh import check_batch_size, whole_batch
+from tp_jax.parallel.mesh import check_batch_size, padded_batch_size
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.thinking import RoutingNoise, ThinkingOptions
@@ -114,7 +114,7 @@ class Generator:
             rows = np.arange(len(jax.tree.leaves(conditions)[0]))
         count = len(rows)
         # Not more than there are to draw, as far as the devices can share them.
-        batch_size = min(self.batch_size, whole_batch(self.mesh, count - first))
+        batch_size = min(self.batch_size, padded_batch_size(self.mesh, count - first))
         for start in range(first, count, batch_size):
             index = np.arange(start, start + batch_size)
             chosen = rows[np.minimum(index, count - 1)]

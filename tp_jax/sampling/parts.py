@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.files.atomic import replacing, write_json
-from tp_jax.parallel.processes import first_says
+from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.sampling.request import check_same_drawing
 
 # A part is written when it has so many samples, or when the last one is so many seconds old.
@@ -37,7 +37,7 @@ def open_parts(out: epath.Path, description: dict[str, Any]) -> "Parts":
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, description)
-    return Parts(out, folder, first_says(rows))
+    return Parts(out, folder, broadcast_from_first(rows))
 
 
 def _in_order(folder: epath.Path) -> list[epath.Path]:

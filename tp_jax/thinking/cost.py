@@ -8,7 +8,7 @@ import math
 
 import jax
 
-from tp_jax.parallel.chips import UNKNOWN, Chip, find_chip
+from tp_jax.parallel.chips import UNKNOWN_CHIP, Chip, find_chip
 from tp_jax.parallel.mesh import BATCH_AXES
 from tp_jax.thinking.config import ThinkingConfig
 
@@ -127,7 +127,7 @@ def setting_of(
         devices,
         fsdp,
         1 if config.share_across_steps else steps,
-        find_chip(kind) or UNKNOWN,
+        find_chip(kind) or UNKNOWN_CHIP,
         itemsize,
     )
 

@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from tp_jax.files.orbax import absolute
 from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.messages.progress import say
-from tp_jax.parallel.processes import first_says
+from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.train.state import TrainState
 from tp_jax.workdir.checkpoints import DAMAGED, FOLDER, restore_items
 from tp_jax.workdir.integrity import FOLDER as CHECKSUMS
@@ -156,7 +156,7 @@ class Checkpoints:
         found = None
         if jax.process_index() == 0:
             found = find_damage(self._workdir, step, self._folder(step))
-        damaged = first_says(found is not None)
+        damaged = broadcast_from_first(found is not None)
         return (found or "as the first process found") if damaged else None
 
     def _set_aside(self, step: int, problem: str) -> None:

@@ -11,7 +11,7 @@ from tp_jax.evals.suite import EvaluateInTraining
 from tp_jax.files.atomic import write_json
 from tp_jax.messages.progress import say
 from tp_jax.models.parameters import Params
-from tp_jax.parallel.mesh import whole_batch
+from tp_jax.parallel.mesh import padded_batch_size
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
 from tp_jax.sampling.loaded import ModelOnMesh
 from tp_jax.sampling.request import make_generator
@@ -100,7 +100,7 @@ class Pictures:
     def __init__(self, due: Every, model: ModelOnMesh, conditions: Any, writer: Any) -> None:
         """`conditions` of the samples are arrays [num, …], num being `config.train.samples`."""
         self.due, count = due, model.config.train.samples
-        self._generator = make_generator(model, batch_size=whole_batch(model.mesh, count))
+        self._generator = make_generator(model, batch_size=padded_batch_size(model.mesh, count))
         self._conditions, self._model, self._writer = conditions, model, writer
 
     def run(self, train_step: int, params: Params) -> None:

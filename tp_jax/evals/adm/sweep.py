@@ -22,7 +22,7 @@ from tp_jax.files.folders import is_begun, make_folder
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
-from tp_jax.parallel.processes import first_says
+from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
 from tp_jax.sampling.request import (
     check_no_frame,
@@ -110,7 +110,7 @@ def run_sweep(sweep: Sweep) -> None:
     for number, ((series, scale), (of, generator)) in enumerate(generators.items(), 1):
         path = sweep.out / "cells" / f"{series.replace('=', '')}_guidance{scale:g}.json"
         # The first process alone reads and writes; the others need only do as it does.
-        if not first_says(path.exists()):
+        if not broadcast_from_first(path.exists()):
             say(f"cell {number} of {len(generators)}: {series}, guidance {scale:g}")
             with matmul_precision(sweep.matmul_precision):
                 scores = scorer.score(

@@ -25,7 +25,7 @@ from tp_jax.files.atomic import write_json
 from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
-from tp_jax.parallel.processes import by_first
+from tp_jax.parallel.processes import run_on_first
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 from tp_jax.sampling.request import (
     Request,
@@ -106,7 +106,7 @@ class FrozenLakeSuite(Suite):
                 show_films(out, plays, films, lakes.canvas)
 
             # Where the first process can't write, all have to stop.
-            by_first(show)
+            run_on_first(show)
             return {
                 f"{group}/{name}": float(value)
                 for group, values in found["model"].items()

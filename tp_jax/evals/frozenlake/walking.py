@@ -21,7 +21,7 @@ from tp_jax.evals.frozenlake.plays import (
 from tp_jax.files.jsonl import read_text
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
-from tp_jax.parallel.mesh import whole_batch
+from tp_jax.parallel.mesh import padded_batch_size
 from tp_jax.sampling.generator import Generator
 from tp_jax.worlds.frozenlake.frames import Canvas
 from tp_jax.worlds.frozenlake.maps import check_map, walk
@@ -96,7 +96,9 @@ def frame_generator(generator: Generator, lakes: Lakes) -> FrameGenerator:
     fields: dict[str, Any] = {
         field.name: getattr(generator, field.name) for field in dataclasses.fields(Generator)
     }
-    fields["batch_size"] = min(generator.batch_size, whole_batch(generator.mesh, len(lakes.places)))
+    fields["batch_size"] = min(
+        generator.batch_size, padded_batch_size(generator.mesh, len(lakes.places))
+    )
     return FrameGenerator(**fields, read_sigma=lakes.fields.read_sigma)
 
 

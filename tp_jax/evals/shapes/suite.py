@@ -22,7 +22,7 @@ from tp_jax.files.atomic import write_json
 from tp_jax.files.jsonl import read_json, read_lines
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
-from tp_jax.parallel.processes import by_first
+from tp_jax.parallel.processes import run_on_first
 from tp_jax.pictures.galleries import make_captioned
 from tp_jax.pictures.grids import save_png
 from tp_jax.pictures.reading import read_rgb
@@ -103,11 +103,11 @@ class ShapesSuite(GenEvalLayout):
         def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
             images, seed = out / "images", model.config.seed
             # A run that goes on from an older checkpoint finds images of other parameters here.
-            by_first(lambda: out.rmtree(missing_ok=True))
+            run_on_first(lambda: out.rmtree(missing_ok=True))
             self.draw_encoded(loaded, generator, prompts, encoded, self.samples, seed, images)
             content: dict[str, Any] = {}
             # Where the first process refuses, all have to stop.
-            by_first(lambda: content.update(score_shapes(images, out)))
+            run_on_first(lambda: content.update(score_shapes(images, out)))
             if not content:
                 return {}
             found = {part: content[part] for part in PARTS if content[part]}
