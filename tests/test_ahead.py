@@ -15,12 +15,12 @@ from tp_jax import config as config_lib
 from tp_jax.messages.errors import UserError
 from tp_jax.models.flops import forward_flops
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
-from tp_jax.performance import predicted as report_lib
+from tp_jax.performance import aot as report_lib
 from tp_jax.performance import topology as topology_lib
 from tp_jax.performance.collectives import read_collectives
-from tp_jax.performance.counted_flops import traced_flops
 from tp_jax.performance.programs import trace
 from tp_jax.performance.topology import open_topology
+from tp_jax.performance.traced_flops import traced_flops
 
 CONFIG = "configs/imagenet256.py"
 

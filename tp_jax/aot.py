@@ -9,7 +9,7 @@ from ml_collections import config_flags
 
 from tp_jax.cli import start
 from tp_jax.cli.flags import required
-from tp_jax.performance.predicted import Ahead, run_ahead
+from tp_jax.performance.aot import AotOptions, run_aot
 
 config_flags.DEFINE_config_file("config", None, "a config file, as configs/imagenet256.py")
 flags.DEFINE_string("topology", None, "KIND:SHAPE of a slice in chips, as v5e:4x4 or v5p:4x4x8")
@@ -22,8 +22,8 @@ flags.DEFINE_string("json", None, "FILE.json for the report")
 
 def main() -> None:
     values = flags.FLAGS.flag_values_dict()
-    run_ahead(
-        Ahead(
+    run_aot(
+        AotOptions(
             start.required_config(),
             required("topology"),
             json=epath.Path(values["json"]) if values["json"] else None,

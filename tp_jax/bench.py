@@ -5,7 +5,7 @@ from etils import epath
 
 from tp_jax.cli import start
 from tp_jax.cli.flags import required
-from tp_jax.performance.measured import Bench, run_bench
+from tp_jax.performance.bench import BenchOptions, run_bench
 
 flags.DEFINE_string("what", None, "prepare: JPEG to latents; evaluate: images to statistics")
 flags.DEFINE_float("seconds", 30, "how long to measure, after compiling")
@@ -20,7 +20,7 @@ def main() -> None:
     values = flags.FLAGS.flag_values_dict()
     names = ("seconds", "image_size", "batch_size", "workers", "dtype")
     out = epath.Path(values["json"]) if values["json"] else None
-    run_bench(Bench(required("what"), json=out, **{name: values[name] for name in names}))
+    run_bench(BenchOptions(required("what"), json=out, **{name: values[name] for name in names}))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.performance.collectives import Collective, read_collectives
-from tp_jax.performance.counted_flops import traced_flops
 from tp_jax.performance.programs import JOBS, TracedProgram, trace
 from tp_jax.performance.topology import Topology, open_topology
+from tp_jax.performance.traced_flops import traced_flops
 
 GIB = 2**30
 # Fewer of the compiler's searches: a quarter of the time, for memory that is the same within a few
@@ -28,7 +28,7 @@ QUICK: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 
 
 @dataclasses.dataclass(frozen=True)
-class Ahead:
+class AotOptions:
     """What to compile; the flags of `tp_jax.aot`.
 
     Attributes:
@@ -86,48 +86,48 @@ class Report:
         return self.peak is not None and self.peak <= self.memory
 
 
-def run_ahead(ahead: Ahead) -> Report:
+def run_aot(options: AotOptions) -> Report:
     """Compiles, prints the report, and writes it as JSON where asked.
 
     Raises:
       UserError: there is no such topology or job, or the config can't be built for it.
     """
-    if ahead.job not in JOBS:
-        raise UserError(f"--job={ahead.job!r}: choose one of {', '.join(JOBS)}")
-    if ahead.json and not ahead.json.parent.is_dir():
-        raise UserError(f"--json={ahead.json}: there is no folder {ahead.json.parent}: make it")
-    topology = open_topology(ahead.topology, ahead.slices)
-    config = ahead.config.copy_and_resolve_references()
-    config.mesh.slices = ahead.slices
+    if options.job not in JOBS:
+        raise UserError(f"--job={options.job!r}: choose one of {', '.join(JOBS)}")
+    if options.json and not options.json.parent.is_dir():
+        raise UserError(f"--json={options.json}: there is no folder {options.json.parent}: make it")
+    topology = open_topology(options.topology, options.slices)
+    config = options.config.copy_and_resolve_references()
+    config.mesh.slices = options.slices
     say(f"compiling for {len(topology.devices)} × {topology.devices[0].device_kind} …")
-    report = compile_ahead(config, topology, ahead)
-    if not report.fits and ahead.advise:
+    report = compile_for_topology(config, topology, options)
+    if not report.fits and options.advise:
         found = advise(
             config,
             len(topology.devices) // topology.slices,
-            ahead.job,
-            lambda changed: compile_ahead(changed, topology, ahead),
+            options.job,
+            lambda changed: compile_for_topology(changed, topology, options),
         )
         report = dataclasses.replace(report, advice=found)
     print(as_text(report))
-    if ahead.json:
-        write_json(ahead.json, as_json(report))
+    if options.json:
+        write_json(options.json, as_json(report))
     return report
 
 
-def compile_ahead(config: ConfigDict, topology: Topology, ahead: Ahead) -> Report:
+def compile_for_topology(config: ConfigDict, topology: Topology, options: AotOptions) -> Report:
     """Traces and compiles one config for a topology."""
     mesh = create_mesh(config.mesh, list(topology.devices))
     started = time.monotonic()
-    program = trace(config, ahead.job, mesh)
+    program = trace(config, options.job, mesh)
     try:
-        compiled = program.traced.lower().compile(compiler_options={} if ahead.full else QUICK)
+        compiled = program.traced.lower().compile(compiler_options={} if options.full else QUICK)
     except jax.errors.JaxRuntimeError as error:
         # Past its memory the compiler gives up.
         if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
             raise
         compiled = None
-    return _report(program, compiled, mesh, topology, ahead, time.monotonic() - started)
+    return _report(program, compiled, mesh, topology, options, time.monotonic() - started)
 
 
 def _report(
@@ -135,7 +135,7 @@ def _report(
     compiled: jax.stages.Compiled | None,
     mesh: Mesh,
     topology: Topology,
-    ahead: Ahead,
+    options: AotOptions,
     seconds: float,
 ) -> Report:
     chip, chips = topology.chip, len(topology.devices)
@@ -164,7 +164,7 @@ def _report(
         slices=topology.slices,
         chips=chips,
         mesh={name: size for name, size in mesh.shape.items() if size > 1},
-        job=ahead.job,
+        job=options.job,
         held=program.held,
         on_host=program.on_host,
         temporaries=temporaries,
@@ -176,7 +176,7 @@ def _report(
         bounds=bounds,
         model_flops_utilisation=utilisation,
         compile_seconds=seconds,
-        full=ahead.full,
+        full=options.full,
     )
 
 

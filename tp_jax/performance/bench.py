@@ -35,7 +35,7 @@ from tp_jax.pretrained.autoencoder import LoadedAutoencoder
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class BenchOptions:
     """What to measure; the flags of `tp_jax.bench`.
 
     Attributes:
@@ -54,7 +54,7 @@ class Bench:
     json: epath.Path | None = None
 
 
-def run_bench(bench: Bench) -> dict[str, Any]:
+def run_bench(bench: BenchOptions) -> dict[str, Any]:
     """Measures, prints and, if asked, writes images per second, per device, and peak memory.
 
     Raises:
@@ -94,7 +94,7 @@ def _as_text(name: str, value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def bench_prepare(bench: Bench) -> dict[str, float]:
+def bench_prepare(bench: BenchOptions) -> dict[str, float]:
     """JPEG to records: decoding, cropping, both flips through Stable Diffusion's encoder."""
     source, codec, config = _photos(bench), _random_codec(bench), default()
     config.model.image_size = bench.image_size // codec.space.factor
@@ -116,7 +116,7 @@ def bench_prepare(bench: Bench) -> dict[str, float]:
     }
 
 
-def bench_evaluate(bench: Bench) -> dict[str, float]:
+def bench_evaluate(bench: BenchOptions) -> dict[str, float]:
     """uint8 images to the statistics of FID, sFID and Inception Score."""
     model = Inception()
     shape = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
@@ -141,13 +141,13 @@ def bench_evaluate(bench: Bench) -> dict[str, float]:
     return {"images_per_second": rate, "two_batches_to_statistics_seconds": seconds}
 
 
-BENCHES: dict[str, Callable[[Bench], dict[str, float]]] = {
+BENCHES: dict[str, Callable[[BenchOptions], dict[str, float]]] = {
     "prepare": bench_prepare,
     "evaluate": bench_evaluate,
 }
 
 
-def _rate(items: Iterator[Any], bench: Bench, count: Callable[[Any], int]) -> float:
+def _rate(items: Iterator[Any], bench: BenchOptions, count: Callable[[Any], int]) -> float:
     """Images per second, after the two batches that compile and fill the pipeline."""
     say(f"{bench.what}: compiling, then measuring for {bench.seconds:g} s …")
     done = 0
@@ -159,7 +159,7 @@ def _rate(items: Iterator[Any], bench: Bench, count: Callable[[Any], int]) -> fl
     return done / seconds
 
 
-def _random_codec(bench: Bench) -> Codec:
+def _random_codec(bench: BenchOptions) -> Codec:
     config = AutoencoderConfig()
     model = Autoencoder(config, bench.dtype)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
@@ -194,5 +194,5 @@ class _Photos:
         return {"image": self._photo, "label": index % 1000}
 
 
-def _photos(bench: Bench) -> Source:
+def _photos(bench: BenchOptions) -> Source:
     return Source(_Photos(), None, 3, tuple(str(label) for label in range(1000)))
