@@ -1,4 +1,4 @@
-"""No mesh and no number of processes changes a number: twenty updates, and samples after them."""
+"""Training (20 updates) and sampling give the same numbers on every mesh and process count."""
 
 import os
 import pathlib
@@ -15,14 +15,18 @@ KINDS = ("dit", "mmdit")
 
 
 def train(folder, processes, devices, cases):
-    """{case: (losses [20, 2], samples)} of cases trained on processes with so many devices each."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
-    search = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    """Train the cases on `processes` processes of `devices` devices each.
+
+    Returns:
+      {case: (losses [20, 2], samples)}; a row of losses is the loss and the gradient norm.
+    """
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     running = []
     for index in range(processes):
-        environment = os.environ | {"PYTHONPATH": search}
+        environment = os.environ | {"PYTHONPATH": path}
         if processes > 1:
             environment |= {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
@@ -36,7 +40,7 @@ def train(folder, processes, devices, cases):
         return {case: (file[f"{case}/losses"], file[f"{case}/samples"]) for case in cases}
 
 
-def assert_all_equal_one_device(found, wanted):
+def assert_equal_to_one_device(found, wanted):
     for case, (losses, samples) in found.items():
         wanted_losses, wanted_samples = wanted[f"{case.split(':')[0]}:one"]
         np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5, err_msg=case)
@@ -44,13 +48,13 @@ def assert_all_equal_one_device(found, wanted):
         np.testing.assert_allclose(samples, wanted_samples, atol=1e-5 * scale, err_msg=case)
 
 
-def test_eight_devices_train_as_one(tmp_path):
+def test_training_on_eight_devices_equals_one_device(tmp_path):
     cases = [f"dit:{name}" for name in ("one", "uneven", "mixed")]
     found = train(tmp_path, 1, 8, cases)
     losses, samples = found["dit:one"]
     assert losses.shape == (20, 2) and len(np.unique(losses[:, 0])) == 20
     assert samples.shape == (8, 8, 8, 1) and samples.std() > 0.1
-    assert_all_equal_one_device(found, found)
+    assert_equal_to_one_device(found, found)
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +65,26 @@ def one_process(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_mesh_of_eight_devices_trains_as_one(one_process):
-    assert_all_equal_one_device(one_process, one_process)
+def test_training_on_every_mesh_of_eight_devices_equals_one_device(one_process):
+    assert_equal_to_one_device(one_process, one_process)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
-def test_processes_train_as_one(processes, devices, one_process, tmp_path):
-    """TP_JAX_MESHES=all takes every mesh with both numbers of processes, a quarter of an hour."""
+def test_training_on_processes_equals_one_process(processes, devices, one_process, tmp_path):
+    """Check one or two meshes; TP_JAX_MESHES=all checks five meshes (takes 15 minutes)."""
     names = ("data", "fsdp", "tensor", "expert", "mixed")
     if os.environ.get("TP_JAX_MESHES") != "all":
         names = ("data", "expert") if processes == 2 else ("mixed",)
     cases = [f"{kind}:{name}" for kind in KINDS for name in names]
-    assert_all_equal_one_device(train(tmp_path, processes, devices, cases), one_process)
+    assert_equal_to_one_device(train(tmp_path, processes, devices, cases), one_process)
 
 
 def check_dispatches(examples, cases):
-    search = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    """Run mesh_dispatch.py, which compares with a plain loop, on cases "EXPERTS:AXIS_SIZE"."""
+    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, TESTS / "mesh_dispatch.py", str(examples), *cases]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, capture_output=True)
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert done.stdout.decode().split() == cases
 

@@ -1,4 +1,4 @@
-"""DiT and MMDiT: sizes, the shape of their parameter trees, and METHOD's properties in them."""
+"""DiT and MMDiT: sizes, parameter trees, and the properties that thinking must keep in them."""
 
 import dataclasses
 import functools
@@ -13,16 +13,19 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit, mmdit
 from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.models.parameters import abstract_params
-from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
+from tp_jax.thinking import ThinkingConfig
+from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.layer import ThinkingOptions
 
 
 def run(model, params, inputs, options=None):
+    """Return the model's prediction, computed under jit."""
     options = options or ThinkingOptions()
     return jax.jit(lambda p: model.apply({"params": p}, *inputs, options)[0])(params)
 
 
 def changed(config, **fields):
-    """The config with fields of thinking or of the model replaced."""
+    """Return the config with the given fields of the model or of its thinking replaced."""
     thinking = {k: v for k, v in fields.items() if k in ThinkingConfig.__dataclass_fields__}
     rest = {k: v for k, v in fields.items() if k not in thinking}
     thinking = dataclasses.replace(config.thinking, **thinking)
@@ -35,7 +38,7 @@ def count(tree):
 
 def test_dit_xl_2_has_the_published_number_of_parameters():
     model = build_model(DiTConfig(**dit.SIZES["XL"]))
-    # The published file has the fixed position table beside them: 256·1152.
+    # The published file also holds the fixed position table, 256·1152 numbers.
     assert count(abstract_params(model)["base"]) + 256 * 1152 == 675_129_632
 
 
@@ -54,7 +57,7 @@ def test_every_dit_initialises_abstractly(size, patch):
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_the_base_tree_is_the_same_whichever_blocks_think(kind):
+def test_base_params_do_not_depend_on_which_blocks_think(kind):
     shapes = [
         abstract_params(build_model(changed(TINY[kind], layers=layers)))
         for layers in [(), (0,), (1, 2), (3,), (0, 1, 2, 3)]
@@ -68,8 +71,8 @@ def test_the_base_tree_is_the_same_whichever_blocks_think(kind):
 
 @pytest.mark.parametrize("kind", TINY)
 @pytest.mark.parametrize("dispatch,experts,latent_steps", [("dense", 2, 2), ("grouped", 5, 5)])
-def test_attaching_thinking_changes_nothing(kind, dispatch, experts, latent_steps):
-    # test_thinking.py holds one layer to it for every T, M and dispatch.
+def test_attaching_untrained_thinking_keeps_the_output(kind, dispatch, experts, latent_steps):
+    # test_thinking.py checks a single layer for every T, M and dispatch.
     fields = dict(dispatch=dispatch, experts=experts, latent_steps=latent_steps)
     thinks = build_model(changed(TINY[kind], layers=(0, 1, 3), **fields))
     plain = build_model(changed(TINY[kind], layers=()))
@@ -89,7 +92,7 @@ def test_attaching_thinking_changes_nothing(kind, dispatch, experts, latent_step
 
     for found in both(params):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
-    # And once B isn't zero, thinking does something.
+    # With B ≠ 0, thinking changes the output.
     assert np.abs(both(random_params(thinks))[0] - wanted).max() > 1e-3
 
 
@@ -106,7 +109,7 @@ def value_and_grad(config):
 
 @pytest.mark.parametrize("kind", TINY)
 @pytest.mark.parametrize("fields", [dict(scan_blocks=False), dict(remat="full", layers=(2, 0))])
-def test_how_blocks_are_run_changes_no_value_and_no_gradient(kind, fields):
+def test_scan_and_remat_change_no_value_and_no_gradient(kind, fields):
     wanted, wanted_grads = value_and_grad(TINY[kind])
     found, grads = value_and_grad(changed(TINY[kind], **fields))
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
@@ -118,7 +121,7 @@ def test_how_blocks_are_run_changes_no_value_and_no_gradient(kind, fields):
 
 
 @pytest.mark.parametrize("kind", TINY)
-def test_a_sample_does_not_depend_on_its_batch_mates(kind):
+def test_a_sample_does_not_depend_on_the_rest_of_its_batch(kind):
     model = build_model(TINY[kind])
     params, inputs = random_params(model), example(model)
     apply = jax.jit(lambda *inputs: model.apply({"params": params}, *inputs)[0])
@@ -138,7 +141,7 @@ def test_bfloat16_stays_near_float32(kind):
     assert 0 < np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
-def test_scanned_blocks_make_a_small_program():
+def test_scanned_blocks_compile_to_a_smaller_program():
     def instructions(config):
         model = build_model(config)
         params, inputs = abstract_params(model), example(model)
@@ -150,8 +153,8 @@ def test_scanned_blocks_make_a_small_program():
 
 
 def test_analytic_flops_agree_with_the_compiler():
-    # Unrolled, because the compiler counts the body of a scan once; wide, because it also counts
-    # what isn't a matrix product.
+    # The blocks are unrolled because the compiler counts the body of a scan only once. They are
+    # wide because the compiler also counts operations other than matrix products.
     config = DiTConfig(
         image_size=16, channels=4, patch=2, depth=2, width=128, heads=2, scan_blocks=False,
         thinking=ThinkingConfig(layers=(1,), experts=1, rank=32, latent_steps=2, gate_width=32),
@@ -170,11 +173,11 @@ def test_analytic_flops_agree_with_the_compiler():
         )
 
 
-def test_frozen_base_costs_less_to_train():
+def test_training_with_a_frozen_base_costs_fewer_flops():
     config = DiTConfig(**dit.SIZES["XL"])
     whole = train_step_flops(config, 256, "all") / 16e12
     thinking = train_step_flops(config, 256, "thinking") / 16e12
-    # What compiling for 16 TPU v5e chips at batch 256 counted, in TFLOP a chip.
+    # TFLOP per chip that XLA counted when compiling for 16 TPU v5e chips at batch 256.
     assert (whole, thinking) == (pytest.approx(11.6, rel=0.05), pytest.approx(6.2, rel=0.1))
 
 
@@ -189,7 +192,7 @@ def test_frozen_base_costs_less_to_train():
         (dict(layers=(-1,)), "block -1 does not exist"),
     ],
 )
-def test_a_bad_field_is_named(fields, message):
+def test_an_invalid_field_is_named(fields, message):
     with pytest.raises(UserError, match=message):
         changed(TINY["dit"], **fields)
 

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from tp_jax import config as config_lib
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, DiTConfig, MMDiTConfig, build_model
-from tp_jax.models.dit import SIZES
+from tp_jax.models.dit_config import SIZES
 from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel import mesh as mesh_lib
 from tp_jax.parallel.mesh import AXES, ONE_DEVICE, check_batch_size, create_mesh
@@ -38,7 +38,7 @@ def devices(sizes):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_every_leaf_of_a_full_size_state_has_a_rule(kind):
+def test_every_leaf_has_a_sharding_rule_and_large_ones_are_sharded(kind):
     config = config_lib.default(kind, "gaussian" if kind == "dit" else "flow")
     if kind == "mmdit":
         config.model.update(qk_norm=True, dual_attention_layers=13)
@@ -61,13 +61,13 @@ def test_every_leaf_of_a_full_size_state_has_a_rule(kind):
         assert large and not any(sharding.is_fully_replicated for sharding in large)
 
 
-def test_an_uncovered_leaf_is_named():
+def test_a_parameter_without_a_sharding_rule_is_named():
     with pytest.raises(UserError, match=r"no sharding rule covers base/blocks/new/kernel"):
         logical_axes("base/blocks/new/kernel", 2)
     assert logical_axes("opt_state/0/count", 0) == ()
 
 
-def test_a_mesh_that_does_not_divide_a_weight_names_both():
+def test_a_mesh_axis_that_does_not_divide_a_weight_is_an_error():
     leaf = {"base": {"blocks": {"proj": {"kernel": jax.ShapeDtypeStruct((2, 6, 6), jnp.float32)}}}}
     with pytest.raises(UserError, match=r"mesh.fsdp=4 does not divide.*proj/kernel.*\(2, 6, 6\)"):
         tree_shardings(leaf, create_mesh(ONE | dict(fsdp=4)))
@@ -82,43 +82,45 @@ def test_a_mesh_that_does_not_divide_a_weight_names_both():
         (dict(tensor=0), "positive"),
     ],
 )
-def test_a_bad_mesh_is_explained(sizes, message):
+def test_an_invalid_mesh_is_refused(sizes, message):
     with pytest.raises(UserError, match=message):
         create_mesh(ONE | sizes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
-    """What a mesh looks at in a device."""
+class FakeDevice:
+    """The attributes of a device that `create_mesh` reads."""
 
     platform: str
     slice_index: int
     id: int
 
 
-def described(platform, *slices):
-    return [Described(platform, index, id) for id, index in enumerate(slices)]
+def fake_devices(platform, *slices):
+    """Return one fake device per entry of `slices`, which gives its slice index."""
+    return [FakeDevice(platform, index, id) for id, index in enumerate(slices)]
 
 
-def test_slices_are_those_of_the_hardware_and_gpu_hosts_are_none(monkeypatch):
-    monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", arranged)
+def test_slices_come_from_tpu_hardware_and_gpus_have_none(monkeypatch):
+    monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", reshape_devices)
     shapes = [
-        dict(create_mesh(mesh_lib.DATA_PARALLEL, described(platform, 1, 0, 1, 0)).shape)
+        dict(create_mesh(mesh_lib.DATA_PARALLEL, fake_devices(platform, 1, 0, 1, 0)).shape)
         for platform in ("tpu", "gpu")
     ]
     assert shapes == [ONE | dict(slices=2, data=2), ONE | dict(data=4)]
-    mesh = create_mesh(ONE | dict(slices=2, fsdp=2), described("tpu", 1, 0, 1, 0))
+    mesh = create_mesh(ONE | dict(slices=2, fsdp=2), fake_devices("tpu", 1, 0, 1, 0))
     assert [device.slice_index for device in mesh.devices.ravel()] == [0, 0, 1, 1]
     with pytest.raises(UserError, match="of 2 slices: set config.mesh.slices=2, or 0"):
-        create_mesh(ONE | dict(slices=4), described("tpu", 1, 0, 1, 0))
+        create_mesh(ONE | dict(slices=4), fake_devices("tpu", 1, 0, 1, 0))
     assert create_mesh(ONE | dict(slices=2, data=-1), jax.devices()).shape["data"] == 2
 
 
-def arranged(shape, devices, **_):
+def reshape_devices(shape, devices, **_):
+    """Stand in for `create_device_mesh`, which accepts only real devices."""
     return np.array(devices, object).reshape(shape)
 
 
-def test_minus_one_takes_the_rest():
+def test_minus_one_gives_an_axis_the_remaining_devices():
     mesh = create_mesh(ONE | dict(data=-1, tensor=2))
     assert dict(mesh.shape) == ONE | dict(data=2, tensor=2)
     with pytest.raises(UserError, match="batch=3 .* multiple of 2"):
@@ -126,7 +128,7 @@ def test_minus_one_takes_the_rest():
 
 
 def published_shapes(kind):
-    """Abstract parameters at the published size, thinking in one block."""
+    """Return the abstract parameters of the published size, with thinking in block 12."""
     thinking = ThinkingConfig(layers=(12,), experts=4, rank=128)
     if kind == "dit":
         config = DiTConfig(**SIZES["XL"], thinking=thinking)
@@ -136,8 +138,8 @@ def published_shapes(kind):
 
 
 @pytest.mark.parametrize("kind", ["dit", "mmdit"])
-def test_shardings_of_the_published_sizes_are_those_reviewed(kind):
-    """Made again by writing what `found` is into the golden file, where a review sees it."""
+def test_shardings_of_the_published_sizes_equal_the_golden_file(kind):
+    """To update the golden file, write `found` into it and review the difference."""
     mesh = AbstractMesh((2, 2, 4, 2, 4), AXES)
     leaves, _ = jax.tree_util.tree_flatten_with_path(published_shapes(kind))
     found = {}
@@ -148,16 +150,16 @@ def test_shardings_of_the_published_sizes_are_those_reviewed(kind):
             axis is None or size % mesh.shape[axis] == 0
             for size, axis in zip(leaf.shape, spec, strict=True)
         ), name
-        cut = " × ".join(
+        shards = " × ".join(
             f"{size}/{axis}" if axis else str(size)
             for size, axis in zip(leaf.shape, spec, strict=True)
         )
-        found[name] = cut
+        found[name] = shards
     golden = json.loads((GOLDEN / "shardings.json").read_text())
     assert found == golden[kind]
 
 
-def test_bytes_on_a_device_are_those_of_its_shards():
+def test_device_bytes_equal_the_bytes_of_the_shards():
     mesh = create_mesh(ONE | dict(fsdp=2, tensor=2), devices(ONE | dict(fsdp=4)))
     shapes = abstract_params(build_model(config_lib.build(tiny_config()).model))
     shardings = tree_shardings(shapes, mesh)

@@ -1,4 +1,4 @@
-"""Pooled latents, and flows whose model predicts the data."""
+"""Pooled latents, and rectified flow with a model that predicts the data."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from tp_jax.worlds.shapes.render import render
 from tp_jax.worlds.shapes.scenes import training_scene
 
 
-def test_pooling_takes_means_and_enlarges():
+def test_pooling_encodes_to_means_and_decodes_by_enlarging():
     pooling = Pooling(4)
     ramp = np.broadcast_to(np.arange(8, dtype=np.float32)[None, :, None, None], (1, 8, 12, 3))
     latents = np.asarray(pooling.encode(ramp, None, 0, 0))
@@ -28,7 +28,7 @@ def test_pooling_takes_means_and_enlarges():
         load_codec(config.autoencoder, None)
 
 
-def test_the_checker_reads_pooled_pictures():
+def test_the_shape_checker_reads_pooled_pictures():
     pooling, wrong = Pooling(4), 0
     for index in range(40):
         scene = training_scene(index, seed=3)
@@ -38,25 +38,25 @@ def test_the_checker_reads_pooled_pictures():
     assert wrong <= 1
 
 
-def test_predicted_data_is_the_same_flow():
+def test_data_prediction_has_the_loss_of_velocity_prediction():
     flow, data_flow = RectifiedFlow(), RectifiedFlow(prediction="data")
     rng = np.random.default_rng(0)
     x, noise = (jnp.asarray(rng.standard_normal((4, 2, 2, 1)), jnp.float32) for _ in range(2))
     times = jnp.array([0.02, 0.3, 0.7, 0.95])
     off = 0.1 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
-    # A velocity that is off by e is data that are off by -σ·e.
+    # A velocity error of e corresponds to a data error of -σ·e.
     by_data = data_flow.losses(
         lambda x_t, t: x - t[:, None, None, None] / 1000 * off, x, noise, times
     )
     by_velocity = flow.losses(lambda x_t, t: noise - x + off, x, noise, times)
     np.testing.assert_allclose(by_data["loss"][1:], by_velocity["loss"][1:], rtol=1e-4)
-    # Below σ = 0.05 the error of the data isn't magnified further.
+    # Below σ = 0.05 the data error is divided by 0.05 instead of σ.
     true = 0.02 * off[0] / 0.05
     np.testing.assert_allclose(by_data["loss"][0], jnp.mean(true**2), rtol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_samplers_reach_predicted_data(sampler):
+def test_samplers_end_at_the_predicted_data(sampler):
     target = jnp.asarray(np.random.default_rng(1).standard_normal((1, 2, 2, 1)), jnp.float32)
     out = draw(
         RectifiedFlow(prediction="data"),
@@ -69,6 +69,6 @@ def test_samplers_reach_predicted_data(sampler):
     np.testing.assert_allclose(out, jnp.broadcast_to(target, out.shape), atol=1e-4)
 
 
-def test_the_kind_of_prediction_is_checked():
+def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(UserError, match="prediction='noise': choose velocity or data"):
         RectifiedFlow(prediction="noise")
