@@ -12,7 +12,7 @@ from tp_jax.evals.geneval.rules import Detection
 from tp_jax.messages.errors import UserError
 
 
-def fails(words):
+def raises_user_error(words):
     """A UserError of one line that says `words`."""
     return pytest.raises(UserError, match=rf"\A(?=[^\n]*\Z).*{re.escape(words)}")
 
@@ -23,7 +23,7 @@ def write_lines(path, contents):
     return epath.Path(path)
 
 
-def grey(value, size=8):
+def grey_image(value, size=8):
     return Image.fromarray(np.full((size, size, 3), value, np.uint8))
 
 
@@ -40,5 +40,5 @@ PROMPTS = [
 ]  # fmt: skip
 
 
-def things(*boxes, score=0.95):
+def detections(*boxes, score=0.95):
     return [Detection(np.array(box, np.float32), score) for box in boxes]

@@ -57,7 +57,7 @@ def trained(tmp_path_factory) -> epath.Path:
 
 
 @pytest.fixture(scope="session")
-def drawn_from(tmp_path_factory):
+def trained_shapes(tmp_path_factory):
     """A workdir of a model that takes text. Read it only."""
     workdir = epath.Path(tmp_path_factory.mktemp("text")) / "run"
     from small_configs import tiny_shapes
@@ -159,7 +159,7 @@ def refused(tmp_path):
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
     """A function from the name of a golden file to the folder of its converted weights."""
-    from published import KINDS, convert, torch_state
+    from published_weights import KINDS, convert, torch_state
 
     @functools.cache
     def folder(name):
@@ -182,7 +182,7 @@ def extractor():
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets") / "coco"
-    from captioned import make_coco
+    from captioned_images import make_coco
 
     make_coco(folder)
     return folder

@@ -16,13 +16,19 @@ TRAINING = ["--config=configs/imagenet256.py", "--workdir=gs://bucket/a run"]
 FLAGS = ["--config.train.steps=5", "--config.data.dir=it's here; $HOME", "--empty="]
 
 
-TPU = ["--name=n", "--zone=z"]
+TPU_FLAGS = ["--name=n", "--zone=z"]
 
 
 GCLOUD = ["gcloud", "compute", "tpus"]
 
 
-ASK = GCLOUD + ["queued-resources", "describe", "n", "--zone=z", "--format=value(state.state)"]
+DESCRIBE_REQUEST = GCLOUD + [
+    "queued-resources",
+    "describe",
+    "n",
+    "--zone=z",
+    "--format=value(state.state)",
+]
 
 
 # Writes down what it was called with.
@@ -69,7 +75,7 @@ class Machine:
     """A folder to work in, with programs on its PATH that only write down how they were called."""
 
     def __init__(self, place):
-        self.place, self.record = place, place / "recorded"
+        self.folder, self.record = place, place / "recorded"
         (place / "bin").mkdir()
         self.environment = os.environ | dict(
             PATH=f"{place / 'bin'}:/usr/bin:/bin",
@@ -78,12 +84,12 @@ class Machine:
             TMPDIR=str(place),
         )
 
-    def has(self, name, text=RECORD):
-        program = self.place / "bin" / name
+    def add_program(self, name, text=RECORD):
+        program = self.folder / "bin" / name
         program.write_text(text)
         program.chmod(0o755)
 
-    def recorded(self):
+    def calls(self):
         text = self.record.read_text() if self.record.exists() else ""
         return [call.split("\037")[:-1] for call in text.split("\036")[:-1]]
 
@@ -91,7 +97,7 @@ class Machine:
         """What the script printed, as a list of commands; its errors."""
         done = subprocess.run(
             ["bash", root / "launch" / script, *arguments],
-            cwd=self.place,
+            cwd=self.folder,
             env=self.environment | environment,
             capture_output=True,
             text=True,
@@ -102,8 +108,8 @@ class Machine:
 
     def checkout(self):
         """A copy of the scripts as it lies on a worker."""
-        shutil.copytree(ROOT / "launch", self.place / "tp_jax" / "launch")
-        return self.place / "tp_jax"
+        shutil.copytree(ROOT / "launch", self.folder / "tp_jax" / "launch")
+        return self.folder / "tp_jax"
 
 
 def wait_until(what):

@@ -40,7 +40,7 @@ def layer_inputs(config, text):
     return inputs | ({"text": normal(26, B, L, 3, D)} if text else {})
 
 
-def ours(inputs, config, noise=None, **options):
+def our_layer(inputs, config, noise=None, **options):
     """The layer of the package, as a block calls it."""
     text = inputs.get("text")
 
@@ -66,7 +66,7 @@ def ours(inputs, config, noise=None, **options):
     )
 
 
-def reference(inputs, config, noise=None, latent_steps=None):
+def reference_layer(inputs, config, noise=None, latent_steps=None):
     """The plain loop, fed the same draws."""
     steps = latent_steps or config.latent_steps
     params = dict(inputs["params"])
@@ -102,7 +102,7 @@ def make_noise(train=True):
     return RoutingNoise(jax.random.key(3), jnp.array([4, 9]), train)
 
 
-def small(**fields):
+def small_thinking(**fields):
     return ThinkingConfig(**dict(experts=3, rank=2, latent_steps=3, gate_width=4) | fields)
 
 

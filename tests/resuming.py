@@ -41,7 +41,7 @@ def small_config(steps: int = STEPS, every_steps: int = 2) -> ConfigDict:
     return config
 
 
-class Curves:
+class FakeWriter:
     """Stands in for the TensorBoard writer, whose TensorFlow takes long to import."""
 
     def __init__(self):
@@ -57,7 +57,7 @@ class Curves:
         pass
 
 
-def stored(workdir, train_step):
+def read_checkpoint(workdir, train_step):
     """Every array of a checkpoint as {"item/a/b": array}, read without our code; and its data."""
     arrays, folder = {}, epath.Path(workdir) / "checkpoints" / str(train_step)
     for item in ("base", "thinking", "ema", "opt_state"):
@@ -76,7 +76,7 @@ def assert_identical(a, b):
     assert not different
 
 
-def steps_kept(workdir):
+def saved_steps(workdir):
     """The whole checkpoints; those being written have longer names."""
     with contextlib.suppress(FileNotFoundError):
         return {int(name) for name in os.listdir(workdir / "checkpoints") if name.isdigit()}
@@ -85,7 +85,7 @@ def steps_kept(workdir):
 
 def trained_losses(config, workdir, stop_at=None):
     """Trains in this process, where asked until an error at that step; the loss of each step."""
-    curves = Curves()
+    curves = FakeWriter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "open_writer", lambda workdir: curves)
         if stop_at is None:
@@ -104,10 +104,10 @@ def trained_losses(config, workdir, stop_at=None):
     return {step: scalars["loss"] for step, scalars in curves.scalars.items()}
 
 
-WITHOUT_CURVES = "resuming.metrics.open_writer = lambda workdir: resuming.Curves()"
+USE_FAKE_WRITER = "resuming.metrics.open_writer = lambda workdir: resuming.FakeWriter()"
 
 
-def spoil_data(step):
+def make_batch_nan(step):
     """Makes the batch of that step, counted from the start of the process, NaN."""
     to_devices, seen = loop._to_devices, []
 
@@ -118,11 +118,11 @@ def spoil_data(step):
     loop._to_devices = spoilt
 
 
-class Processes:
+class RestartableRun:
     """Starts one run again and again, as a person would."""
 
-    def __init__(self, folder, cache, *, steps=STEPS, lines=WITHOUT_CURVES):
-        self.workdir, self._folder, self._log = folder / "run", folder, folder / "log"
+    def __init__(self, folder, cache, *, steps=STEPS, lines=USE_FAKE_WRITER):
+        self.workdir, self._folder, self._log_file = folder / "run", folder, folder / "log"
         search = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
         self._environment = os.environ | cache | {"PYTHONPATH": search}
         self.write_config(steps, lines)
@@ -137,7 +137,7 @@ class Processes:
     def start(self, *flags, stderr=None):
         """Starts a process in the folder, so that the workdir is named by a relative path."""
         command = [sys.executable, "-m", "tp_jax.main", "--config=config.py", "--workdir=run"]
-        with self._log.open("w") as log:
+        with self._log_file.open("w") as log:
             return subprocess.Popen(
                 [*command, *flags], cwd=self._folder, env=self._environment, stderr=stderr or log
             )
@@ -147,14 +147,14 @@ class Processes:
         process = self.start(*flags, stderr=subprocess.PIPE if through_pipe else None)
         try:
             said = process.communicate(timeout=300)[1]
-            return process.returncode, said.decode() if through_pipe else self.said()
+            return process.returncode, said.decode() if through_pipe else self.log()
         finally:
             process.kill()
 
-    def said(self):
-        return self._log.read_text()
+    def log(self):
+        return self._log_file.read_text()
 
-    def being_saved(self):
+    def unfinished_checkpoint(self):
         """The checkpoint being written now, if one is."""
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.workdir / "checkpoints"):
@@ -168,28 +168,28 @@ class Processes:
         Returns:
           Whether it was alive till then, and whether a checkpoint was left half written.
         """
-        process, before = self.start(), steps_kept(self.workdir)
+        process, before = self.start(), saved_steps(self.workdir)
         newest = max(before, default=0)
 
         def wait_for(event):
             deadline = time.monotonic() + 300
             while not event() and process.poll() is None:
-                assert time.monotonic() < deadline, self.said()
+                assert time.monotonic() < deadline, self.log()
                 time.sleep(0.0005)
 
         try:
             reached = newest + 2 * after
-            wait_for(lambda: max(steps_kept(self.workdir), default=0) >= reached)
+            wait_for(lambda: max(saved_steps(self.workdir), default=0) >= reached)
             if saving:
                 # What the last kill left half written is cleared away before anything is saved.
-                wait_for(lambda: "compiling" in self.said() and self.being_saved())
+                wait_for(lambda: "compiling" in self.log() and self.unfinished_checkpoint())
             time.sleep(delay)
         finally:
             os.kill(process.pid, signal.SIGKILL)
-        return process.wait() == -signal.SIGKILL, bool(self.being_saved())
+        return process.wait() == -signal.SIGKILL, bool(self.unfinished_checkpoint())
 
 
-def kill_and_compare(processes, uninterrupted, steps, kills):
+def kill_and_compare(run, uninterrupted, steps, kills):
     """Kills one run that many times, and compares its end with a run that never was."""
     rng, hits, halves = np.random.default_rng(0), 0, 0
     for number in range(kills):
@@ -199,23 +199,23 @@ def kill_and_compare(processes, uninterrupted, steps, kills):
         after = int(rng.integers(0, 2)) if saving else int(rng.integers(1, 3))
         for _ in range(3):
             # A save may end before the kill comes; that is tried again.
-            hit, half = processes.kill(after, saving=saving, delay=delay)
-            assert hit, processes.said()
+            hit, half = run.kill(after, saving=saving, delay=delay)
+            assert hit, run.log()
             hits, halves, delay = hits + 1, halves + half, 0
             if half or not saving:
                 break
-        json.loads((processes.workdir / "config.json").read_text())
+        json.loads((run.workdir / "config.json").read_text())
     assert halves >= (kills + 1) // 2, "too few kills hit a save"
 
-    code, said = processes.finish()
+    code, said = run.finish()
     assert code == 0, said
     assert "going on from checkpoint" in said or kills == 1
     (found, found_data), (wanted, wanted_data) = (
-        stored(folder, steps) for folder in (processes.workdir, uninterrupted)
+        read_checkpoint(folder, steps) for folder in (run.workdir, uninterrupted)
     )
     assert_identical(found, wanted)
     assert found_data == wanted_data
-    assert processes.being_saved() is None
+    assert run.unfinished_checkpoint() is None
     print(f"\n{hits} kills hit, {halves} of them in the middle of a save")
 
 

@@ -8,7 +8,7 @@ from conftest import tiny_config
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
-def lake_config(**train_fields):
+def tiny_frozenlake(**train_fields):
     """Maps of 3 and 4 cells a side in frames of 32 pixels; one layer thinks three steps."""
     config = tiny_config(**train_fields)
     config.data.source = "frozenlake"

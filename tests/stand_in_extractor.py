@@ -14,7 +14,7 @@ from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
 WIDTHS = dict(pool=16, spatial=12, logits=10)
 
 
-class Found(NamedTuple):
+class StandInFeatures(NamedTuple):
     pool: jax.Array
     spatial: jax.Array
     logits: jax.Array
@@ -22,7 +22,7 @@ class Found(NamedTuple):
 
 def network(params, x):
     tiles = x.reshape(len(x), 13, 23, 13, 23, 3).mean(axis=(2, 4)).reshape(len(x), -1)
-    return Found(**{name: jnp.abs(tiles @ matrix) for name, matrix in params.items()})
+    return StandInFeatures(**{name: jnp.abs(tiles @ matrix) for name, matrix in params.items()})
 
 
 def make_extractor(devices=None, **fields):
@@ -36,7 +36,7 @@ def make_extractor(devices=None, **fields):
     return Extractor(network, params, **(defaults | fields))
 
 
-def pictures(count, side=16, channels=3, seed=0):
+def random_images(count, side=16, channels=3, seed=0):
     """Noise around a colour of each picture's own, uint8."""
     random = np.random.RandomState(seed)
     colour = random.uniform(60, 190, (count, 1, 1, channels))
@@ -48,15 +48,17 @@ def extract_as_process(index, port, out):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, index)
     assert jax.device_count() == 8  # four here
-    np.save(out, np.concatenate([part.pool for part in make_extractor().batches([pictures(21)])]))
+    np.save(
+        out, np.concatenate([part.pool for part in make_extractor().batches([random_images(21)])])
+    )
 
 
-def save(path, compressed=False, **arrays):
+def save_npz(path, compressed=False, **arrays):
     (np.savez_compressed if compressed else np.savez)(path, **arrays)
     return epath.Path(path)
 
 
-SAMPLE, REFERENCE = pictures(50, seed=1), pictures(60, seed=2) // 2 + 60
+SAMPLE, REFERENCE = random_images(50, seed=1), random_images(60, seed=2) // 2 + 60
 
 
 def save_pngs(folder, images):

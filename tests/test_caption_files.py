@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from captioned import IMAGES, captions_of, make_fake_captions, spoil_coco
-from imagenet import photo
+from captioned_images import IMAGES, captions_of, edit_coco_annotations, make_fake_captions
+from fake_imagenet import photo
 
 from tp_jax import data
 from tp_jax.data.pipeline import open_named
@@ -108,17 +108,20 @@ COCO = [
         lambda f: (f / "annotations" / "captions_train2017.json").write_bytes(b"\xff\xfe{}"),
         "captions_train2017.json: isn't text in UTF-8",
     ),
-    (lambda f: spoil_coco(lambda c: c.pop("images"), f), "isn't laid out as MSCOCO's captions"),
     (
-        lambda f: spoil_coco(lambda c: c["images"].clear(), f),
+        lambda f: edit_coco_annotations(lambda c: c.pop("images"), f),
+        "isn't laid out as MSCOCO's captions",
+    ),
+    (
+        lambda f: edit_coco_annotations(lambda c: c["images"].clear(), f),
         ": 34 captions are of no image in it",
     ),
     (
-        lambda f: spoil_coco(lambda c: c["annotations"][0].update(caption=" "), f),
+        lambda f: edit_coco_annotations(lambda c: c["annotations"][0].update(caption=" "), f),
         "annotation 110: the caption ' ' is empty",
     ),
     (
-        lambda f: spoil_coco(lambda c: c.update(annotations=c["annotations"][7:]), f),
+        lambda f: edit_coco_annotations(lambda c: c.update(annotations=c["annotations"][7:]), f),
         "3 images in .* have no caption in .*json, the first 000000000009.jpg: write captions",
     ),
     (

@@ -7,10 +7,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from captioned import EACH, IMAGES, captions_of, spoil_coco
+from captioned_images import CAPTIONS_PER_IMAGE, IMAGES, captions_of, edit_coco_annotations
 from etils import epath
-from imagenet import make_autoencoder
-from resuming import Curves, assert_identical, stored
+from fake_imagenet import make_autoencoder
+from resuming import FakeWriter, assert_identical, read_checkpoint
 
 from tp_jax import config as config_lib
 from tp_jax import data
@@ -112,7 +112,7 @@ def test_prepared_text_is_the_encoders(prepared):
         np.testing.assert_array_equal(condition["null_pooled"], empty["pooled"][0])
         assert all(array.dtype == np.float16 for array in condition.values())
         seen.add(int(row))
-    assert seen == set(range(EACH))
+    assert seen == set(range(CAPTIONS_PER_IMAGE))
 
 
 def test_latents_with_text_are_those_with_labels(prepared, coco, config, tmp_path):
@@ -197,7 +197,7 @@ def test_a_long_caption_is_refused_with_its_record_before_anything_is_written(
 ):
     shutil.copytree(coco, tmp_path / "coco")
     long = "a red circle left of a blue square and a ring"
-    spoil_coco(lambda c: c["annotations"][1].update(caption=long), tmp_path / "coco")
+    edit_coco_annotations(lambda c: c["annotations"][1].update(caption=long), tmp_path / "coco")
     config.prepare.dir = str(tmp_path / "coco")
     folder = epath.Path(config.data.dir)
     with pytest.raises(UserError, match="000000000010.jpg: the prompt .* has 11 words.*takes 8"):
@@ -280,16 +280,16 @@ def test_what_does_not_fit_together_is_refused(prepared, config):
 
 
 def test_a_model_trains_on_prepared_captions_and_goes_on(prepared, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "open_writer", lambda workdir: Curves())
+    monkeypatch.setattr(metrics, "open_writer", lambda workdir: FakeWriter())
     config.data.dir, workdir = str(prepared), epath.Path(tmp_path / "run")
     # The decoder is for pictures alone.
     config.autoencoder.path = ""
     train(config, workdir)
     assert read_text_space(workdir) == ENCODER.space
-    wanted, _ = stored(workdir, 4)
+    wanted, _ = read_checkpoint(workdir, 4)
     shutil.rmtree(workdir / "checkpoints" / "4")
     train(config, workdir)
-    assert_identical(stored(workdir, 4)[0], wanted)
+    assert_identical(read_checkpoint(workdir, 4)[0], wanted)
 
     other = dataclasses.replace(ENCODER.space, identity="e" * 64)
     write_json(workdir / "text.json", dataclasses.asdict(other))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from published import torch_state
+from published_weights import torch_state
 from safetensors.numpy import save_file
 
 from tp_jax.messages.errors import UserError

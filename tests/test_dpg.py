@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import question_formula
-from benchmarks import fails, grey, write_lines
+from benchmarks import grey_image, raises_user_error, write_lines
 from etils import epath
 from PIL import Image
 
@@ -41,9 +41,9 @@ def test_dpg_prompts_and_grids(tmp_path):
     with pytest.raises(ValueError, match="3 images, a grid has 4"):
         dpg.grid(images[:3])
     (folder / "prompts" / "12.txt").write_text(" \n")
-    with fails("12.txt: the prompt is empty"):
+    with raises_user_error("12.txt: the prompt is empty"):
         dpg.read_prompts(folder)
-    with fails("has no prompts <item_id>.txt"):
+    with raises_user_error("has no prompts <item_id>.txt"):
         dpg.read_prompts(folder / "nowhere")
 
 
@@ -77,17 +77,17 @@ def test_questions(tmp_path):
 def test_bad_questions(old, new, words, tmp_path):
     text = question_formula.csv_text("dependent")
     assert old in text
-    with fails(words):
+    with raises_user_error(words):
         dpg.read_questions(write_questions(tmp_path, text.replace(old, new, 1)))
 
 
 def test_questions_cut_short(tmp_path):
     text = question_formula.csv_text("dependent")
-    with fails("line 27: must have 9 cells; cut short?"):
+    with raises_user_error("line 27: must have 9 cells; cut short?"):
         dpg.read_questions(write_questions(tmp_path, text[:-90]))
-    with fails("has no questions"):
+    with raises_user_error("has no questions"):
         dpg.read_questions(write_questions(tmp_path, text[: text.index("\n") + 1]))
-    with fails("has no column item_id"):
+    with raises_user_error("has no column item_id"):
         dpg.read_questions(write_questions(tmp_path, ""))
 
 
@@ -152,7 +152,7 @@ def test_the_official_rule_leaves_out_an_item_that_hangs_on_the_first_row():
     official, fixed = (score(answers, questions, rule) for rule in ("official", "fixed"))
     assert (official.score, official.left_out, official.prompts) == (50, ("a",), 1)
     assert (fixed.score, fixed.left_out, fixed.prompts) == (75, (), 2)
-    with fails("the official rule leaves out every item: a"):
+    with raises_user_error("the official rule leaves out every item: a"):
         score(answered("a", *["y"] * 4), FIRST, "official")
 
 
@@ -161,9 +161,9 @@ def test_answers_that_are_missing():
     answers = answered("a", "yy", "yy", "yy", "yy")
     del answers["a", 2, 1]
     assert score(answers, questions, "official").score == 100  # it never asks that one
-    with fails("question 1 of a has no answer on tile 2"):
+    with raises_user_error("question 1 of a has no answer on tile 2"):
         score(answers, questions, "fixed")
-    with fails("rule 'right' is unknown: choose one of official, fixed"):
+    with raises_user_error("rule 'right' is unknown: choose one of official, fixed"):
         score(answers, questions, "right")
 
 
@@ -218,7 +218,7 @@ def test_without_answers_there_is_no_fixed_score(official):
     results = read_results(path, questions)
     assert results.fixed is None
     assert results.notes[-1].endswith("need the answers, which run_results_detail.txt would have")
-    with fails("of the benchmark's 1065; the official script leaves out one at most"):
+    with raises_user_error("of the benchmark's 1065; the official script leaves out one at most"):
         read_results(path)
 
 
@@ -260,16 +260,16 @@ def test_bad_official_files(file, change, words, official):
     damaged = path.parent / f"run_results{file}.txt"
     before = damaged.read_text()
     damaged.write_text(change(before))
-    with fails(words):
+    with raises_user_error(words):
         read_results(path, questions)
 
 
 def test_an_official_run_that_lacks_an_image(official):
     _, path, questions = official
     extra = [Question(99, "countbench9", 1, (0,), "global -", "?")]
-    with fails("1 of 6 images are missing; the first is countbench9"):
+    with raises_user_error("1 of 6 images are missing; the first is countbench9"):
         read_results(path, questions + extra)
-    with fails("has answers alone; name run_results.txt, which is read with it"):
+    with raises_user_error("has answers alone; name run_results.txt, which is read with it"):
         read_results(path.parent / "run_results_detail.txt", questions)
 
 
@@ -325,21 +325,21 @@ def test_grids_and_answers_that_do_not_fit(grids, tmp_path):
     folder, questions = grids
     out = epath.Path(tmp_path / "a.jsonl")
     vqa = make_vqa()[0]
-    with fails("1 of 6 images are missing; the first is new.png"):
+    with raises_user_error("1 of 6 images are missing; the first is new.png"):
         dpg.answer_images(folder, questions + one_item((0,), item="new"), vqa, out)
     write_lines(tmp_path / "a.jsonl", [dict(item_id="12", tile=0, proposition_id=9, answer="no")])
-    with fails("answers question 9 of 12, which isn't asked here"):
+    with raises_user_error("answers question 9 of 12, which isn't asked here"):
         dpg.answer_images(folder, questions, vqa, out)
-    with fails("4 of 5 images are missing; the first is partiprompts7"):
+    with raises_user_error("4 of 5 images are missing; the first is partiprompts7"):
         read_results(out, questions)
-    with fails("answers are scored with their questions: name dpg_bench.csv"):
+    with raises_user_error("answers are scored with their questions: name dpg_bench.csv"):
         read_results(out)
     out.unlink()
-    grey(0, size=7).save(folder / "12.png")
-    with fails("12.png: (7, 7) can't be a grid of 2×2 images"):
+    grey_image(0, size=7).save(folder / "12.png")
+    with raises_user_error("12.png: (7, 7) can't be a grid of 2×2 images"):
         dpg.answer_images(folder, questions, vqa, out)
     (folder / "12.png").write_bytes(b"png")
-    with fails("12.png can't be read as an image"):
+    with raises_user_error("12.png can't be read as an image"):
         dpg.answer_images(folder, questions, vqa, out)
 
 
@@ -356,12 +356,12 @@ def test_grids_and_answers_that_do_not_fit(grids, tmp_path):
 def test_bad_answers(change, words, tmp_path):
     line = dict(item_id="12", tile=0, proposition_id=1, answer="yes")
     path = write_lines(tmp_path / "a.jsonl", [line, {**line, **change}])
-    with fails(words):
+    with raises_user_error(words):
         dpg.read_answers(path)
 
 
 def test_an_open_quote_is_named(tmp_path):
     path = epath.Path(tmp_path / "dpg_bench.csv")
     path.write_text(",".join(dpg.COLUMNS) + '\na,"' + "x" * 200_000)
-    with fails("; is a quote left open?"):
+    with raises_user_error("; is a quote left open?"):
         dpg.read_questions(path)

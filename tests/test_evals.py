@@ -12,8 +12,8 @@ from stand_in_extractor import (
     SAMPLE,
     make_extractor,
     network,
-    pictures,
-    save,
+    random_images,
+    save_npz,
     save_pngs,
 )
 
@@ -70,7 +70,7 @@ def expected(extractor):
 def published(extractor, path, images=None):
     """A file as OpenAI publishes them: statistics, and fewer images than they are of."""
     found = measured(extractor, REFERENCE)
-    return save(
+    return save_npz(
         path,
         mu=found.pool.mean,
         sigma=found.pool.covariance,
@@ -85,7 +85,7 @@ def evaluated(extractor, path, sample=SAMPLE):
 
 
 def test_scores_against_images(extractor, expected, tmp_path):
-    found = evaluated(extractor, save(tmp_path / "a.npz", arr_0=REFERENCE))
+    found = evaluated(extractor, save_npz(tmp_path / "a.npz", arr_0=REFERENCE))
     check_scores(found, expected, count=50, reference_count=60)
     assert found.protocol == "adm" and found.inception == "stand-in 1"
     assert found.reference == "a.npz"
@@ -126,7 +126,7 @@ def test_scores_against_saved_statistics(extractor, expected, tmp_path):
 
 def test_pytorch_fid_has_no_sfid(expected, tmp_path):
     extractor = make_extractor(protocol="pytorch-fid")
-    found = evaluated(extractor, save(tmp_path / "a.npz", arr_0=REFERENCE))
+    found = evaluated(extractor, save_npz(tmp_path / "a.npz", arr_0=REFERENCE))
     assert found.protocol == "pytorch-fid" and found.sfid is None
     assert "sFID: not defined by pytorch-fid" in found.notes
     # Another resize, other numbers, though not by much.
@@ -137,19 +137,19 @@ def test_pytorch_fid_has_no_sfid(expected, tmp_path):
 def test_a_file_of_pytorch_fid(tmp_path):
     extractor = make_extractor(protocol="pytorch-fid")
     pool = measured(extractor, REFERENCE).pool
-    found = evaluated(extractor, save(tmp_path / "a.npz", mu=pool.mean, sigma=pool.covariance))
+    found = evaluated(extractor, save_npz(tmp_path / "a.npz", mu=pool.mean, sigma=pool.covariance))
     assert found.fid > 0 and found.precision is None
     assert "a.npz doesn't say which protocol made it" in found.notes
 
 
 def test_a_set_against_itself(extractor, tmp_path):
-    found = evaluated(extractor, save(tmp_path / "a.npz", arr_0=SAMPLE))
+    found = evaluated(extractor, save_npz(tmp_path / "a.npz", arr_0=SAMPLE))
     assert abs(found.fid) < 1e-6 and abs(found.sfid) < 1e-6
     assert found.precision == found.recall == 1
 
 
 def test_few_images_are_noted_or_refused(extractor, tmp_path):
-    path = save(tmp_path / "a.npz", arr_0=REFERENCE)
+    path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
     found = evaluated(extractor, path, SAMPLE[:3])
     assert found.precision is None and found.fid > 0
     assert "precision, recall: need more than 3 images on both sides" in found.notes
@@ -174,7 +174,7 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_computed(extr
     def check(match, path, size=16, **fields):
         other = dataclasses.replace(extractor, **(idle | fields))
         with pytest.raises(UserError, match=match):
-            evaluated(other, path, pictures(20, size))
+            evaluated(other, path, random_images(20, size))
 
     made = "saved.npz was made with"
     check(
@@ -185,14 +185,14 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_computed(extr
     old = published(extractor, tmp_path / "old.npz", REFERENCE[:9])
     check("old.npz was made with protocol adm, not", old, protocol="pytorch-fid")
     check("images are 8×8, those of old.npz 16×16", old, size=8)
-    narrow = save(tmp_path / "narrow.npz", mu=np.zeros(7), sigma=np.eye(7))
+    narrow = save_npz(tmp_path / "narrow.npz", mu=np.zeros(7), sigma=np.eye(7))
     check("narrow.npz has 7 pool features, the network 16: name", narrow, network=network)
 
 
 def test_files_that_are_no_references(tmp_path):
     def check(match, **arrays):
         with pytest.raises(UserError, match=match):
-            read_reference(save(tmp_path / "a.npz", **arrays))
+            read_reference(save_npz(tmp_path / "a.npz", **arrays))
 
     eye = np.eye(3)
     check("a.npz has neither mu nor arr_0 but x: name images", x=eye)
@@ -210,7 +210,7 @@ def test_files_that_are_no_references(tmp_path):
 
 
 def test_a_complete_reference_is_not_read_again(extractor, tmp_path):
-    path = save(tmp_path / "a.npz", arr_0=REFERENCE)
+    path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
     reference = complete(read_reference(path), extractor)
     path.unlink()
     assert adm.evaluate(iter([SAMPLE]), 50, reference, extractor).fid > 0
@@ -233,7 +233,7 @@ def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, c
     folder = save_pngs(tmp_path / "samples", SAMPLE)
     task = Task(
         samples=folder,
-        reference=save(tmp_path / "a.npz", arr_0=REFERENCE),
+        reference=save_npz(tmp_path / "a.npz", arr_0=REFERENCE),
         inception=epath.Path("inception"),
         out=epath.Path(tmp_path / "new" / "scores.json"),
         save_statistics=epath.Path(tmp_path / "statistics.npz"),
@@ -254,7 +254,7 @@ def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, c
 
 def test_statistics_alone_need_no_reference(inception, expected, tmp_path):
     task = Task(
-        samples=save(tmp_path / "a.npz", arr_0=SAMPLE),
+        samples=save_npz(tmp_path / "a.npz", arr_0=SAMPLE),
         reference=None,
         inception=epath.Path("inception"),
         save_statistics=epath.Path(tmp_path / "b.npz"),
@@ -267,12 +267,12 @@ def test_statistics_alone_need_no_reference(inception, expected, tmp_path):
 
 def test_what_was_computed_stays(inception, tmp_path):
     """Damage of the reference's pictures is found late: the samples' statistics are kept."""
-    path = save(tmp_path / "a.npz", arr_0=REFERENCE)
+    path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
     data = bytearray(path.read_bytes())
     data[5000] ^= 255
     path.write_bytes(data)
     task = Task(
-        samples=save(tmp_path / "b.npz", arr_0=SAMPLE),
+        samples=save_npz(tmp_path / "b.npz", arr_0=SAMPLE),
         reference=path,
         inception=epath.Path("inception"),
         save_statistics=epath.Path(tmp_path / "c.npz"),
@@ -309,9 +309,9 @@ BASIC = ["--samples={a}", "--reference={a}", "--inception={none}"]
 def test_bad_flags_and_files(arguments, match, inception, refused, tmp_path):
     place = tmp_path / "place"
     names = dict(
-        a=save(place / "a.npz", arr_0=SAMPLE),
-        small=save(place / "small.npz", arr_0=pictures(4, side=8)),
-        one=save(place / "one.npz", arr_0=SAMPLE[:1]),
+        a=save_npz(place / "a.npz", arr_0=SAMPLE),
+        small=save_npz(place / "small.npz", arr_0=random_images(4, side=8)),
+        one=save_npz(place / "one.npz", arr_0=SAMPLE[:1]),
         none=place / "nowhere",
         folder=place / "folder",
     )
@@ -322,8 +322,8 @@ def test_bad_flags_and_files(arguments, match, inception, refused, tmp_path):
 def test_the_entry_evaluates(inception, expected, tmp_path):
     code, stdout, _ = run_entry(
         "evaluate",
-        f"--samples={save(tmp_path / 'a.npz', arr_0=SAMPLE)}",
-        f"--reference={save(tmp_path / 'b.npz', arr_0=REFERENCE)}",
+        f"--samples={save_npz(tmp_path / 'a.npz', arr_0=SAMPLE)}",
+        f"--reference={save_npz(tmp_path / 'b.npz', arr_0=REFERENCE)}",
         f"--out={tmp_path / 'c.json'}",
         "--inception=x",
         "--batch_size=4",

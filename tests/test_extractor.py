@@ -14,7 +14,7 @@ from stand_in_extractor import (
     WIDTHS,
     make_extractor,
     network,
-    pictures,
+    random_images,
 )
 
 from tp_jax.evals.adm.features import PROTOCOLS, rebatched
@@ -22,7 +22,7 @@ from tp_jax.messages.errors import UserError
 
 
 def test_batches_of_any_size_give_each_picture_its_features(extractor):
-    images = pictures(21)
+    images = random_images(21)
     whole = network(extractor.params, PROTOCOLS["adm"].prepare(jnp.asarray(images)))
     parts = list(extractor.batches([images[:3], images[3:20], images[20:]]))
     assert [len(part.pool) for part in parts] == [8, 8, 5]
@@ -33,7 +33,7 @@ def test_batches_of_any_size_give_each_picture_its_features(extractor):
 
 def test_four_devices_give_the_features_of_one(extractor, one_device):
     assert extractor.mesh.size == 4
-    images = pictures(10)
+    images = random_images(10)
     alone = make_extractor(one_device, batch_size=5)
     found, expected = (
         np.concatenate([part.pool for part in which.batches([images])])
@@ -69,7 +69,7 @@ def test_each_of_two_processes_gets_all_features(extractor, tmp_path):
         for index, out in enumerate(outs)
     ]  # fmt: skip
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    expected = np.concatenate([part.pool for part in extractor.batches([pictures(21)])])
+    expected = np.concatenate([part.pool for part in extractor.batches([random_images(21)])])
     for out in outs:
         np.testing.assert_allclose(np.load(out), expected, rtol=1e-5, atol=1e-5)
 

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from small_configs import lake_config
+from small_configs import tiny_frozenlake
 
 from tp_jax.data.sources.frozenlake import make_frozenlake
 from tp_jax.messages.errors import UserError
@@ -110,7 +110,7 @@ def test_training_never_shows_a_map_that_is_for_tests():
         held_out(tuple(maps.frozen_lake().generate_random_map(4, 0.7, seed=i))) for i in range(300)
     ]
     assert 0.1 < np.mean(shares) < 0.3
-    config = lake_config()
+    config = tiny_frozenlake()
     examples = make_frozenlake(config).records
     canvas = canvas_of(config)
     tests = {make_map(rng, size, (0.6, 0.9), test=True) for size in (3, 4) for _ in range(50)}
@@ -125,7 +125,7 @@ def test_training_never_shows_a_map_that_is_for_tests():
 
 
 def test_examples_are_the_frames_after_each_move():
-    config = lake_config()
+    config = tiny_frozenlake()
     canvas, examples = canvas_of(config), make_frozenlake(config).records
     from_start = 0
     for index in range(60):
@@ -146,7 +146,7 @@ def test_examples_are_the_frames_after_each_move():
 
 
 def test_one_latent_step_has_no_frames_before_its_last():
-    config = lake_config()
+    config = tiny_frozenlake()
     config.model.thinking.latent_steps = 1
     assert set(make_frozenlake(config).records[0]) == {"x", "condition"}
 
@@ -182,7 +182,7 @@ def test_maps_that_cannot_be_played_are_named(desc, reason):
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes, match):
-    config = lake_config()
+    config = tiny_frozenlake()
     for name, value in changes.items():
         section, field = name.split(".")
         config[section][field] = value

@@ -10,7 +10,7 @@ import pytest
 from conftest import run_entry
 from etils import epath
 from PIL import Image
-from small_configs import lake_config
+from small_configs import tiny_frozenlake
 
 from tp_jax.config import build
 from tp_jax.evals.frozenlake import plays as plays_lib
@@ -38,7 +38,7 @@ def test_the_variants_have_equally_many_parameters():
 
 
 def test_random_experts_and_one_move_a_drawing_are_trained_and_walked(tmp_path):
-    config = lake_config(steps=2)
+    config = tiny_frozenlake(steps=2)
     config.model.thinking.update(gate="random", latent_steps=1)
     train(config, epath.Path(tmp_path / "run"))
     code, _, _ = run_entry(
@@ -49,7 +49,7 @@ def test_random_experts_and_one_move_a_drawing_are_trained_and_walked(tmp_path):
 
 
 def test_a_pod_is_compiled_for_what_training_runs():
-    config = lake_config()
+    config = tiny_frozenlake()
     program = trace(config, "train", create_mesh(config.mesh, jax.devices()[:1]))
     (_, metrics) = program.traced.out_info
     assert "frames" in metrics
@@ -133,7 +133,7 @@ def test_the_oracle_always_arrives_and_who_walks_randomly_seldom():
 def walked(tmp_path_factory):
     """A workdir trained for six steps on FrozenLake."""
     workdir = epath.Path(tmp_path_factory.mktemp("lake")) / "run"
-    config = lake_config()
+    config = tiny_frozenlake()
     config.evaluation.update(suite="frozenlake", batch_size=4)
     config.evaluation.frozenlake.num = 3
     train(config, workdir)

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from benchmarks import CAT, PROMPTS, fails, grey, things, write_lines
+from benchmarks import CAT, PROMPTS, detections, grey_image, raises_user_error, write_lines
 from etils import epath
 
 from tp_jax.evals.geneval import prompts as layout
@@ -55,7 +55,7 @@ def test_geneval_layout_is_the_evaluator_s(prompts, tmp_path):
 )
 def test_bad_geneval_prompts_are_named_by_line(change, words, tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [PROMPTS[0], PROMPTS[2] | change])
-    with fails(words) as caught:
+    with raises_user_error(words) as caught:
         layout.read_prompts(path)
     assert str(caught.value).startswith(f"{path}, line 2: ")
 
@@ -74,7 +74,7 @@ def test_a_file_that_is_no_list_of_prompts(content, words, tmp_path):
     path = tmp_path / "p.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with fails(words):
+    with raises_user_error(words):
         layout.read_prompts(epath.Path(path))
 
 
@@ -123,7 +123,7 @@ def test_each_tag_counts_the_same_however_many_prompts_it_has(tmp_path):
     assert scores.tags == pytest.approx(expected)
     assert scores.overall == pytest.approx(sum(expected.values()) / 6)
     assert scores.prompts == 553
-    with fails("another version's (two_object 98 of 99)"):
+    with raises_user_error("another version's (two_object 98 of 99)"):
         geneval.read_results(write_lines(path, lines[:80] + lines[81:]))
 
 
@@ -146,16 +146,18 @@ def test_each_tag_counts_the_same_however_many_prompts_it_has(tmp_path):
     ],
 )  # fmt: skip
 def test_bad_geneval_results(lines, words, prompts, tmp_path):
-    with fails(words):
+    with raises_user_error(words):
         geneval.read_results(write_lines(tmp_path / "r.jsonl", lines), prompts)
 
 
 def test_results_cut_short_or_of_another_version(prompts, tmp_path):
     path = write_lines(tmp_path / "r.jsonl", RESULTS)
-    with fails("prompts are missing, or another version's (single_object 1 of 80, two_object 0 of"):
+    with raises_user_error(
+        "prompts are missing, or another version's (single_object 1 of 80, two_object 0 of"
+    ):
         geneval.read_results(path)
     path.write_text(path.read_text()[:-30])
-    with fails("line 8: no JSON, or cut short"):
+    with raises_user_error("line 8: no JSON, or cut short"):
         geneval.read_results(path, prompts)
 
 
@@ -171,7 +173,7 @@ def drawn(prompts, tmp_path):
         for sample in range(2):
             path = layout.image_path(folder, prompt, sample)
             path.parent.mkdir(exist_ok=True)
-            grey(10 * prompt.index + sample).save(path)
+            grey_image(10 * prompt.index + sample).save(path)
         (folder / prompt.name / "grid.png").write_bytes(b"not looked at")
         (folder / prompt.name / "samples" / "notes.txt").write_text("nor this")
     (folder / "log").mkdir()
@@ -188,7 +190,7 @@ class Detector:
         if len(self.calls) == self.most:
             raise KeyboardInterrupt
         self.calls.append(int(image[0, 0, 0]))
-        return {"cat": things(*[(0, 0, 5, 5)] * (1 + self.calls[-1] % 10))}
+        return {"cat": detections(*[(0, 0, 5, 5)] * (1 + self.calls[-1] % 10))}
 
 
 def red(image, group, name):
@@ -233,7 +235,7 @@ def test_verdicts_on_images_drawn_since_are_refused(drawn, prompts, tmp_path):
     out = epath.Path(tmp_path / "r.jsonl")
     geneval.score_images(drawn, Detector(), red, out, prompts)
     os.utime(out, (1, 1))
-    with fails("00000/samples/0000.png was drawn after its verdict in"):
+    with raises_user_error("00000/samples/0000.png was drawn after its verdict in"):
         geneval.score_images(drawn, Detector(), red, out, prompts)
 
 
@@ -244,36 +246,36 @@ def test_bad_folders_of_images(drawn, prompts, tmp_path):
     def run(folder=drawn, prompts=prompts):
         geneval.score_images(folder, idle, red, out, prompts)
 
-    with fails("another version's (single_object 1 of 80"):
+    with raises_user_error("another version's (single_object 1 of 80"):
         run(prompts=None)
-    with fails("has no folders 00000, 00001"):
+    with raises_user_error("has no folders 00000, 00001"):
         run(drawn / "00000")
-    with fails("has no folders 00000, 00001"):
+    with raises_user_error("has no folders 00000, 00001"):
         run(drawn / "nowhere")
     write_lines(tmp_path / "r.jsonl", [result(PROMPTS[0], 0, True)])
-    with fails("out/00000/samples/0000.png is no image of this folder"):
+    with raises_user_error("out/00000/samples/0000.png is no image of this folder"):
         run()
     out.write_text("my notes")
-    with fails("r.jsonl: isn't a file of JSON lines; name another file"):
+    with raises_user_error("r.jsonl: isn't a file of JSON lines; name another file"):
         run()
     assert out.read_text() == "my notes"
     out.unlink()
     layout.image_path(drawn, prompts[1], 1).unlink()
-    with fails("'a photo of two cats' has 1 images, another prompt 2"):
+    with raises_user_error("'a photo of two cats' has 1 images, another prompt 2"):
         run()
     layout.image_path(drawn, prompts[1], 0).unlink()
-    with fails("samples: has no images 0000.png"):
+    with raises_user_error("samples: has no images 0000.png"):
         run()
     (drawn / "00001" / "metadata.jsonl").write_text("{}\n{}")
-    with fails("metadata.jsonl: isn't one JSON object"):
+    with raises_user_error("metadata.jsonl: isn't one JSON object"):
         run()
     (drawn / "00001" / "metadata.jsonl").unlink()
-    with fails("metadata.jsonl: there is no such file"):
+    with raises_user_error("metadata.jsonl: there is no such file"):
         run()
     assert not out.exists() and idle.calls == []
 
 
 def test_an_image_that_cannot_be_read_is_named(drawn, prompts, tmp_path):
     layout.image_path(drawn, prompts[2], 0).write_bytes(b"png")
-    with fails("00002/samples/0000.png can't be read as an image"):
+    with raises_user_error("00002/samples/0000.png can't be read as an image"):
         geneval.score_images(drawn, Detector(), red, epath.Path(tmp_path / "r"), prompts)

@@ -6,7 +6,7 @@ import pathlib
 import detection_formula
 import numpy as np
 import pytest
-from benchmarks import PROMPTS, things
+from benchmarks import PROMPTS, detections
 
 from tp_jax.evals.geneval.rules import Detection, judge, relations, select
 
@@ -48,16 +48,16 @@ def test_position_boundaries(shift, expected):
 def test_counts():
     two = PROMPTS[1]
     box = (0, 0, 9, 9)
-    assert judge({"cat": things(box, box)}, two) == (True, "")
-    assert judge({"cat": things(box)}, two) == (False, "cat: 1, must be 2 or more")
-    assert judge({"cat": things(box, box, box)}, two) == (False, "cat: 3, must be under 3")
+    assert judge({"cat": detections(box, box)}, two) == (True, "")
+    assert judge({"cat": detections(box)}, two) == (False, "cat: 1, must be 2 or more")
+    assert judge({"cat": detections(box, box, box)}, two) == (False, "cat: 3, must be under 3")
     assert judge({}, two)[0] is False
-    assert judge({"cat": things(box, box, box), "dog": things(box)}, PROMPTS[0])[0]
+    assert judge({"cat": detections(box, box, box), "dog": detections(box)}, PROMPTS[0])[0]
 
 
 def test_colour_is_asked_of_the_surest_objects_alone():
     prompt = {"include": [{"class": "cat", "count": 2, "color": "red"}]}
-    objects = {"cat": things(*[(i, 0, i + 9, 9) for i in range(4)])}
+    objects = {"cat": detections(*[(i, 0, i + 9, 9) for i in range(4)])}
 
     def colours(names):
         def name_colours(group, name):
@@ -74,17 +74,17 @@ def test_colour_is_asked_of_the_surest_objects_alone():
 def test_position_needs_every_pair_and_a_target_that_is_met():
     left, middle, right = (0, 0, 50, 50), (200, 0, 250, 50), (400, 0, 450, 50)
     prompt = PROMPTS[3]
-    assert judge({"cat": things(right), "dog": things(left)}, prompt) == (True, "")
+    assert judge({"cat": detections(right), "dog": detections(left)}, prompt) == (True, "")
     # Only the surest dog counts.
-    assert judge({"cat": things(middle), "dog": things(left, right)}, prompt)[0]
-    assert judge({"cat": things(middle), "dog": things(right, left)}, prompt) == (
+    assert judge({"cat": detections(middle), "dog": detections(left, right)}, prompt)[0]
+    assert judge({"cat": detections(middle), "dog": detections(right, left)}, prompt) == (
         False,
         "dog: right of the other, must be left of it",
     )
     right_of_two = {"include": [{"class": "cat", "count": 2}, prompt["include"][1]]}
-    assert judge({"cat": things(middle, right), "dog": things(left)}, right_of_two)[0]
-    assert not judge({"cat": things(right, left), "dog": things(middle)}, right_of_two)[0]
-    assert judge({"dog": things(left)}, prompt)[1].splitlines() == [
+    assert judge({"cat": detections(middle, right), "dog": detections(left)}, right_of_two)[0]
+    assert not judge({"cat": detections(right, left), "dog": detections(middle)}, right_of_two)[0]
+    assert judge({"dog": detections(left)}, prompt)[1].splitlines() == [
         "cat: 0, must be 1 or more",
         "dog: must be left of what isn't there as asked",
     ]

@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
+from fake_imagenet import make_autoencoder, make_fake_imagenet
 from golden.seeded import seeded_weights
-from imagenet import make_autoencoder, make_fake_imagenet
-from published import torch_state
+from published_weights import torch_state
 from safetensors.numpy import save_file
 
 from tp_jax.models.layers import position_embedding

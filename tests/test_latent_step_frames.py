@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import tiny_config
-from small_configs import lake_config
+from small_configs import tiny_frozenlake
 from thinking_reference import thinking_attention
 from tiny_models import example, random_params
 
@@ -158,7 +158,7 @@ def test_an_update_is_of_one_to_all_moves():
 
 
 def test_a_source_without_frames_is_refused_ahead_of_time():
-    config = lake_config()
+    config = tiny_frozenlake()
     config.data.source = "synthetic"
     with pytest.raises(UserError, match="config.model.frame='channels', but synthetic gives none"):
         trace(config, "train", create_mesh(config.mesh, jax.devices()[:1]))

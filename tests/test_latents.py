@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from etils import epath
-from imagenet import IMAGES, make_autoencoder, make_fake_imagenet, photo
+from fake_imagenet import IMAGES, make_autoencoder, make_fake_imagenet, photo
 
 from tp_jax import data
 from tp_jax.data import prepare as preparation

@@ -9,7 +9,18 @@ import subprocess
 import time
 
 import pytest
-from fake_machine import ASK, CLOUD, FLAGS, GCLOUD, PROGRAM, RECORD, ROOT, TPU, TRAINING, wait_until
+from fake_machine import (
+    CLOUD,
+    DESCRIBE_REQUEST,
+    FLAGS,
+    GCLOUD,
+    PROGRAM,
+    RECORD,
+    ROOT,
+    TPU_FLAGS,
+    TRAINING,
+    wait_until,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,10 +34,10 @@ from fake_machine import ASK, CLOUD, FLAGS, GCLOUD, PROGRAM, RECORD, ROOT, TPU, 
 )
 def test_each_generation_gets_its_image(machine, kind, image):
     kind = f"--accelerator-type={kind}"
-    create, _ = machine.run("tpu_vm.sh", "create", *TPU, kind, "--spot", "--dry-run")
+    create, _ = machine.run("tpu_vm.sh", "create", *TPU_FLAGS, kind, "--spot", "--dry-run")
     made = [*GCLOUD, "tpu-vm", "create", "n", "--zone=z", kind, f"--version={image}", "--spot"]
     assert create == [made]
-    queue, _ = machine.run("tpu_vm.sh", "queue", *TPU, kind, "--project=p", "--dry-run")
+    queue, _ = machine.run("tpu_vm.sh", "queue", *TPU_FLAGS, kind, "--project=p", "--dry-run")
     place = ["n", "--node-id=n", "--zone=z", "--project=p", kind]
     assert queue == [[*GCLOUD, "queued-resources", "create", *place, f"--runtime-version={image}"]]
 
@@ -39,18 +50,18 @@ def test_a_tpu_vm_is_told_exactly_this(machine):
         "stop": [[*on, "--worker=all", "--command=cd tp_jax && bash launch/worker.sh stop"]],
         "delete": [[*GCLOUD, "tpu-vm", "delete", "n", "--zone=z", "--quiet"]],
         "status": [
-            ASK,
+            DESCRIBE_REQUEST,
             [*GCLOUD, "tpu-vm", "describe", "n", "--zone=z", "--format=value(state)"],
             [*on, "--worker=0", "--command=cd tp_jax && bash launch/worker.sh status"],
         ],
     }
     for action, commands in expected.items():
-        assert machine.run("tpu_vm.sh", action, *TPU, "--dry-run")[0] == commands, action
-    queued, _ = machine.run("tpu_vm.sh", "delete", *TPU, "--queued", "--dry-run")
+        assert machine.run("tpu_vm.sh", action, *TPU_FLAGS, "--dry-run")[0] == commands, action
+    queued, _ = machine.run("tpu_vm.sh", "delete", *TPU_FLAGS, "--queued", "--dry-run")
     gone = ["queued-resources", "delete", "n", "--zone=z", "--force", "--quiet"]
     assert queued == [[*GCLOUD, *gone]]
     ((*head, command),), _ = machine.run(
-        "tpu_vm.sh", "run", *TPU, *TRAINING, "--dry-run", "--", *FLAGS
+        "tpu_vm.sh", "run", *TPU_FLAGS, *TRAINING, "--dry-run", "--", *FLAGS
     )
     assert head == [*on, "--worker=all"]
     assert shlex.split(command.removeprefix("--command=")) == ["cd", "tp_jax", "&&", *start]
@@ -59,14 +70,14 @@ def test_a_tpu_vm_is_told_exactly_this(machine):
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
-        ("tpu_vm.sh", ["create", *TPU, "--accelerator-type=v6e-8"]),
-        ("tpu_vm.sh", ["queue", *TPU, "--accelerator-type=v6e-8", "--spot"]),
-        ("tpu_vm.sh", ["setup", *TPU]),
-        ("tpu_vm.sh", ["run", *TPU, *TRAINING, "--", *FLAGS]),
-        ("tpu_vm.sh", ["status", *TPU]),
-        ("tpu_vm.sh", ["log", *TPU]),
-        ("tpu_vm.sh", ["stop", *TPU]),
-        ("tpu_vm.sh", ["delete", *TPU, "--queued"]),
+        ("tpu_vm.sh", ["create", *TPU_FLAGS, "--accelerator-type=v6e-8"]),
+        ("tpu_vm.sh", ["queue", *TPU_FLAGS, "--accelerator-type=v6e-8", "--spot"]),
+        ("tpu_vm.sh", ["setup", *TPU_FLAGS]),
+        ("tpu_vm.sh", ["run", *TPU_FLAGS, *TRAINING, "--", *FLAGS]),
+        ("tpu_vm.sh", ["status", *TPU_FLAGS]),
+        ("tpu_vm.sh", ["log", *TPU_FLAGS]),
+        ("tpu_vm.sh", ["stop", *TPU_FLAGS]),
+        ("tpu_vm.sh", ["delete", *TPU_FLAGS, "--queued"]),
         ("xpk.sh", ["create", "--cluster=k", "--workload=w", "--tpu-type=v6e-64"]),
         ("xpk.sh", ["delete", "--cluster=k", "--workload=w"]),
     ],
@@ -78,20 +89,20 @@ def test_what_runs_is_what_dry_run_prints(machine, script, arguments):
     at = arguments.index("--") if "--" in arguments else len(arguments)
     printed, _ = machine.run(script, *arguments[:at], "--dry-run", *arguments[at:])
     for name in ("gcloud", "xpk", "tar"):
-        machine.has(name)
-    assert machine.recorded() == []
+        machine.add_program(name)
+    assert machine.calls() == []
     _, told = machine.run(script, *arguments)
-    assert machine.recorded() == printed
+    assert machine.calls() == printed
     assert [shlex.split(line.removeprefix("+ ")) for line in told.splitlines()] == printed
 
 
 def test_arguments_arrive_whole_on_every_worker(machine):
     root = machine.checkout()
-    machine.has("python", PROGRAM)
-    machine.has("gcloud", '#!/usr/bin/env bash\nbash -c "${!##--command=}"\n')
-    machine.run("tpu_vm.sh", "run", *TPU, *TRAINING, "--", *FLAGS)
-    wait_until(machine.recorded)
-    assert machine.recorded() == [["python", "-m", "tp_jax.main", *TRAINING, *FLAGS]]
+    machine.add_program("python", PROGRAM)
+    machine.add_program("gcloud", '#!/usr/bin/env bash\nbash -c "${!##--command=}"\n')
+    machine.run("tpu_vm.sh", "run", *TPU_FLAGS, *TRAINING, "--", *FLAGS)
+    wait_until(machine.calls)
+    assert machine.calls() == [["python", "-m", "tp_jax.main", *TRAINING, *FLAGS]]
 
     def status():
         return machine.run("worker.sh", "status", root=root)[0]
@@ -99,11 +110,11 @@ def test_arguments_arrive_whole_on_every_worker(machine):
     assert status() == [["running"]]
     _, refusal = machine.run("worker.sh", "start", *TRAINING, root=root, code=2)
     assert refusal == "error: a run is going on here already: tpu_vm.sh stop ends it\n"
-    machine.run("tpu_vm.sh", "stop", *TPU)
+    machine.run("tpu_vm.sh", "stop", *TPU_FLAGS)
     assert status() == [["stopped"]]
     for code, said in ((0, ["done"]), (2, ["failed", "2", "stopped"])):
         (root / "end").write_text(str(code))
-        machine.run("tpu_vm.sh", "run", *TPU, *TRAINING)
+        machine.run("tpu_vm.sh", "run", *TPU_FLAGS, *TRAINING)
         wait_until(lambda: status() != [["running"]])
         assert status()[0][: len(said)] == said[: 2 if code else 1]
 
@@ -111,7 +122,7 @@ def test_arguments_arrive_whole_on_every_worker(machine):
 def test_a_run_that_vanished_is_lost(machine):
     root = machine.checkout()
     assert machine.run("worker.sh", "status", root=root)[0] == [["none"]]
-    machine.has("python", PROGRAM)
+    machine.add_program("python", PROGRAM)
     machine.run("worker.sh", "start", root=root)
     pid = int((root / "runs" / "worker" / "pid").read_text())
     os.killpg(os.getpgid(pid), signal.SIGKILL)
@@ -121,12 +132,12 @@ def test_a_run_that_vanished_is_lost(machine):
 @pytest.mark.parametrize(("end", "code"), [("0", 0), ("1", 1), ("2", 2), (None, 42)])
 def test_a_pod_that_sigterm_stopped_isnt_finished(machine, end, code):
     root = machine.checkout()
-    machine.has("python", PROGRAM)
+    machine.add_program("python", PROGRAM)
     if end:
         (root / "end").write_text(end)
     command = ["bash", root / "launch" / "worker.sh", "once", *TRAINING]
     with subprocess.Popen(command, env=machine.environment) as pod:
-        wait_until(machine.recorded)
+        wait_until(machine.calls)
         if not end:
             time.sleep(0.2)
             pod.terminate()
@@ -152,12 +163,12 @@ def test_xpk_runs_the_flags_as_they_are(machine):
 
 
 def babysit(machine, script, *arguments, code=0):
-    machine.has("gcloud", CLOUD)
-    machine.has("tar")
-    (machine.place / "script").write_text("\n".join(script) + "\n")
+    machine.add_program("gcloud", CLOUD)
+    machine.add_program("tar")
+    (machine.folder / "script").write_text("\n".join(script) + "\n")
     _, said = machine.run(
         "babysit.sh",
-        *TPU,
+        *TPU_FLAGS,
         "--accelerator-type=v5litepod-16",
         *TRAINING,
         "--poll=0",
@@ -166,7 +177,7 @@ def babysit(machine, script, *arguments, code=0):
         *FLAGS,
         code=code,
     )
-    calls = [" ".join(call) for call in machine.recorded()]
+    calls = [" ".join(call) for call in machine.calls()]
     steps = "queued-resources create|queued-resources delete|scp|worker.sh start|worker.sh stop"
     return [found[0] for call in calls if (found := re.search(steps, call))], said
 
@@ -181,22 +192,28 @@ def test_babysit_goes_on_until_the_run_is_done(machine):
     assert steps == [*begin, gone, *begin, *again, *again, *again, gone]
     assert said.splitlines()[-2].endswith("the run is done: gs://bucket/a run")
     # The same command in the same workdir, each time; and all of it was announced.
-    starts = [call for call in machine.recorded() if "worker.sh start" in call[-1]]
+    starts = [call for call in machine.calls() if "worker.sh start" in call[-1]]
     assert len(starts) == 5 and all(call == starts[0] for call in starts)
     printed, _ = machine.run(
-        "babysit.sh", *TPU, "--accelerator-type=v5litepod-16", *TRAINING, "--dry-run", "--", *FLAGS
+        "babysit.sh",
+        *TPU_FLAGS,
+        "--accelerator-type=v5litepod-16",
+        *TRAINING,
+        "--dry-run",
+        "--",
+        *FLAGS,
     )
-    assert {tuple(call) for call in machine.recorded()} == {tuple(call) for call in printed}
+    assert {tuple(call) for call in machine.calls()} == {tuple(call) for call in printed}
 
 
 def test_babysit_takes_up_where_another_left(machine):
-    (machine.place / "request").write_text("ACTIVE\n")
+    (machine.folder / "request").write_text("ACTIVE\n")
     steps, _ = babysit(machine, ["running", "done"], "--keep")
     assert steps == []
 
 
 def test_babysit_gives_up_on_what_trying_again_wont_mend(machine):
-    (machine.place / "request").write_text("ACTIVE\n")
+    (machine.folder / "request").write_text("ACTIVE\n")
     steps, said = babysit(machine, ["failed 2 error: --config is missing"], code=2)
     assert steps == []
     assert said == "error: the run ended with exit code 2: error: --config is missing\n"
@@ -216,9 +233,9 @@ def test_babysit_gives_up_on_what_trying_again_wont_mend(machine):
     ids=["done", "stopped", "cancelled", "failed"],
 )
 def test_a_slurm_job_queues_again_until_it_is_done(machine, end, state, code, requeued):
-    machine.has("srun", f"{RECORD}\n{end}\n")
-    machine.has("squeue", f"#!/bin/sh\necho {state}\n")
-    machine.has("scontrol")
+    machine.add_program("srun", f"{RECORD}\n{end}\n")
+    machine.add_program("squeue", f"#!/bin/sh\necho {state}\n")
+    machine.add_program("scontrol")
     arguments = [*TRAINING, "--python=a python"]
     printed, _ = machine.run("slurm.sbatch", *arguments, "--dry-run", "--", *FLAGS)
     assert printed[0] == [
@@ -226,10 +243,10 @@ def test_a_slurm_job_queues_again_until_it_is_done(machine, end, state, code, re
         *["a python", "-m", "tp_jax.main", *TRAINING, *FLAGS],
     ]
     # From a copy in another folder, as SLURM does it.
-    shutil.copy(ROOT / "launch" / "slurm.sbatch", machine.place)
+    shutil.copy(ROOT / "launch" / "slurm.sbatch", machine.folder)
     job = dict(SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
-    (machine.place / "launch").mkdir()
-    shutil.move(machine.place / "slurm.sbatch", machine.place / "launch")
-    machine.run("slurm.sbatch", *arguments, "--", *FLAGS, root=machine.place, code=code, **job)
+    (machine.folder / "launch").mkdir()
+    shutil.move(machine.folder / "slurm.sbatch", machine.folder / "launch")
+    machine.run("slurm.sbatch", *arguments, "--", *FLAGS, root=machine.folder, code=code, **job)
     again = [["scontrol", "requeue", "7"]] if requeued else []
-    assert machine.recorded() == [printed[0], *again]
+    assert machine.calls() == [printed[0], *again]

@@ -10,28 +10,28 @@ import sys
 
 import pytest
 import yaml
-from fake_machine import FLAGS, PROGRAM, ROOT, TPU, TRAINING
+from fake_machine import FLAGS, PROGRAM, ROOT, TPU_FLAGS, TRAINING
 
 CREATE = ["create", "--cluster=k", "--workload=w", "--tpu-type=v6e-8"]
 
 
-BABYSIT = [*TPU, "--accelerator-type=v6e-8", "--config=c"]
+BABYSIT = [*TPU_FLAGS, "--accelerator-type=v6e-8", "--config=c"]
 
 
 @pytest.mark.parametrize(
     ("script", "arguments", "remedy"),
     [
         ("tpu_vm.sh", [], "give create, queue, setup"),
-        ("tpu_vm.sh", ["crate", *TPU], "give create, queue, setup"),
+        ("tpu_vm.sh", ["crate", *TPU_FLAGS], "give create, queue, setup"),
         ("tpu_vm.sh", ["create", "--name=n"], "--zone is missing: give --zone="),
-        ("tpu_vm.sh", ["create", *TPU], "give --accelerator-type="),
-        ("tpu_vm.sh", ["create", *TPU, "--accelerator-type=v9-8"], "give --runtime-version="),
-        ("tpu_vm.sh", ["run", *TPU, "--config=c"], "give --workdir="),
-        ("tpu_vm.sh", ["log", *TPU, "--zome=z"], "unknown option --zome: see --help"),
-        ("tpu_vm.sh", ["log", *TPU, "extra"], "options are written --name=value"),
+        ("tpu_vm.sh", ["create", *TPU_FLAGS], "give --accelerator-type="),
+        ("tpu_vm.sh", ["create", *TPU_FLAGS, "--accelerator-type=v9-8"], "give --runtime-version="),
+        ("tpu_vm.sh", ["run", *TPU_FLAGS, "--config=c"], "give --workdir="),
+        ("tpu_vm.sh", ["log", *TPU_FLAGS, "--zome=z"], "unknown option --zome: see --help"),
+        ("tpu_vm.sh", ["log", *TPU_FLAGS, "extra"], "options are written --name=value"),
         ("tpu_vm.sh", ["log", "--name=", "--zone=z"], "--name is empty: give --name="),
         ("tpu_vm.sh", ["log", "--zone=z", "--name"], "--name needs a value"),
-        ("tpu_vm.sh", ["create", *TPU, "--spot=yes"], "--spot takes no value"),
+        ("tpu_vm.sh", ["create", *TPU_FLAGS, "--spot=yes"], "--spot takes no value"),
         ("babysit.sh", [], "--name is missing"),
         ("babysit.sh", [*BABYSIT, "--workdir=runs/x"], "give --workdir=gs://"),
         ("babysit.sh", [*BABYSIT, "--workdir=gs://b", "--poll=1m"], "give whole numbers"),
@@ -46,9 +46,9 @@ BABYSIT = [*TPU, "--accelerator-type=v6e-8", "--config=c"]
 )
 def test_bad_arguments_are_refused_in_one_line(machine, script, arguments, remedy):
     for name in ("gcloud", "xpk", "srun", "python"):
-        machine.has(name)
+        machine.add_program(name)
     printed, error = machine.run(script, *arguments, code=2)
-    assert printed == [] and machine.recorded() == []
+    assert printed == [] and machine.calls() == []
     assert len(error.splitlines()) == 1 and error.startswith("error: ")
     assert remedy in error
 
@@ -85,8 +85,8 @@ def test_skypilot_tells_gpu_machines_who_they_are(machine):
     root = machine.checkout()
     (root / "end").write_text("0")
     told = '"$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"'
-    machine.has("python", PROGRAM.replace('"$@"', f'"$@" {told}'))
-    machine.has("nvidia-smi")
+    machine.add_program("python", PROGRAM.replace('"$@"', f'"$@" {told}'))
+    machine.add_program("nvidia-smi")
     environment = dict(
         CONFIG=TRAINING[0].partition("=")[2],
         WORKDIR=TRAINING[1].partition("=")[2],
@@ -103,7 +103,7 @@ def test_skypilot_tells_gpu_machines_who_they_are(machine):
             check=True,
         )
     call = ["python", "-m", "tp_jax.main", *TRAINING, *FLAGS]
-    assert machine.recorded() == [[*call, "10.0.0.1:8476 2 1"], [*call, "  "]]
+    assert machine.calls() == [[*call, "10.0.0.1:8476 2 1"], [*call, "  "]]
 
 
 @pytest.mark.parametrize("kind", ["tpu", "cuda"])
@@ -139,7 +139,7 @@ esac
 
 
 def test_variants_are_trained_and_scored_once(machine):
-    checkout, root = machine.checkout(), machine.place / "root"
+    checkout, root = machine.checkout(), machine.folder / "root"
     shutil.copy(ROOT / "setup.py", checkout)
     python = checkout / ".venv/bin/python"
     python.parent.mkdir(parents=True)
@@ -151,7 +151,7 @@ def test_variants_are_trained_and_scored_once(machine):
         _, said = machine.run(
             "compare.sh", *arguments, code=code, root=checkout, SEEDS="0 7", PYTHON=sys.executable
         )
-        calls = [call[1:] for call in machine.recorded()]
+        calls = [call[1:] for call in machine.calls()]
         return [call for call in calls if call[0].startswith("tp_jax.")], said
 
     calls, _ = compare("frozenlake", str(root), "--config.train.steps=5")

@@ -37,10 +37,10 @@ def geneval_prompts(tmp_path):
 
 
 def test_geneval_images_lie_as_its_evaluator_reads_them(
-    drawn_from, tmp_path, geneval_prompts, monkeypatch
+    trained_shapes, tmp_path, geneval_prompts, monkeypatch
 ):
     out = tmp_path / "images"
-    task = a_make("geneval", drawn_from, out, geneval_prompts, num=3)
+    task = a_make("geneval", trained_shapes, out, geneval_prompts, num=3)
     batches = Generator.batches
 
     def stopping(*args, **kwargs):
@@ -56,7 +56,9 @@ def test_geneval_images_lie_as_its_evaluator_reads_them(
     assert len(list(out.rglob("*.png"))) == 8
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     with pytest.raises(UserError, match="another drawing: seed was 0, now 1"):
-        SUITES["geneval"].draw(a_make("geneval", drawn_from, out, geneval_prompts, num=3, seed=1))
+        SUITES["geneval"].draw(
+            a_make("geneval", trained_shapes, out, geneval_prompts, num=3, seed=1)
+        )
     SUITES[task.suite].draw(task)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     prompts = layout.read_prompts(geneval_prompts)
@@ -69,16 +71,16 @@ def test_geneval_images_lie_as_its_evaluator_reads_them(
     assert len({read_rgb(path).tobytes() for path, _ in found}) == len(found) == 12
 
 
-def test_dpg_images_are_grids_of_four(drawn_from, tmp_path):
+def test_dpg_images_are_grids_of_four(trained_shapes, tmp_path):
     folder = tmp_path / "prompts"
     folder.mkdir()
     for name, text in (("b", "two rings"), ("a", "a cross")):
         (folder / f"{name}.txt").write_text(text)
-    SUITES["dpg"].draw(a_make("dpg", drawn_from, tmp_path / "images", epath.Path(folder)))
+    SUITES["dpg"].draw(a_make("dpg", trained_shapes, tmp_path / "images", epath.Path(folder)))
     grid = read_rgb(epath.Path(tmp_path / "images" / "a.png"))
     assert grid.shape == (32, 32, 3)
     # The same samples as GenEval's layout would hold, in its order.
-    loaded = load(drawn_from)
+    loaded = load(trained_shapes)
     conditions = encode_prompts(loaded, ["a cross"]).conditions
     generator = make_generator(loaded, {"steps": 1}, 4)
     rows = np.zeros(4, int)
@@ -87,14 +89,16 @@ def test_dpg_images_are_grids_of_four(drawn_from, tmp_path):
 
     np.testing.assert_allclose(dpg.tiles(grid).astype(int), to_uint8(images), atol=1)
     with pytest.raises(UserError, match="--samples_per_prompt=3: dpg wants 4"):
-        SUITES["dpg"].draw(a_make("dpg", drawn_from, tmp_path / "x", epath.Path(folder), samples=3))
+        SUITES["dpg"].draw(
+            a_make("dpg", trained_shapes, tmp_path / "x", epath.Path(folder), samples=3)
+        )
 
 
-def test_shapes_are_scored_from_their_pictures(drawn_from, tmp_path, monkeypatch, capsys):
+def test_shapes_are_scored_from_their_pictures(trained_shapes, tmp_path, monkeypatch, capsys):
     few = shapes.prompts(per_skill=4)
     monkeypatch.setattr(shapes, "prompts", lambda: few)
     images, out = epath.Path(tmp_path / "out/images"), epath.Path(tmp_path / "out")
-    SUITES["shapes"].draw(a_make("shapes", drawn_from, images, samples=1))
+    SUITES["shapes"].draw(a_make("shapes", trained_shapes, images, samples=1))
     for path, _ in layout.find_images(images):
         Image.new("RGB", (64, 64), "grey").save(path)
     content = score_shapes(images, out)
@@ -158,7 +162,7 @@ def draw_right(folder, prompts):
         Image.fromarray((picture * 255).astype(np.uint8)).save(path)
 
 
-def test_benchmarks_refuse_what_does_not_fit(drawn_from, tmp_path, trained):
+def test_benchmarks_refuse_what_does_not_fit(trained_shapes, tmp_path, trained):
     for fields, message in (
         (dict(suite="geneval"), "--prompts is missing: name your copy of the prompts of geneval"),
         (dict(suite="shapes", num=0), "--num=0: shapes has 240 prompts here"),
@@ -166,7 +170,7 @@ def test_benchmarks_refuse_what_does_not_fit(drawn_from, tmp_path, trained):
         (dict(suite="shapes", height=8), "the scorer of shapes wants square images"),
         (dict(suite="shapes", workdir=trained), "a dit model draws classes, not prompts"),
     ):
-        fields = {"workdir": drawn_from, "out": tmp_path / "out"} | fields
+        fields = {"workdir": trained_shapes, "out": tmp_path / "out"} | fields
         with pytest.raises(UserError, match=message):
             SUITES[fields["suite"]].draw(a_make(**fields))
     assert not (tmp_path / "out").exists()
@@ -175,4 +179,4 @@ def test_benchmarks_refuse_what_does_not_fit(drawn_from, tmp_path, trained):
     with pytest.raises(
         UserError, match="holds files but no .*drawing.json.*: name a new or empty folder"
     ):
-        SUITES["shapes"].draw(a_make("shapes", drawn_from, tmp_path / "mine"))
+        SUITES["shapes"].draw(a_make("shapes", trained_shapes, tmp_path / "mine"))

@@ -29,8 +29,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = runpy.run_path(str(ROOT / "configs" / "shapes.py"))
 
 
-def test_training_draws_its_own_captions(drawn_from):
-    assert (drawn_from / "samples" / "00000008.png").exists()
+def test_training_draws_its_own_captions(trained_shapes):
+    assert (trained_shapes / "samples" / "00000008.png").exists()
     config = tiny_shapes()
     source = data.open_source(config)
     encoder = data.open_text(source, config)
@@ -55,10 +55,10 @@ def test_batches_are_the_scenes_and_their_captions():
     assert (batch["condition"]["text"][..., : encoder.space.pooled_width].sum((1, 2)) > 1).all()
 
 
-def test_prompts_make_files_with_captions(drawn_from, tmp_path):
+def test_prompts_make_files_with_captions(trained_shapes, tmp_path):
     prompts = ("a red circle", "two rings")
     drawing = Drawing(
-        drawn_from, epath.Path(tmp_path / "out"), num=3, prompts=prompts, batch_size=4
+        trained_shapes, epath.Path(tmp_path / "out"), num=3, prompts=prompts, batch_size=4
     )
     draw_samples(drawing)
     names = sorted(path.name for path in (tmp_path / "out").glob("0*.png"))
@@ -70,16 +70,16 @@ def test_prompts_make_files_with_captions(drawn_from, tmp_path):
     assert [line["file"] for line in lines] == names
 
 
-def test_an_npz_holds_the_prompts_and_one_image_of_each(drawn_from, tmp_path):
+def test_an_npz_holds_the_prompts_and_one_image_of_each(trained_shapes, tmp_path):
     prompts = ("a red circle", "two rings", "a cross")
-    draw_samples(Drawing(drawn_from, epath.Path(tmp_path / "a.npz"), prompts=prompts))
+    draw_samples(Drawing(trained_shapes, epath.Path(tmp_path / "a.npz"), prompts=prompts))
     with np.load(tmp_path / "a.npz") as file:
         assert file["arr_0"].shape == (3, 16, 16, 3)
         assert tuple(file["arr_1"]) == prompts
 
 
-def test_a_prompt_is_drawn_alike_among_others(drawn_from):
-    loaded = load(drawn_from)
+def test_a_prompt_is_drawn_alike_among_others(trained_shapes):
+    loaded = load(trained_shapes)
     generator = make_generator(loaded, {"guidance_scale": 3.0}, 4)
 
     def drawn(texts, negative=""):
@@ -93,9 +93,9 @@ def test_a_prompt_is_drawn_alike_among_others(drawn_from):
     assert np.abs(drawn(["a cross"], "two rings") - alone).max() > 1e-6
 
 
-def test_other_sizes(drawn_from, tmp_path):
+def test_other_sizes(trained_shapes, tmp_path):
     out = epath.Path(tmp_path / "a.npz")
-    draw_samples(Drawing(drawn_from, out, prompts=("a cross",), height=8, width=12))
+    draw_samples(Drawing(trained_shapes, out, prompts=("a cross",), height=8, width=12))
     assert np.load(out)["arr_0"].shape == (1, 8, 12, 3)
 
 
@@ -111,9 +111,9 @@ def test_other_sizes(drawn_from, tmp_path):
         ({"prompts": ("a cross",), "negative_prompt": "a dog"}, "'dog' is no word"),
     ],
 )
-def test_bad_prompts_and_sizes_are_refused(drawn_from, tmp_path, fields, message):
+def test_bad_prompts_and_sizes_are_refused(trained_shapes, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
-        draw_samples(Drawing(drawn_from, epath.Path(tmp_path / "out"), **fields))
+        draw_samples(Drawing(trained_shapes, epath.Path(tmp_path / "out"), **fields))
     assert not (tmp_path / "out").exists()
 
 
@@ -200,13 +200,13 @@ def test_skills_are_geneval_tags():
     assert set(tags) == set(geneval.PROMPTS) and len(set(tags.values())) == 1
 
 
-def test_the_notebook_draws_prompts(drawn_from, tmp_path):
+def test_the_notebook_draws_prompts(trained_shapes, tmp_path):
     import papermill
 
     notebook = papermill.execute_notebook(
         ROOT / "notebooks" / "sample.ipynb",
         tmp_path / "run.ipynb",
-        dict(workdir=str(drawn_from), prompts=["a cross", "two rings"], num=4, latent_steps=[]),
+        dict(workdir=str(trained_shapes), prompts=["a cross", "two rings"], num=4, latent_steps=[]),
         cwd=ROOT / "notebooks",
         progress_bar=False,
     )

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from feature_formula import image
 from PIL import Image
-from stand_in_extractor import pictures, save, save_pngs
+from stand_in_extractor import random_images, save_npz, save_pngs
 
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.reading import open_images, read_rgb
@@ -21,8 +21,8 @@ def read(path, rows=4, count=None):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_an_npz_is_read_in_blocks(compressed, tmp_path):
-    images = pictures(11)
-    path = save(tmp_path / "a.npz", compressed, arr_1=np.arange(11), arr_0=images)
+    images = random_images(11)
+    path = save_npz(tmp_path / "a.npz", compressed, arr_1=np.arange(11), arr_0=images)
     np.testing.assert_array_equal(read(path), images)
     np.testing.assert_array_equal(read(path, count=5), images[:5])
     assert open_images(path).count == 11 and open_images(path).size == (16, 16)
@@ -32,7 +32,7 @@ def test_an_npz_is_read_in_blocks(compressed, tmp_path):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_an_npz_is_never_in_memory_as_a_whole(compressed, tmp_path):
-    path = save(tmp_path / "a.npz", compressed, arr_0=np.zeros((2000, 64, 64, 3), np.uint8))
+    path = save_npz(tmp_path / "a.npz", compressed, arr_0=np.zeros((2000, 64, 64, 3), np.uint8))
     tracemalloc.start()
     for _ in open_images(path).batches(16, 2000):
         pass
@@ -42,15 +42,15 @@ def test_an_npz_is_never_in_memory_as_a_whole(compressed, tmp_path):
 
 
 def test_grey_is_repeated(tmp_path):
-    images = pictures(3, channels=1)
-    path = save(tmp_path / "a.npz", arr_0=images)
+    images = random_images(3, channels=1)
+    path = save_npz(tmp_path / "a.npz", arr_0=images)
     np.testing.assert_array_equal(read(path), images.repeat(3, axis=-1))
     Image.fromarray(images[0, ..., 0]).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read(tmp_path), images[:1].repeat(3, axis=-1))
 
 
 def test_a_folder_is_read_in_the_order_of_names_without_its_grid(tmp_path):
-    images = pictures(6)
+    images = random_images(6)
     folder = save_pngs(tmp_path / "a", images)
     Image.fromarray(image(90, 90)).save(folder / "grid.png")
     (folder / "notes.txt").touch()
@@ -60,9 +60,9 @@ def test_a_folder_is_read_in_the_order_of_names_without_its_grid(tmp_path):
 def test_images_that_are_none(tmp_path):
     def check(match, **arrays):
         with pytest.raises(UserError, match=match):
-            open_images(save(tmp_path / "a.npz", **arrays))
+            open_images(save_npz(tmp_path / "a.npz", **arrays))
 
-    images = pictures(3)
+    images = random_images(3)
     check("a.npz has no arr_0 but images.npy: name", images=images)
     check(r"arr_0 is float32 \[3, 16, 16, 3\], but images are uint8", arr_0=np.float32(images))
     check(r"arr_0 is uint8 \[3, 16, 16, 4\], but", arr_0=images.repeat(2, axis=-1)[..., :4])
@@ -78,14 +78,14 @@ def test_images_that_are_none(tmp_path):
 
 
 def test_an_npz_that_is_cut_short(tmp_path):
-    path = save(tmp_path / "a.npz", arr_0=pictures(20))
+    path = save_npz(tmp_path / "a.npz", arr_0=random_images(20))
     path.write_bytes(path.read_bytes()[:10_000])
     with pytest.raises(UserError, match=r"a.npz can't be read as an npz \(.*cut short"):
         open_images(path)
 
 
 def test_an_array_that_ends_early_names_its_row(tmp_path):
-    np.save(tmp_path / "arr_0.npy", pictures(20))
+    np.save(tmp_path / "arr_0.npy", random_images(20))
     data = (tmp_path / "arr_0.npy").read_bytes()[: 128 + 768 * 13 + 5]
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("arr_0.npy", data)
@@ -95,7 +95,7 @@ def test_an_array_that_ends_early_names_its_row(tmp_path):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_damaged_rows_are_named(compressed, tmp_path):
-    path = save(tmp_path / "a.npz", compressed, arr_0=pictures(20))
+    path = save_npz(tmp_path / "a.npz", compressed, arr_0=random_images(20))
     data = bytearray(path.read_bytes())
     middle = len(data) * 2 // 5
     data[middle : middle + 40] = bytes(255 - byte for byte in data[middle : middle + 40])
@@ -113,7 +113,7 @@ def test_orientation_is_followed_where_it_is_asked_for(tmp_path):
 
 
 def test_pngs_that_do_not_fit(tmp_path):
-    folder = save_pngs(tmp_path / "a", pictures(3))
+    folder = save_pngs(tmp_path / "a", random_images(3))
     whole = (folder / "00001.png").read_bytes()
     (folder / "00001.png").write_bytes(whole[:300])
     with pytest.raises(UserError, match=r"00001.png can't be read as an image .*write it again"):
@@ -124,6 +124,6 @@ def test_pngs_that_do_not_fit(tmp_path):
     Image.fromarray(image(16, 8)).save(folder / "00001.png")
     with pytest.raises(UserError, match="00001.png is 8×16, the first of its folder 16×16"):
         open_images(folder)
-    Image.fromarray(pictures(1)[0]).convert("RGBA").save(folder / "00001.png")
+    Image.fromarray(random_images(1)[0]).convert("RGBA").save(folder / "00001.png")
     with pytest.raises(UserError, match="00001.png has mode RGBA: save 8-bit RGB or grey"):
         open_images(folder)

@@ -8,13 +8,13 @@ import pytest
 from etils import epath
 from resuming import (
     STEPS,
-    WITHOUT_CURVES,
-    Processes,
+    USE_FAKE_WRITER,
+    RestartableRun,
     assert_identical,
     kill_and_compare,
+    read_checkpoint,
+    saved_steps,
     small_config,
-    steps_kept,
-    stored,
     trained_losses,
 )
 
@@ -30,13 +30,16 @@ from tp_jax.train.optimizer import make_optimizer
 def test_stopped_by_an_error_it_goes_on_identically(uninterrupted, tmp_path):
     workdir, config = tmp_path / "run", small_config(every_steps=6)
     losses = trained_losses(config, workdir, stop_at=9)
-    assert steps_kept(workdir) == {6} and list(losses) == list(range(1, 9))
+    assert saved_steps(workdir) == {6} and list(losses) == list(range(1, 9))
     again = trained_losses(config, workdir)
     assert list(again) == list(range(7, STEPS + 1))
 
     wanted, wanted_losses = uninterrupted
     assert losses | again == wanted_losses
-    (found, found_data), (wanted, wanted_data) = stored(workdir, STEPS), stored(wanted, STEPS)
+    (found, found_data), (wanted, wanted_data) = (
+        read_checkpoint(workdir, STEPS),
+        read_checkpoint(wanted, STEPS),
+    )
     assert_identical(found, wanted)
     assert found_data == wanted_data
 
@@ -69,7 +72,9 @@ def test_offloaded_it_is_the_same_run(uninterrupted, tmp_path):
     config.train.samples = 2
     losses |= trained_losses(config, tmp_path / "run")
     assert losses == uninterrupted[1]
-    assert_identical(stored(tmp_path / "run", STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+    assert_identical(
+        read_checkpoint(tmp_path / "run", STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
+    )
 
 
 def test_a_base_stays_as_it_was(uninterrupted, tmp_path):
@@ -78,7 +83,7 @@ def test_a_base_stays_as_it_was(uninterrupted, tmp_path):
     config.init.base, config.train.trainable = str(base), "thinking"
     trained_losses(config, tmp_path / "run")
 
-    before, (after, _) = stored(base, STEPS)[0], stored(tmp_path / "run", 4)
+    before, (after, _) = read_checkpoint(base, STEPS)[0], read_checkpoint(tmp_path / "run", 4)
     names = [name.removeprefix("base/") for name in before if name.startswith("base/")]
     assert len(names) > 20
     for name in names:
@@ -115,18 +120,18 @@ def test_a_base_of_other_heads_or_size_is_refused_though_its_shapes_fit(
 # Processes that are killed. A config file is Python, so a test can put lines into their start.
 
 pytestmark = pytest.mark.usefixtures("cache")
-SPOILT = f"{WITHOUT_CURVES}\nresuming.spoil_data(step=5)"
+SPOILT = f"{USE_FAKE_WRITER}\nresuming.make_batch_nan(step=5)"
 
 
 def test_killed_it_goes_on_identically(uninterrupted, tmp_path, cache):
-    kill_and_compare(Processes(tmp_path, cache), uninterrupted[0], STEPS, kills=2)
+    kill_and_compare(RestartableRun(tmp_path, cache), uninterrupted[0], STEPS, kills=2)
 
 
 @pytest.mark.slow
 def test_killed_ten_times_it_goes_on_identically(tmp_path, cache):
     trained_losses(small_config(steps=40, every_steps=40), tmp_path / "uninterrupted")
-    processes = Processes(tmp_path, cache, steps=40, lines="")
-    kill_and_compare(processes, tmp_path / "uninterrupted", 40, kills=10)
+    run = RestartableRun(tmp_path, cache, steps=40, lines="")
+    kill_and_compare(run, tmp_path / "uninterrupted", 40, kills=10)
 
 
 # Losses that aren't finite.
@@ -145,14 +150,14 @@ def test_a_loss_that_is_not_finite_is_named(loss, norm):
 
 
 def test_training_that_goes_wrong_ends_with_one_line_and_keeps_its_checkpoints(tmp_path, cache):
-    processes = Processes(tmp_path, cache, lines=SPOILT)
-    code, said = processes.finish()
+    run = RestartableRun(tmp_path, cache, lines=SPOILT)
+    code, said = run.finish()
     assert code == 1, said
     lines = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and "Traceback" not in said, said
     assert re.match(r"error: train_step 5: loss nan.*last checkpoint.*learning_rate", lines[0])
     # The last save was under way when the loss after it was found not to be finite.
-    assert steps_kept(processes.workdir) == {2, 4} and processes.being_saved() is None
-    arrays, _ = stored(processes.workdir, 4)
+    assert saved_steps(run.workdir) == {2, 4} and run.unfinished_checkpoint() is None
+    arrays, _ = read_checkpoint(run.workdir, 4)
     assert all(np.isfinite(array).all() for array in arrays.values())
-    assert load(epath.Path(processes.workdir)).train_step == 4
+    assert load(epath.Path(run.workdir)).train_step == 4

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 from golden.seeded import seeded_weights
-from published import convert, golden, torch_state
+from published_weights import convert, golden, torch_state
 from safetensors.numpy import save_file
 
 from tp_jax.messages.errors import UserError

@@ -5,17 +5,17 @@ import json
 import pytest
 from conftest import run_entry, tiny_config
 from etils import epath
-from small_configs import lake_config, tiny_shapes
+from small_configs import tiny_frozenlake, tiny_shapes
 
 from tp_jax.messages.errors import UserError
 from tp_jax.train.loop import train
 
 
-def test_shapes_are_scored_as_from_the_command_line(drawn_from, tmp_path):
-    found = json.loads((drawn_from / "evaluations" / "00000008.json").read_text())
-    folder = drawn_from / "evaluations" / "00000008"
+def test_shapes_are_scored_as_from_the_command_line(trained_shapes, tmp_path):
+    found = json.loads((trained_shapes / "evaluations" / "00000008.json").read_text())
+    folder = trained_shapes / "evaluations" / "00000008"
     assert (folder / "gallery.png").exists()
-    arguments = [f"--workdir={drawn_from}", "--num=6", "--batch_size=4"]
+    arguments = [f"--workdir={trained_shapes}", "--num=6", "--batch_size=4"]
     code, _, said = run_entry("evaluate", "--suite=shapes", *arguments, f"--out={tmp_path / 'out'}")
     assert code == 0, said
     wanted = json.loads((tmp_path / "out" / "scores.json").read_text())
@@ -32,14 +32,24 @@ def test_shapes_are_scored_as_from_the_command_line(drawn_from, tmp_path):
         (tiny_config, "shapes", {}, "draws prompts, but this dit model takes none"),
         (tiny_config, "frozenlake", {}, "trained on digits, but this suite wants a model of"),
         (tiny_shapes, "adm", {}, "one image for each class, but this mmdit model takes text"),
-        (lake_config, "adm", {}, "one image for each class, but this dit model takes text or a"),
+        (
+            tiny_frozenlake,
+            "adm",
+            {},
+            "one image for each class, but this dit model takes text or a",
+        ),
         (tiny_config, "geneval", {}, "'geneval' can't be computed in training: score checkpoints"),
         (tiny_config, "dpg", {}, "'dpg' can't be computed in training"),
         (tiny_config, "fid", {}, "config.evaluation.suite='fid' is unknown: choose one of adm"),
         (tiny_config, "navigation", {}, "this suite is called frozenlake now"),
         (tiny_config, "adm", {"adm.num": 1}, "config.evaluation.adm.num=1: must be 2 or more"),
         (tiny_shapes, "shapes", {"shapes.num": 999}, "shapes.num=999: give 1 to 240, or 0 for all"),
-        (lake_config, "frozenlake", {"frozenlake.num": 0}, "frozenlake.num=0: must be 1 or more"),
+        (
+            tiny_frozenlake,
+            "frozenlake",
+            {"frozenlake.num": 0},
+            "frozenlake.num=0: must be 1 or more",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_training(

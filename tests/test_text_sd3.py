@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 from golden.seeded import seeded_weights
-from published import golden
+from published_weights import golden
 
 from tp_jax.messages.errors import UserError
 from tp_jax.text.sd3 import load_sd3_encoder

@@ -15,9 +15,9 @@ from layer_inputs import (
     assert_close,
     layer_inputs,
     make_noise,
-    ours,
-    reference,
-    small,
+    our_layer,
+    reference_layer,
+    small_thinking,
 )
 
 from tp_jax.messages.errors import UserError
@@ -29,19 +29,23 @@ from tp_jax.thinking.layer import init_thinking_layer
 from tp_jax.thinking.recursion import Thought, balance_loss
 
 VARIANTS = {
-    "dit": (small(), False, True),
-    "mmdit": (small(), True, True),
-    "sampling": (small(temperature=0.7), True, False),
-    "one_step": (small(latent_steps=1), True, True),
-    "no_modulation": (small(modulate=False), False, True),
-    "recursed": (small(base_input="recursed"), True, True),
-    "every_step": (small(base_every_step=True), False, True),
-    "every_step_recursed": (small(base_every_step=True, base_input="recursed"), True, True),
-    "own_experts": (small(share_across_steps=False), True, True),
-    "random": (small(gate="random"), False, True),
-    "first": (small(gate="first"), False, True),
-    "token_only": (small(gate_inputs=("token",)), False, True),
-    "time_and_condition": (small(gate_inputs=("time", "condition")), False, True),
+    "dit": (small_thinking(), False, True),
+    "mmdit": (small_thinking(), True, True),
+    "sampling": (small_thinking(temperature=0.7), True, False),
+    "one_step": (small_thinking(latent_steps=1), True, True),
+    "no_modulation": (small_thinking(modulate=False), False, True),
+    "recursed": (small_thinking(base_input="recursed"), True, True),
+    "every_step": (small_thinking(base_every_step=True), False, True),
+    "every_step_recursed": (
+        small_thinking(base_every_step=True, base_input="recursed"),
+        True,
+        True,
+    ),
+    "own_experts": (small_thinking(share_across_steps=False), True, True),
+    "random": (small_thinking(gate="random"), False, True),
+    "first": (small_thinking(gate="first"), False, True),
+    "token_only": (small_thinking(gate_inputs=("token",)), False, True),
+    "time_and_condition": (small_thinking(gate_inputs=("time", "condition")), False, True),
 }
 
 
@@ -52,7 +56,7 @@ def test_layer_equals_the_plain_loop(name, dispatch):
     inputs, noise = layer_inputs(config, text), make_noise(train)
     wanted = _reference_values(name)
     config = ThinkingConfig(**vars(config) | {"dispatch": dispatch})
-    vision, text_out, thought = jax.jit(lambda i: ours(i, config, noise, trace=True))(inputs)
+    vision, text_out, thought = jax.jit(lambda i: our_layer(i, config, noise, trace=True))(inputs)
     np.testing.assert_array_equal(thought.expert, wanted["experts"])
     assert_close(vision, wanted["vision"], 1e-5)
     if text:
@@ -64,7 +68,7 @@ def test_layer_equals_the_plain_loop(name, dispatch):
 @functools.cache
 def _reference_values(name):
     config, text, train = VARIANTS[name]
-    return reference(layer_inputs(config, text), config, make_noise(train))
+    return reference_layer(layer_inputs(config, text), config, make_noise(train))
 
 
 @functools.cache
@@ -72,7 +76,7 @@ def _reference_gradients(name):
     config, text, train = VARIANTS[name]
 
     def loss(inputs):
-        out = reference(inputs, config, make_noise(train))
+        out = reference_layer(inputs, config, make_noise(train))
         return jnp.sum(out["vision"] ** 2) + (jnp.sum(out["text"] ** 3) if text else 0)
 
     return jax.grad(loss)(layer_inputs(config, text))
@@ -85,7 +89,7 @@ def test_gradients_equal_the_plain_loop(name, dispatch):
     config = ThinkingConfig(**vars(config) | {"dispatch": dispatch})
 
     def loss(inputs):
-        vision, text_out, _ = ours(inputs, config, make_noise(train))
+        vision, text_out, _ = our_layer(inputs, config, make_noise(train))
         return jnp.sum(vision**2) + (jnp.sum(text_out**3) if text else 0)
 
     found = jax.jit(jax.grad(loss))(layer_inputs(config, text))
@@ -101,13 +105,13 @@ def test_gradients_equal_the_plain_loop(name, dispatch):
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("text", [False, True], ids=["dit", "mmdit"])
 def test_identity_while_b_is_zero(dispatch, experts, steps, text):
-    config = small(experts=experts, latent_steps=steps, dispatch=dispatch)
+    config = small_thinking(experts=experts, latent_steps=steps, dispatch=dispatch)
     inputs = layer_inputs(config, text)
     inputs["params"]["experts"]["lora_b"] *= 0
     qkv = jnp.einsum("bnd,dpe->bnpe", inputs["vision"], inputs["kernel"])
     joint = jnp.concatenate([qkv, inputs["text"]], 1) if text else qkv
     wanted = attention(split_heads(joint, HEADS), HEADS)
-    runs = jax.jit(lambda i: [ours(i, config, noise) for noise in (None, make_noise())])
+    runs = jax.jit(lambda i: [our_layer(i, config, noise) for noise in (None, make_noise())])
     for vision, text_out, _ in runs(inputs):
         assert_close(vision, wanted[:, :N], 1e-6)
         if text:
@@ -123,7 +127,7 @@ def test_experts_start_as_lecun_normal_and_zero():
 
 
 def test_one_step_and_one_expert_is_plain_lora():
-    config = small(latent_steps=1, experts=1)
+    config = small_thinking(latent_steps=1, experts=1)
     inputs = layer_inputs(config, text=False)
 
     def lora(inputs):
@@ -139,8 +143,10 @@ def test_one_step_and_one_expert_is_plain_lora():
         out = jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(logits), v)
         return out.reshape(B, N, D)
 
-    assert_close(jax.jit(lambda i: ours(i, config, make_noise())[0])(inputs), lora(inputs), 1e-5)
-    found = jax.jit(jax.grad(lambda i: jnp.sum(ours(i, config, make_noise())[0] ** 2)))(inputs)
+    assert_close(
+        jax.jit(lambda i: our_layer(i, config, make_noise())[0])(inputs), lora(inputs), 1e-5
+    )
+    found = jax.jit(jax.grad(lambda i: jnp.sum(our_layer(i, config, make_noise())[0] ** 2)))(inputs)
     wanted = jax.jit(jax.grad(lambda i: jnp.sum(lora(i) ** 2)))(inputs)
     jax.tree.map(lambda a, b: assert_close(a, b, 5e-5), found, wanted)
     for leaf in jax.tree.leaves(found["params"]["gate"]):
@@ -148,27 +154,27 @@ def test_one_step_and_one_expert_is_plain_lora():
 
 
 def test_more_thinking_when_sampling_needs_no_new_parameters():
-    config = small()
+    config = small_thinking()
     inputs = layer_inputs(config, text=True)
     for steps in (1, 2, 6):
-        found = jax.jit(lambda i, steps=steps: ours(i, config, latent_steps=steps)[0])(inputs)
-        assert_close(found, reference(inputs, config, latent_steps=steps)["vision"], 1e-5)
+        found = jax.jit(lambda i, steps=steps: our_layer(i, config, latent_steps=steps)[0])(inputs)
+        assert_close(found, reference_layer(inputs, config, latent_steps=steps)["vision"], 1e-5)
 
 
 def test_own_experts_per_step_bound_the_steps():
-    config = small(share_across_steps=False)
+    config = small_thinking(share_across_steps=False)
     inputs = layer_inputs(config, text=False)
-    found = ours(inputs, config, latent_steps=2)[0]
-    assert_close(found, reference(inputs, config, latent_steps=2)["vision"], 1e-5)
+    found = our_layer(inputs, config, latent_steps=2)[0]
+    assert_close(found, reference_layer(inputs, config, latent_steps=2)["vision"], 1e-5)
     with pytest.raises(UserError, match="latent_steps=4.*3 latent steps"):
-        ours(inputs, config, latent_steps=4)
+        our_layer(inputs, config, latent_steps=4)
 
 
 def test_a_trace_changes_nothing_and_costs_nothing_when_not_asked_for():
-    config = small(experts=2, latent_steps=3)
+    config = small_thinking(experts=2, latent_steps=3)
     inputs = layer_inputs(config, text=False)
-    plain = jax.jit(lambda i: ours(i, config))
-    traced = jax.jit(lambda i: ours(i, config, trace=True))
+    plain = jax.jit(lambda i: our_layer(i, config))
+    traced = jax.jit(lambda i: our_layer(i, config, trace=True))
     vision, _, thought = plain(inputs)
     traced_vision, _, traced_thought = traced(inputs)
     np.testing.assert_array_equal(vision, traced_vision)
@@ -183,8 +189,8 @@ def test_a_trace_changes_nothing_and_costs_nothing_when_not_asked_for():
 
 
 def test_statistics_are_those_of_the_trace():
-    config = small()
-    thought = ours(layer_inputs(config, False), config, make_noise(), trace=True)[2]
+    config = small_thinking()
+    thought = our_layer(layer_inputs(config, False), config, make_noise(), trace=True)[2]
     p, expert = np.asarray(thought.probabilities), np.asarray(thought.expert)
     assert_close(thought.entropy, -(p * np.log(p)).sum(-1).mean((1, 2)), 1e-6)
     use = [[(expert[t] == m).mean() for m in range(3)] for t in range(3)]
@@ -208,7 +214,7 @@ def test_routing_noise_depends_on_what_it_is_named_by_and_nothing_else():
     noise = make_noise()
 
     def gumbel(noise, layer, step):
-        return draw_routing(noise, small(), layer, step + 1, N)[step]
+        return draw_routing(noise, small_thinking(), layer, step + 1, N)[step]
 
     drawn = gumbel(noise, LAYER, 1)
     assert drawn.shape == (B, N, 3)
@@ -228,7 +234,7 @@ def test_routing_noise_depends_on_what_it_is_named_by_and_nothing_else():
 
 def test_gumbel_noise_is_gumbel():
     noise = RoutingNoise(jax.random.key(0), jnp.arange(50))
-    drawn = draw_routing(noise, small(experts=4), 0, 1, 200)
+    drawn = draw_routing(noise, small_thinking(experts=4), 0, 1, 200)
     assert drawn.mean() == pytest.approx(np.euler_gamma, abs=0.02)
     assert drawn.std() == pytest.approx(np.pi / np.sqrt(6), abs=0.02)
 

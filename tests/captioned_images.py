@@ -4,9 +4,9 @@ import io
 import json
 
 import numpy as np
-from imagenet import photo
+from fake_imagenet import photo
 
-IMAGES, EACH = 12, 3  # captions of an image, but the last has one
+IMAGES, CAPTIONS_PER_IMAGE = 12, 3  # captions of an image, but the last has one
 COLOURS = ("red", "green", "blue", "pink", "purple", "orange")
 
 
@@ -63,7 +63,7 @@ def make_fake_captions(folder) -> None:
     FakeCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
-def spoil_coco(change, folder):
+def edit_coco_annotations(change, folder):
     path = folder / "annotations" / "captions_train2017.json"
     content = json.loads(path.read_text())
     change(content)

@@ -14,12 +14,12 @@ import pytest
 from etils import epath
 from resuming import (
     STEPS,
-    WITHOUT_CURVES,
-    Processes,
+    USE_FAKE_WRITER,
+    RestartableRun,
     assert_identical,
+    read_checkpoint,
+    saved_steps,
     small_config,
-    steps_kept,
-    stored,
     trained_losses,
 )
 
@@ -36,7 +36,7 @@ def half_way(tmp_path_factory, cache):
     """A workdir that was stopped at step 9, with checkpoints 4 and 8. Copy it."""
     workdir = tmp_path_factory.mktemp("half_way") / "run"
     trained_losses(small_config(every_steps=4), workdir, stop_at=10)
-    assert steps_kept(workdir) == {4, 8}
+    assert saved_steps(workdir) == {4, 8}
     return workdir
 
 
@@ -96,7 +96,7 @@ def test_it_goes_on_on_another_mesh(workdir, uninterrupted):
     assert list(losses) == list(range(9, STEPS + 1))
     for step, loss in losses.items():
         np.testing.assert_allclose(loss, uninterrupted[1][step], rtol=1e-5)
-    data = [stored(folder, STEPS)[1] for folder in (workdir, uninterrupted[0])]
+    data = [read_checkpoint(folder, STEPS)[1] for folder in (workdir, uninterrupted[0])]
     assert data[0] == data[1]
 
 
@@ -115,7 +115,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     said = capsys.readouterr().err
     assert re.search(rf"checkpoint 8 is damaged \(.*{spoilt.name}.*set aside in .*/damaged", said)
     assert (workdir / "damaged" / "8_0").is_dir()
-    assert_identical(stored(workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+    assert_identical(
+        read_checkpoint(workdir, STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
+    )
 
 
 def test_without_checksums_what_cannot_be_read_is_set_aside(workdir, uninterrupted):
@@ -143,22 +145,24 @@ def test_nothing_is_sampled_from_a_damaged_checkpoint(workdir):
 
 
 def test_sigterm_saves_and_ends_well(uninterrupted, tmp_path, cache):
-    lines = f"{WITHOUT_CURVES}\nresuming.slow_down(0.3)"
-    processes = Processes(tmp_path, cache, lines=lines)
-    process = processes.start("--config.checkpoint.every_steps=50")
-    while f"step  3/{STEPS}" not in processes.said():
-        assert process.poll() is None, processes.said()
+    lines = f"{USE_FAKE_WRITER}\nresuming.slow_down(0.3)"
+    run = RestartableRun(tmp_path, cache, lines=lines)
+    process = run.start("--config.checkpoint.every_steps=50")
+    while f"step  3/{STEPS}" not in run.log():
+        assert process.poll() is None, run.log()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0, processes.said()
-    said = processes.said()
+    assert process.wait(timeout=60) == 0, run.log()
+    said = run.log()
     step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", said)[1])
-    assert 3 <= step < STEPS and steps_kept(processes.workdir) == {step}
+    assert 3 <= step < STEPS and saved_steps(run.workdir) == {step}
     assert "done:" not in said
 
-    code, said = processes.finish()
+    code, said = run.finish()
     assert code == 0 and f"going on from checkpoint {step}" in said and "done:" in said
-    assert_identical(stored(processes.workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+    assert_identical(
+        read_checkpoint(run.workdir, STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
+    )
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
@@ -167,19 +171,21 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
     cache,
 ):
     # What the process says goes through a pipe, which has no size.
-    lines = f"{WITHOUT_CURVES}\nresuming.fill_disk(step=12)"
-    processes = Processes(tmp_path, cache, lines=lines)
-    code, said = processes.finish("--config.checkpoint.every_steps=6", through_pipe=True)
+    lines = f"{USE_FAKE_WRITER}\nresuming.fill_disk(step=12)"
+    run = RestartableRun(tmp_path, cache, lines=lines)
+    code, said = run.finish("--config.checkpoint.every_steps=6", through_pipe=True)
     assert code == 1, said
     # Orbax's own threads say more.
     lines = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and "tp_jax/" not in said.partition("error:")[2], said
     assert re.search(r"a checkpoint can't be written.*kept are 6\. Make room", lines[0])
-    assert 6 in steps_kept(processes.workdir)
+    assert 6 in saved_steps(run.workdir)
 
-    losses = trained_losses(small_config(every_steps=6), processes.workdir)
+    losses = trained_losses(small_config(every_steps=6), run.workdir)
     assert list(losses) == list(range(7, STEPS + 1))
-    assert_identical(stored(processes.workdir, STEPS)[0], stored(uninterrupted[0], STEPS)[0])
+    assert_identical(
+        read_checkpoint(run.workdir, STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
+    )
 
 
 LONG = 60  # steps of the run that dies at random
@@ -190,52 +196,52 @@ def test_it_outlives_random_deaths(tmp_path, cache):
     """TP_JAX_DEATHS=N runs longer; TP_JAX_DEATHS_SEED=N dies otherwise."""
     rng = np.random.default_rng(int(os.environ.get("TP_JAX_DEATHS_SEED", 0)))
     trained_losses(small_config(steps=LONG, every_steps=LONG), tmp_path / "uninterrupted")
-    slow = f"{WITHOUT_CURVES}\nresuming.slow_down(0.05)"
-    full = f"{WITHOUT_CURVES}\nresuming.fill_disk(step={{}})"
-    processes = Processes(tmp_path, cache, steps=LONG, lines=slow)
+    slow = f"{USE_FAKE_WRITER}\nresuming.slow_down(0.05)"
+    full = f"{USE_FAKE_WRITER}\nresuming.fill_disk(step={{}})"
+    run = RestartableRun(tmp_path, cache, steps=LONG, lines=slow)
     died = collections.Counter()
     for _ in range(int(os.environ.get("TP_JAX_DEATHS", 50))):
         death = str(rng.choice(["TERM", "KILL", "mid-save", "full disk", "truncate", "flip"]))
-        set_back(processes.workdir)
+        set_back(run.workdir)
         lines = full.format(int(rng.integers(2, 5))) if death == "full disk" else slow
-        processes.write_config(LONG, lines)
-        process = processes.start("--config.checkpoint.keep=4")
+        run.write_config(LONG, lines)
+        process = run.start("--config.checkpoint.keep=4")
         if death == "full disk":
-            assert process.wait(timeout=120) == 1, processes.said()
+            assert process.wait(timeout=120) == 1, run.log()
         elif death == "TERM":
-            wait_until(process, lambda: "\nstep " in processes.said())
+            wait_until(process, lambda: "\nstep " in run.log())
             time.sleep(rng.uniform(0, 0.3))
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=120) == 0, processes.said()
+            assert process.wait(timeout=120) == 0, run.log()
         else:
-            wait_until(process, lambda: "compiling" in processes.said())
+            wait_until(process, lambda: "compiling" in run.log())
             if death == "mid-save":
-                wait_until(process, processes.being_saved)
+                wait_until(process, run.unfinished_checkpoint)
             time.sleep(rng.uniform(0, 0.02 if death == "mid-save" else 1.5))
             process.kill()
             process.wait()
-        kept = sorted(steps_kept(processes.workdir))
+        kept = sorted(saved_steps(run.workdir))
         if death in ("truncate", "flip") and len(kept) > 1:
-            files = files_of(processes.workdir, kept[-1])
+            files = files_of(run.workdir, kept[-1])
             damage = truncate if death == "truncate" else flip_a_bit
             damage(files[rng.integers(len(files))], rng)
         died[death] += 1
 
-    processes.write_config(LONG, slow)
-    code, said = processes.finish("--config.checkpoint.keep=4")
+    run.write_config(LONG, slow)
+    code, said = run.finish("--config.checkpoint.keep=4")
     assert code == 0 and "done:" in said, said
-    found, found_data = stored(processes.workdir, LONG)
-    wanted, wanted_data = stored(tmp_path / "uninterrupted", LONG)
+    found, found_data = read_checkpoint(run.workdir, LONG)
+    wanted, wanted_data = read_checkpoint(tmp_path / "uninterrupted", LONG)
     assert_identical(found, wanted)
     assert found_data == wanted_data
-    aside = list(processes.workdir.glob("damaged/*"))
+    aside = list(run.workdir.glob("damaged/*"))
     assert aside or died.total() < 50
     print(f"\n{dict(died)}; {len(aside)} checkpoints were set aside")
 
 
 def set_back(workdir):
     """Forgets the newest checkpoints of a run that is nearly done, so that it can die again."""
-    kept = sorted(steps_kept(workdir))
+    kept = sorted(saved_steps(workdir))
     if kept and kept[-1] > LONG - 20:
         for step in kept[2:]:
             shutil.rmtree(workdir / "checkpoints" / str(step))

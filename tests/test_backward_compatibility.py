@@ -12,7 +12,7 @@ import pytest
 from bad_input_files import config_file
 from conftest import run_entry
 from etils import epath
-from resuming import Curves
+from resuming import FakeWriter
 
 from tp_jax.data.prepare import start
 from tp_jax.data.sources.latents import open_latents
@@ -64,7 +64,7 @@ def test_a_killed_drawing_goes_on(before):
 
 
 def test_training_goes_on(before, capsys, monkeypatch):
-    monkeypatch.setattr(metrics, "open_writer", lambda workdir: Curves())
+    monkeypatch.setattr(metrics, "open_writer", lambda workdir: FakeWriter())
     workdir = epath.Path(before / "digits")
     config = read_config(workdir)
     assert config.evaluation.adm.num == 12
