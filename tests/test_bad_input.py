@@ -257,8 +257,8 @@ def test_labels_of_a_model_without_classes():
     [
         ("picture.png", "picture.png is a file: name FILE.npz or a folder"),
         ("folder.npz", "folder.npz is a folder: name FILE.npz or a folder"),
-        ("picture.png/out.npz", "--out=.*out.npz can't be made.*name another"),
-        ("picture.png/out", "--out=.*out can't be made.*name another"),
+        ("picture.png/out.npz", "--out=.*out.npz can't be created.*name another"),
+        ("picture.png/out", "--out=.*out can't be created.*name another"),
     ],
 )
 def test_an_out_that_can_not_be_written(name, match, refused_samples, tmp_path):
@@ -297,7 +297,7 @@ def test_processes_end_with_one_line_and_code_2(trained, tmp_path):
     expected = {
         "error: unknown config key --config.train.stepz: config.train has no 'stepz'; did you "
         "mean 'steps'?": [*main, f"--workdir={out}", "--config.train.stepz=3"],
-        f"error: --workdir={foreign} holds files but no config.json, so no run of tp_jax made it: "
+        f"error: --workdir={foreign} holds files but no config.json, so it wasn't created by tp_jax: "
         f"name a new or empty folder": [*main, f"--workdir={foreign}"],
         "error: label 10 is out of range: the model has 0 to 9": [
             *sample, f"--out={out}", "--labels=10",

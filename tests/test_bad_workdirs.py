@@ -58,14 +58,14 @@ def test_training_into_what_is_no_workdir(refused, tmp_path):
 
 def test_a_workdir_that_can_not_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--workdir=.*can't be made.*name another"):
+    with pytest.raises(UserError, match="--workdir=.*can't be created.*name another"):
         workdir.write_workdir(epath.Path(tmp_path / "file" / "new"), tiny_config())
 
 
 def test_training_into_a_workdir_that_can_not_be_made(refused, tmp_path):
     (tmp_path / "place" / "file").touch()
     arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'place/file/new'}"]
-    refused("main", *arguments, match="--workdir=.*can't be made.*name another")
+    refused("main", *arguments, match="--workdir=.*can't be created.*name another")
 
 
 def test_the_config_is_written_before_the_folder_of_checkpoints(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_damaged_base(base_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(base_folder, broken)
     (broken / "_METADATA").write_text("?")
-    with pytest.raises(UserError, match="broken is damaged or no checkpoint.*use another"):
+    with pytest.raises(UserError, match="broken is damaged or not a checkpoint.*use another"):
         load_base(str(broken), jax.eval_shape(lambda: BASE))
 
 

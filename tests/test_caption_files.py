@@ -106,7 +106,7 @@ COCO = [
     ),
     (
         lambda f: (f / "annotations" / "captions_train2017.json").write_bytes(b"\xff\xfe{}"),
-        "captions_train2017.json: isn't text in UTF-8",
+        "captions_train2017.json: isn't UTF-8 text",
     ),
     (
         lambda f: edit_coco_annotations(lambda c: c.pop("images"), f),

@@ -94,7 +94,7 @@ def test_scores_against_images(extractor, expected, tmp_path):
 
 def test_features_are_taken_in_by_groups(extractor, monkeypatch):
     whole = measured(extractor, REFERENCE)
-    monkeypatch.setattr(reference_lib, "GROUP", 24)
+    monkeypatch.setattr(reference_lib, "MIN_GROUP", 24)
     seen = []
     monkeypatch.setattr(reference_lib, "moments", lambda x: seen.append(len(x)) or moments(x))
     found = measured(extractor, REFERENCE)
@@ -156,7 +156,7 @@ def test_few_images_are_noted_or_refused(extractor, tmp_path):
     assert any(
         note.startswith("samples: 3 images for 16 features, so the cov") for note in found.notes
     )
-    with pytest.raises(UserError, match="1 images have no covariance; give 2 or more"):
+    with pytest.raises(UserError, match="a covariance needs at least 2 images, found 1"):
         evaluated(extractor, path, SAMPLE[:1])
     with pytest.raises(UserError, match="there are no samples; give 2 or more"):
         adm.evaluate(iter([]), 50, read_reference(path), extractor)
@@ -180,13 +180,15 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_computed(extr
     check(
         f"{made} protocol adm, not pytorch-fid: set --protocol=adm", saved, protocol="pytorch-fid"
     )
-    check(rf"{made} other Inception weights \(stand-in 1, here x\)", saved, identity="x")
-    check("images are 8×8, those of saved.npz 16×16: name a reference of the same", saved, size=8)
+    check(
+        rf"{made} other Inception weights \(it has stand-in 1, these are x\)", saved, identity="x"
+    )
+    check("images are 8×8, but those of saved.npz are 16×16: use a reference", saved, size=8)
     old = published(extractor, tmp_path / "old.npz", REFERENCE[:9])
     check("old.npz was made with protocol adm, not", old, protocol="pytorch-fid")
-    check("images are 8×8, those of old.npz 16×16", old, size=8)
+    check("images are 8×8, but those of old.npz are 16×16", old, size=8)
     narrow = save_npz(tmp_path / "narrow.npz", mu=np.zeros(7), sigma=np.eye(7))
-    check("narrow.npz has 7 pool features, the network 16: name", narrow, network=network)
+    check("narrow.npz has 7 pool features, but the network has 16: use", narrow, network=network)
 
 
 def test_files_that_are_no_references(tmp_path):
@@ -195,10 +197,12 @@ def test_files_that_are_no_references(tmp_path):
             read_reference(save_npz(tmp_path / "a.npz", **arrays))
 
     eye = np.eye(3)
-    check("a.npz has neither mu nor arr_0 but x: name images", x=eye)
-    check(r"mu is \[3\] and sigma missing", mu=eye[0])
+    check("a.npz has the arrays x but neither mu nor arr_0: give images", x=eye)
+    check(r"mu is \[3\] and sigma is missing", mu=eye[0])
     check(
-        r"mu is \[3\] and sigma \[2, 3\], but must be \[D\] and \[D, D\]", mu=eye[0], sigma=eye[:2]
+        r"mu is \[3\] and sigma is \[2, 3\], but the shapes must be \[D\] and \[D, D\]",
+        mu=eye[0],
+        sigma=eye[:2],
     )
     check("mu or sigma isn't finite", mu=eye[0], sigma=np.nan * eye)
     check("a.npz is damaged", mu=np.array([None]), sigma=eye)
@@ -299,11 +303,11 @@ BASIC = ["--samples={a}", "--reference={a}", "--inception={none}"]
         ([*BASIC, "--num=few"], "--num=few.*int"),
         ([*BASIC, "--batch_size=6"], "batch_size=6 does not divide .*multiple of 4"),
         ([*BASIC, "--out={folder}"], "--out=.*is a folder: name a file"),
-        ([*BASIC, "--save_statistics={a}/b.npz"], "--save_statistics=.*can't be made.*another"),
+        ([*BASIC, "--save_statistics={a}/b.npz"], "--save_statistics=.*can't be created.*another"),
         ([*BASIC, "--sample=x"], "'sample'. Did you mean: .*samples"),
         (["--samples={none}", *BASIC[1:]], "nowhere: there is no such file or folder"),
         ([BASIC[0], "--reference={none}", BASIC[2]], "nowhere: there is no such file or folder"),
-        (["--samples={small}", *BASIC[1:]], "images are 8×8, those of a.npz 16×16"),
+        (["--samples={small}", *BASIC[1:]], "images are 8×8, but those of a.npz are 16×16"),
     ],
 )
 def test_bad_flags_and_files(arguments, match, inception, refused, tmp_path):

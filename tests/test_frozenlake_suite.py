@@ -198,11 +198,11 @@ def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
     refused(*suite, f"--workdir={walked}", "--num=0", match="num=0", watch=[walked])
     refused(*suite, f"--workdir={walked}", "--maps=no.txt", match="no such file")
     for flag in ("--make", "--nothinking", "--height=64"):
-        refused(*suite, f"--workdir={walked}", flag, match="isn't for --suite=frozenlake")
-    refused("evaluate", "--suite=shapes", "--look", match="--look isn't for --suite=shapes")
+        refused(*suite, f"--workdir={walked}", flag, match="isn't a flag of --suite=frozenlake")
+    refused("evaluate", "--suite=shapes", "--look", match="--look isn't a flag of --suite=shapes")
     (place / "file").touch()
     at_file = ["evaluate", "--suite=frozenlake", f"--workdir={walked}", f"--out={place / 'file'}"]
-    refused(*at_file, match="can't be made")
+    refused(*at_file, match="can't be created")
     lake = tmp_path / "lake.txt"
     lake.write_text("SF\nFG\n")
     refused(*suite, f"--workdir={walked}", f"--maps={lake}", "--num=0", match="num=0")
@@ -245,4 +245,4 @@ def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
     code, _, said = run_entry(
         "evaluate", "--suite=frozenlake", f"--collect={tmp_path}", f"--out={out}"
     )
-    assert code == 2 and "b/1/scores.json has other scores than" in said
+    assert code == 2 and "b/1/scores.json has different scores than" in said

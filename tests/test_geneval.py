@@ -63,10 +63,10 @@ def test_bad_geneval_prompts_are_named_by_line(change, words, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"tag": "colors", ', "line 1: no JSON, or cut short"),
+        (b'{"tag": "colors", ', "line 1: invalid or truncated JSON"),
         (b"[1]\n", "line 1: must be a JSON object, not list"),
         (b"\n\n", "has no prompts"),
-        (b"\xff\xfe", "isn't text in UTF-8"),
+        (b"\xff\xfe", "isn't UTF-8 text"),
         (None, "there is no such file"),
     ],
 )
@@ -157,7 +157,7 @@ def test_results_cut_short_or_of_another_version(prompts, tmp_path):
     ):
         geneval.read_results(path)
     path.write_text(path.read_text()[:-30])
-    with raises_user_error("line 8: no JSON, or cut short"):
+    with raises_user_error("line 8: invalid or truncated JSON"):
         geneval.read_results(path, prompts)
 
 
@@ -256,7 +256,7 @@ def test_bad_folders_of_images(drawn, prompts, tmp_path):
     with raises_user_error("out/00000/samples/0000.png is no image of this folder"):
         run()
     out.write_text("my notes")
-    with raises_user_error("r.jsonl: isn't a file of JSON lines; name another file"):
+    with raises_user_error("r.jsonl: isn't a JSONL file; name another file"):
         run()
     assert out.read_text() == "my notes"
     out.unlink()

@@ -1,4 +1,4 @@
-"""Models that take text: training on captions, sampling from prompts, benchmarks' images."""
+"""Text-to-image models: training on captions, sampling from prompts, the Shapes configs."""
 
 import collections
 import json
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = runpy.run_path(str(ROOT / "configs" / "shapes.py"))
 
 
-def test_training_draws_its_own_captions(trained_shapes):
+def test_training_samples_use_captions_of_the_data(trained_shapes):
     assert (trained_shapes / "samples" / "00000008.png").exists()
     config = tiny_shapes()
     source = data.open_source(config)
@@ -39,7 +39,7 @@ def test_training_draws_its_own_captions(trained_shapes):
     np.testing.assert_array_equal(conditions["text"], encoder.encode(captions)["text"])
 
 
-def test_batches_are_the_scenes_and_their_captions():
+def test_batches_hold_distinct_scenes_and_their_captions():
     config = tiny_shapes()
     source = data.open_source(config)
     encoder = data.open_text(source, config)
@@ -55,7 +55,7 @@ def test_batches_are_the_scenes_and_their_captions():
     assert (batch["condition"]["text"][..., : encoder.space.pooled_width].sum((1, 2)) > 1).all()
 
 
-def test_prompts_make_files_with_captions(trained_shapes, tmp_path):
+def test_sampling_from_prompts_writes_images_and_captions(trained_shapes, tmp_path):
     prompts = ("a red circle", "two rings")
     drawing = Drawing(
         trained_shapes, epath.Path(tmp_path / "out"), num=3, prompts=prompts, batch_size=4
@@ -70,7 +70,7 @@ def test_prompts_make_files_with_captions(trained_shapes, tmp_path):
     assert [line["file"] for line in lines] == names
 
 
-def test_an_npz_holds_the_prompts_and_one_image_of_each(trained_shapes, tmp_path):
+def test_an_npz_holds_one_image_of_each_prompt_and_the_prompts(trained_shapes, tmp_path):
     prompts = ("a red circle", "two rings", "a cross")
     draw_samples(Drawing(trained_shapes, epath.Path(tmp_path / "a.npz"), prompts=prompts))
     with np.load(tmp_path / "a.npz") as file:
@@ -78,7 +78,7 @@ def test_an_npz_holds_the_prompts_and_one_image_of_each(trained_shapes, tmp_path
         assert tuple(file["arr_1"]) == prompts
 
 
-def test_a_prompt_is_drawn_alike_among_others(trained_shapes):
+def test_the_sample_of_a_prompt_does_not_depend_on_other_prompts(trained_shapes):
     loaded = load(trained_shapes)
     generator = make_generator(loaded, {"guidance_scale": 3.0}, 4)
 
@@ -88,12 +88,12 @@ def test_a_prompt_is_drawn_alike_among_others(trained_shapes):
 
     alone = drawn(["a cross"])
     np.testing.assert_allclose(drawn(["a cross", "two rings"])[:1], alone, atol=1e-5)
-    # The model has learned next to nothing, so texts differ by little.
+    # The model is barely trained, so samples of different texts differ only a little.
     assert np.abs(drawn(["a red ring"]) - alone).max() > 1e-6
     assert np.abs(drawn(["a cross"], "two rings") - alone).max() > 1e-6
 
 
-def test_other_sizes(trained_shapes, tmp_path):
+def test_height_and_width_set_the_size_of_samples(trained_shapes, tmp_path):
     out = epath.Path(tmp_path / "a.npz")
     draw_samples(Drawing(trained_shapes, out, prompts=("a cross",), height=8, width=12))
     assert np.load(out)["arr_0"].shape == (1, 8, 12, 3)
@@ -104,20 +104,20 @@ def test_other_sizes(trained_shapes, tmp_path):
     [
         ({}, '--prompts is missing: a mmdit model takes text; give "text"'),
         ({"prompts": ("a cross",), "labels": (1,)}, "--labels and --uniform are of classes"),
-        ({"prompts": ("a dog",)}, "'dog' is no word of this encoder, which knows a, an"),
-        ({"prompts": ("a " * 9,)}, "has 9 words, the encoder takes 8: shorten it"),
+        ({"prompts": ("a dog",)}, "doesn't know the word 'dog'; it knows a, an"),
+        ({"prompts": ("a " * 9,)}, "has 9 words, but the encoder accepts at most 8: shorten it"),
         ({"prompts": ("a cross",), "height": 30}, "--height=30: give a multiple of 4 up to 16"),
         ({"prompts": ("a cross",), "width": 20}, "--width=20: give a multiple of 4 up to 16"),
-        ({"prompts": ("a cross",), "negative_prompt": "a dog"}, "'dog' is no word"),
+        ({"prompts": ("a cross",), "negative_prompt": "a dog"}, "doesn't know the word 'dog'"),
     ],
 )
-def test_bad_prompts_and_sizes_are_refused(trained_shapes, tmp_path, fields, message):
+def test_invalid_prompts_and_sizes_are_refused(trained_shapes, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         draw_samples(Drawing(trained_shapes, epath.Path(tmp_path / "out"), **fields))
     assert not (tmp_path / "out").exists()
 
 
-def test_classes_have_no_prompts(trained, tmp_path):
+def test_flags_for_text_are_refused_for_a_class_conditional_model(trained, tmp_path):
     for fields, message in (
         ({"prompts": ("a cross",)}, "a dit model draws classes, not prompts: give --labels"),
         ({"negative_prompt": "a"}, "--negative_prompt is of models that take text"),
@@ -127,7 +127,7 @@ def test_classes_have_no_prompts(trained, tmp_path):
             draw_samples(Drawing(trained, epath.Path(tmp_path / "out"), **fields))
 
 
-def test_a_file_of_prompts(tmp_path):
+def test_prompts_are_read_from_the_flag_or_a_file(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a cross\n\n  two rings \n")
     assert read_prompts(str(file)) == ("a cross", "two rings")
@@ -136,13 +136,13 @@ def test_a_file_of_prompts(tmp_path):
     with pytest.raises(UserError, match="promts.txt: there is no such file"):
         read_prompts("promts.txt")
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="isn't text in UTF-8"):
+    with pytest.raises(UserError, match="isn't UTF-8 text"):
         read_prompts(str(file))
     with pytest.raises(UserError, match="is a folder: name a file"):
         read_prompts(str(tmp_path))
 
 
-def test_text_and_labels_do_not_mix():
+def test_data_that_does_not_fit_the_model_condition_is_refused():
     config = tiny_shapes()
     config.data.source = "digits"
     config.model.update(channels=1, image_size=8)
@@ -163,44 +163,35 @@ def test_text_and_labels_do_not_mix():
         data.open_text(data.open_source(config), config)
 
 
-# Benchmarks
-
-
-# Pooled latents
-
-
-# Predicted data
-
-
-# The config
+# The variants of configs/shapes.py.
 
 
 @pytest.mark.parametrize("base", ["", "large,"])
 def test_plain_lora_has_as_many_parameters_as_thinking(base):
-    def counted(argument):
+    def count_and_config(argument):
         config = CONFIGS["get_config"](argument)
         built = config_lib.build(config)
         shapes = abstract_params(build_model(built.model))["thinking"]
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)), config
 
-    thinking, config = counted(f"{base}think")
-    lora, plain = counted(f"{base}lora")
+    thinking, config = count_and_config(f"{base}think")
+    lora, plain = count_and_config(f"{base}lora")
     assert abs(lora / thinking - 1) < 0.01
     assert plain.train.steps == config.train.steps
     assert plain.model.thinking.layers == config.model.thinking.layers
 
 
-def test_an_unknown_argument_is_named():
+def test_an_unknown_config_argument_is_refused():
     with pytest.raises(UserError, match="unknown argument 'thnk': choose of think, lora, large"):
         CONFIGS["get_config"]("thnk")
 
 
-def test_skills_are_geneval_tags():
+def test_shapes_skills_are_the_tags_of_geneval():
     tags = collections.Counter(p.metadata["tag"] for p in shapes.prompts())
     assert set(tags) == set(geneval.PROMPTS) and len(set(tags.values())) == 1
 
 
-def test_the_notebook_draws_prompts(trained_shapes, tmp_path):
+def test_the_sampling_notebook_runs_with_prompts(trained_shapes, tmp_path):
     import papermill
 
     notebook = papermill.execute_notebook(

@@ -22,7 +22,7 @@ from tp_jax.data.sources.latents import PLAN, LatentsPlan, plan_from_json
 from tp_jax.data.transforms import UNREADABLE, decode_pixels
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
-from tp_jax.files.folders import is_begun, make_folder
+from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.latents.codec import Codec, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
@@ -178,7 +178,7 @@ def start(folder: epath.Path, plan: LatentsPlan) -> None:
 
 def _start(folder: epath.Path, plan: LatentsPlan) -> None:
     path = folder / PLAN
-    if not is_begun(folder, path, str(folder), "tp_jax.prepare"):
+    if not can_resume(folder, path, str(folder), "tp_jax.prepare"):
         make_folder(folder, str(folder))
         write_json(path, plan.to_json())
         return

@@ -8,15 +8,13 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 
 from tp_jax.cli.flags import required
-from tp_jax.cli.sampling_flags import define_prompt_flags, define_sampling_flags
 from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.suite import Suite, path_of
 from tp_jax.files.atomic import write_json
-from tp_jax.files.folders import is_begun, make_folder
+from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
 from tp_jax.parallel.processes import broadcast_from_first, run_on_first
@@ -33,8 +31,6 @@ from tp_jax.sampling.request import (
     open_generator,
     request_fields,
 )
-
-flags.disclaim_key_flags()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +85,6 @@ class PromptedSuite(Suite):
           sample: the number of the first image.
           images: uint8 [n, H, W, 3]; all samples of the prompt where they are `joined`, else one.
         """
-
-    def define_drawing_flags(self, values: flags.FlagValues) -> None:
-        """Flags of drawing the suite's images; the suite itself defines --out and --prompts."""
-        define_sampling_flags(values, "the first so many prompts; all by default")
-        define_prompt_flags(values)
-        flags.DEFINE_boolean("make", False, "draw the images into --out", flag_values=values)
-        flags.DEFINE_integer(
-            "samples_per_prompt", None, f"images of each prompt; {self.samples} by default",
-            flag_values=values,
-        )  # fmt: skip
 
     def request(self, values: Mapping[str, Any], out: epath.Path | None = None) -> PromptedRequest:
         """What the flags ask for; images go to `out`, or to --out."""
@@ -209,7 +195,7 @@ def open_folder(out: epath.Path, description: dict[str, Any]) -> None:
 
     def open_it() -> None:
         path = description_path(out)
-        if is_begun(out, path, f"--out={out}", "this suite") and any(out.iterdir()):
+        if can_resume(out, path, f"--out={out}", "this suite") and any(out.iterdir()):
             check_same_drawing(path, description, f"{out} holds images", f"delete {out}")
         make_folder(out, f"--out={out}")
         write_json(path, description)

@@ -1,1 +1,1 @@
-"""Files that are whole or not there at all, JSON lines, and Orbax folders."""
+"""Atomic file writes, output folders, JSON and JSONL files, and Orbax folders of arrays."""

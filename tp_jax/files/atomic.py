@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes: a reader sees the old file or the complete new one, never a partial file."""
 
 import contextlib
 import json
@@ -10,9 +10,10 @@ from etils import epath
 
 @contextlib.contextmanager
 def replacing(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields a temporary path beside `path`, and renames it to `path` when the block ends well.
+    """Yield a temporary path next to `path`, and rename it to `path` if the block succeeds.
 
-    A run that is killed meanwhile leaves the old file, and perhaps the temporary one.
+    If the process is killed inside the block, `path` is unchanged and the temporary file may
+    remain.
     """
     temporary = path.with_name(path.name + ".tmp")
     yield temporary
@@ -20,11 +21,11 @@ def replacing(path: epath.Path) -> Iterator[epath.Path]:
 
 
 def write_json(path: epath.Path, content: dict[str, Any]) -> None:
-    """Writes JSON; a kill leaves the old file or the new one."""
+    """Write a JSON file atomically."""
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-    """Writes a file; a kill leaves the old one or the new one."""
+    """Write a file atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)

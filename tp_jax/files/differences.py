@@ -1,11 +1,11 @@
-"""What differs between two descriptions, as of a run and of the folder that it finds."""
+"""Fields that differ between two descriptions, e.g. of a new run and of the folder it resumes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
 class Difference(NamedTuple):
-    """A field whose values differ; a field that one side lacks is None there."""
+    """A field whose values differ; a value is None if the field is missing on that side."""
 
     name: str
     old: Any
@@ -13,12 +13,12 @@ class Difference(NamedTuple):
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Difference]:
-    """The fields that differ, in the order of `new`, and then those that only `old` has."""
+    """Yield the fields that differ: first in the order of `new`, then those only in `old`."""
     for name in (*new, *(name for name in old if name not in new)):
         if old.get(name) != new.get(name):
             yield Difference(name, old.get(name), new.get(name))
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Difference | None:
-    """The first of `differences`; None where there is none."""
+    """Return the first of `differences`, or None if the descriptions are equal."""
     return next(differences(old, new), None)

@@ -1,4 +1,4 @@
-"""Orbax folders of arrays alone: written, and asked what they hold."""
+"""Orbax folders that hold one tree of arrays: write them, and read their shapes and dtypes."""
 
 from typing import Any
 
@@ -11,10 +11,11 @@ from tp_jax.messages.errors import UserError
 
 
 def save_weights(folder: epath.Path, params: Any) -> None:
-    """Writes a tree of arrays alone; Orbax renames it into place when it is whole."""
+    """Write a tree of arrays; Orbax renames the folder into place once it is complete."""
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
-    # By default Orbax copies all arrays first, so that they may change while it writes.
+    # Orbax copies all arrays by default, so that a caller may change them during the write. That
+    # isn't needed here and would double the memory.
     numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
@@ -24,19 +25,21 @@ def save_weights(folder: epath.Path, params: Any) -> None:
 
 
 def stored_shapes(folder: epath.Path) -> Any:
-    """The tree of shapes and dtypes that an Orbax folder holds.
+    """Return the tree of shapes and dtypes of the arrays in an Orbax folder.
 
     Raises:
-      UserError: it holds none.
+      UserError: the folder holds no readable tree.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.metadata(folder).item_metadata
     if found is None:
-        raise UserError(f"{folder} is damaged or no checkpoint of tp_jax: use another checkpoint")
+        raise UserError(
+            f"{folder} is damaged or not a checkpoint of tp_jax; use another checkpoint"
+        )
     return found.tree
 
 
 def absolute(path: epath.Path) -> epath.Path:
-    """The path as Orbax takes it: never relative."""
-    # epath would spoil gs:// by making it absolute.
+    """Return the path as an absolute path, which Orbax requires."""
+    # `absolute` would break a gs:// path, which counts as absolute already.
     return path if path.is_absolute() else path.absolute()

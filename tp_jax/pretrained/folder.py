@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from tp_jax.files.atomic import write_json
-from tp_jax.files.folders import is_begun
+from tp_jax.files.folders import can_resume
 from tp_jax.files.orbax import absolute, save_weights, stored_shapes
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel.sharding import path_name
@@ -62,7 +62,7 @@ def save_folder(
 
 def check_free(folder: epath.Path) -> None:
     """Raises a UserError unless the folder is new or empty."""
-    is_begun(folder, None, f"--out={folder}")
+    can_resume(folder, None, f"--out={folder}")
 
 
 def read_description(folder: epath.Path, kind: str) -> Description:

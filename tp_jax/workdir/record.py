@@ -14,7 +14,7 @@ import tp_jax
 from tp_jax import config as config_lib
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import Difference, differences, first_difference
-from tp_jax.files.folders import is_begun, make_folder
+from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.renamed import with_new_keys
 from tp_jax.text import TextSpace
@@ -44,7 +44,7 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
     Raises:
       UserError: a foreign folder, or a field that a run can't change.
     """
-    if not is_begun(workdir, workdir / CONFIG, f"--workdir={workdir}", "tp_jax"):
+    if not can_resume(workdir, workdir / CONFIG, f"--workdir={workdir}", "tp_jax"):
         return []
     old, new = config_lib.flat(read_config(workdir)), config_lib.flat(config)
     changes = sorted(differences(old, new))

@@ -18,7 +18,7 @@ from tp_jax.evals.adm.scorer import load_scorer
 from tp_jax.evals.adm.scores import Scores
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
-from tp_jax.files.folders import is_begun, make_folder
+from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
@@ -77,7 +77,7 @@ def run_sweep(sweep: Sweep) -> None:
         raise UserError(f"--num={sweep.num}: 2 or more make a score")
     if not sweep.guidance_scales or not sweep.latent_steps:
         raise UserError("--guidance_scales and --latent_steps: give one or more of each")
-    is_begun(sweep.out, sweep.out / DESCRIPTION, f"--out={sweep.out}", "a sweep")
+    can_resume(sweep.out, sweep.out / DESCRIPTION, f"--out={sweep.out}", "a sweep")
     loaded = load(sweep.workdir, sweep.checkpoint, dtype=sweep.dtype, autoencoder=sweep.autoencoder)
     if loaded.built.model.takes == "text":
         raise UserError(

@@ -12,7 +12,7 @@ from etils import epath
 
 from tp_jax.evals.dpg.score import TILES, Answers, Question, Scores, score
 from tp_jax.evals.prompt import Prompt
-from tp_jax.files.jsonl import appender, check_fields, mend, read_lines, read_text
+from tp_jax.files.jsonl import appender, check_fields, read_lines, read_text, repair_last_line
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import read_rgb
@@ -152,7 +152,7 @@ def answer_images(
             f"{folder}: {len(missing)} of {len(items)} images are missing; the first is "
             f"{missing[0]}.png"
         )
-    mend(out)
+    repair_last_line(out)
     answers = read_answers(out) if out.exists() and out.stat().length else {}
     for item, _, proposition in answers:
         if (item, proposition) not in texts:

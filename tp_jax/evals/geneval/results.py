@@ -15,7 +15,7 @@ from etils import epath
 from tp_jax.evals.geneval.prompts import PROMPTS, check_metadata, find_images, key
 from tp_jax.evals.geneval.rules import Detection, Objects, judge, select
 from tp_jax.evals.prompt import Prompt
-from tp_jax.files.jsonl import appender, check_fields, mend, read_lines
+from tp_jax.files.jsonl import appender, check_fields, read_lines, repair_last_line
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import read_rgb
@@ -174,7 +174,7 @@ def score_images(
 
 def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -> set[str]:
     """Files that `out` has whole lines of, of the images as they are."""
-    mend(out)
+    repair_last_line(out)
     known, done = {str(path): metadata for path, metadata in images.items()}, set()
     for where, line in read_lines(out) if out.exists() else []:
         metadata = _check_result(where, line)
