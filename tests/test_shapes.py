@@ -14,7 +14,7 @@ from tp_jax.evals.geneval.prompts import find_images
 from tp_jax.evals.geneval.rules import judge, select
 from tp_jax.evals.shapes import scores as suite
 from tp_jax.messages.errors import UserError
-from tp_jax.text.encoder import ZeroNull
+from tp_jax.text.encoder import ZeroNullEncoder
 from tp_jax.text.words import WordEncoder
 from tp_jax.worlds.shapes import scenes
 from tp_jax.worlds.shapes.checker import find_objects, same_contents
@@ -219,19 +219,19 @@ def test_the_word_encoder_by_hand():
     assert encoder.space.width == 7 and encoder.space.pooled_width == 3
     with pytest.raises(UserError, match="has 5 words, the encoder takes 4: shorten it"):
         encoder.check("a a a a a")
-    with pytest.raises(UserError, match="'square' is no word of this encoder"):
+    with pytest.raises(UserError, match="doesn't know the word 'square'"):
         encoder.encode(["a square"])
     assert encoder.space != WordEncoder(("a", "ring", "red"), 4).space
 
 
 def test_no_prompt_as_zeros():
     words = WordEncoder(("a", "ring"), 3)
-    encoder = ZeroNull(words)
+    encoder = ZeroNullEncoder(words)
     found, plain = encoder.encode(["a ring", ""]), words.encode(["a ring", ""])
     np.testing.assert_array_equal(found["text"][0], plain["text"][0])
     assert plain["text"][1].any() and not found["text"][1].any() and not found["pooled"][1].any()
     assert encoder.space.tokens == 3 and encoder.space.identity != words.space.identity
-    with pytest.raises(UserError, match="'cross' is no word"):
+    with pytest.raises(UserError, match="doesn't know the word 'cross'"):
         encoder.check("a cross")
 
 

@@ -69,11 +69,11 @@ def test_batch_mates_do_not_matter(repository):
 def test_long_prompts(repository, capsys):
     encoder = load_sd3_encoder(repository, t5_tokens=T5_TOKENS)
     encoder.check(" ".join(["cube"] * (T5_TOKENS - 1)))
-    with pytest.raises(UserError, match="'cube cube.*…' has 78 tokens, CLIP-L takes 77: shorten"):
+    with pytest.raises(UserError, match="'cube cube.*…' has 78 tokens, but CLIP-L accepts 77:"):
         encoder.check(LONG)
     # Of T5's own tokens, one ends the prompt.
     with pytest.raises(
-        UserError, match=f"has 13 tokens, T5 takes {T5_TOKENS}: .*text.truncate=true"
+        UserError, match=f"has 13 tokens, but T5 accepts {T5_TOKENS}: .*text.truncate=true"
     ):
         encoder.encode(["a cat", " ".join(["cube"] * T5_TOKENS)])
     cutting = load_sd3_encoder(repository, t5_tokens=80, truncate=True)
@@ -82,7 +82,8 @@ def test_long_prompts(repository, capsys):
     found = cutting.encode(["a cat", LONG, LONG + " red"])
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "prompts are cut, 2 of these 3: the first has 78 tokens, CLIP-L takes 77 (said once)"
+        "warning: 2 of 3 prompts are cut: the first has 78 tokens, but CLIP-L accepts 77 "
+        "(later prompts are cut without a warning)"
     ]
     # CLIP doesn't see the word that was cut; T5 has room for it.
     np.testing.assert_array_equal(found["text"][1, :77], found["text"][2, :77])
@@ -133,16 +134,16 @@ def test_folders_that_can_not_be_loaded(repository, tmp_path):
 
     copy = tmp_path / "copy"
     shutil.copytree(repository, copy)
-    with pytest.raises(UserError, match="CLIP-L takes 2 to 77 tokens, not 78"):
+    with pytest.raises(UserError, match="CLIP-L accepts 2 to 77 tokens per prompt, not 78"):
         load_sd3_encoder(copy, clip_tokens=78)
     (copy / "text_encoder_2" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="CLIP-bigG can't be loaded from .*get it anew"):
+    with pytest.raises(UserError, match="CLIP-bigG can't be loaded from .*download it again"):
         load_sd3_encoder(copy)
     (copy / "text_encoder" / "model.safetensors").rename(copy / "text_encoder" / "pytorch.bin")
-    with pytest.raises(UserError, match="text_encoder holds no model.safetensors"):
+    with pytest.raises(UserError, match="text_encoder has no model.safetensors"):
         load_sd3_encoder(copy)
     shutil.rmtree(copy / "text_encoder_3")
-    with pytest.raises(UserError, match="lacks text_encoder_3: give a folder laid out as"):
+    with pytest.raises(UserError, match="lacks text_encoder_3: set config.text.path"):
         load_sd3_encoder(copy)
 
 
@@ -190,7 +191,7 @@ def test_without_its_extra(missing, tmp_path, monkeypatch):
 def test_what_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(UserError, match="dtype='float8' of the text encoder: choose one of"):
         load_sd3_encoder(tmp_path, dtype="float8")
-    with pytest.raises(UserError, match="lacks text_encoder: give a folder laid out as diffusers'"):
+    with pytest.raises(UserError, match="lacks text_encoder: set config.text.path"):
         load_sd3_encoder(tmp_path)
     empty_repository(tmp_path)
     (tmp_path / "tokenizer_3").rmdir()

@@ -1,4 +1,4 @@
-"""What a text encoder is. B prompts, L text tokens."""
+"""The interface of text encoders. B prompts, L text tokens."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,13 +9,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TextSpace:
-    """What the model, the data and caches have to know of a text encoder.
+    """Shape and identity of the embeddings that a text encoder computes.
+
+    The model checks the sizes; workdirs and prepared data store the whole record, so that
+    embeddings of two different encoders are never mixed.
 
     Attributes:
-      identity: of the encoder, its weights and its settings.
+      identity: hash of the encoder's weights and settings.
       tokens: number L of text tokens.
-      width: features of a text token.
-      pooled_width: features of the pooled text.
+      width: features per text token.
+      pooled_width: features of the pooled embedding.
     """
 
     identity: str
@@ -25,47 +28,53 @@ class TextSpace:
 
 
 class TextEncoder(Protocol):
-    """Turns prompts into what a model attends to; a prompt's numbers ignore its batch-mates."""
+    """Encodes prompts; the embedding of a prompt doesn't depend on the rest of the batch."""
 
     @property
     def space(self) -> TextSpace:
-        """What it encodes into."""
+        """Shape and identity of the embeddings."""
         ...
 
     def check(self, prompt: str) -> None:
-        """Raises a UserError if the prompt is longer than the encoder takes."""
+        """Raise a UserError if the encoder can't encode the prompt: it is too long, say."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """{"text": [B, L, width], "pooled": [B, pooled_width]} float32.
+        """Encode B prompts.
+
+        Returns:
+          {"text": [B, L, width], "pooled": [B, pooled_width]}, float32.
 
         Raises:
-          UserError: as `check`.
+          UserError: `check` refuses one of the prompts.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroNull:
-    """An encoder but for the empty prompt, which is zeros."""
+class ZeroNullEncoder:
+    """Wrap an encoder so that the empty prompt is encoded as zeros (`config.text.null="zeros"`)."""
 
     encoder: TextEncoder
 
     @property
     def space(self) -> TextSpace:
-        """Not the encoder's own, because a model learns the empty prompt as well."""
+        """Space of the wrapped encoder, under an identity of its own.
+
+        A model is trained on the empty prompt too, so it must not be sampled with the other null.
+        """
         space = self.encoder.space
         return dataclasses.replace(space, identity=f"null zeros, {space.identity}")
 
     def check(self, prompt: str) -> None:
-        """As `TextEncoder`."""
+        """Raise a UserError if the wrapped encoder refuses the prompt."""
         self.encoder.check(prompt)
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """As `TextEncoder`."""
+        """Encode B prompts; see `TextEncoder.encode`."""
         empty = np.array([not prompt for prompt in prompts], bool)
-        found = self.encoder.encode(prompts)
+        encoded = self.encoder.encode(prompts)
         return {
             name: np.where(empty.reshape(-1, *(1,) * (array.ndim - 1)), np.float32(0), array)
-            for name, array in found.items()
+            for name, array in encoded.items()
         }

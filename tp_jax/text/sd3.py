@@ -1,6 +1,7 @@
 """The text encoders of Stable Diffusion 3: CLIP-L, OpenCLIP-bigG and T5-XXL, run by transformers.
 
-B prompts, L text tokens. Numbers as diffusers' StableDiffusion3Pipeline.encode_prompt.
+B prompts, L text tokens. The embeddings equal those of
+StableDiffusion3Pipeline.encode_prompt in diffusers.
 """
 
 import contextlib
@@ -19,11 +20,11 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.text.encoder import TextSpace
 
-# Subfolders of the encoder and its tokenizer, and the encoder's name to a person.
+# (subfolder of the weights, subfolder of the tokenizer, name for messages) of each encoder.
 CLIPS = (("text_encoder", "tokenizer", "CLIP-L"), ("text_encoder_2", "tokenizer_2", "CLIP-bigG"))
 T5 = ("text_encoder_3", "tokenizer_3", "T5")
-# Of SD3's T5, for a folder that doesn't tell.
-WIDTH = 4096
+# Features per token of SD3's T5-XXL, used where the folder has no config to read them from.
+T5_WIDTH = 4096
 DTYPES = ("float32", "bfloat16")
 
 
@@ -37,21 +38,25 @@ def load_sd3_encoder(
     dtype: str = "float32",
     batch_size: int = 8,
 ) -> "SD3TextEncoder":
-    """Loads SD3's text encoders from a local folder, onto a GPU if torch has one.
+    """Load SD3's text encoders from a local folder, onto the GPU if torch finds one.
 
     Args:
-      path: a folder laid out as diffusers' repository of SD3: text_encoder, text_encoder_2,
-        tokenizer and tokenizer_2 and, for T5, text_encoder_3 and tokenizer_3.
-      t5: with T5; without, its tokens are zeros, as in diffusers.
-      clip_tokens: text tokens of each CLIP, which share them; the published ones take 77.
-      t5_tokens: text tokens of T5, after CLIP's: L = clip_tokens + t5_tokens.
-      truncate: cuts a prompt that is longer, and says so once, rather than refuse it.
-      dtype: that the encoders compute in, "float32" or "bfloat16".
-      batch_size: prompts that are encoded at once, whatever number there is.
+      path: a Stable Diffusion 3 repository in diffusers' layout, with the subfolders
+        text_encoder, text_encoder_2, tokenizer and tokenizer_2, and for T5 also text_encoder_3
+        and tokenizer_3.
+      t5: load T5. If False, its tokens are zeros, as in diffusers.
+      clip_tokens: tokens that a prompt is padded to for CLIP. Both CLIPs share these tokens:
+        their features are concatenated. The published CLIPs accept up to 77.
+      t5_tokens: tokens that a prompt is padded to for T5. They follow CLIP's, so
+        L = clip_tokens + t5_tokens.
+      truncate: cut prompts that are too long, with a warning the first time, instead of raising
+        an error.
+      dtype: compute dtype of the encoders, "float32" or "bfloat16".
+      batch_size: prompts per batch; the last batch is padded to this size.
 
     Raises:
       UserError: torch or transformers isn't installed, the folder lacks an encoder or a
-        tokenizer, or an encoder can't have so many tokens.
+        tokenizer, or an encoder doesn't accept that many tokens.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} of the text encoder: choose one of {', '.join(DTYPES)}")
@@ -59,8 +64,8 @@ def load_sd3_encoder(
     for name in (name for part in parts for name in part[:2]):
         if not (folder / name).is_dir():
             raise UserError(
-                f"{folder} lacks {name}: give a folder laid out as diffusers' repository of SD3, "
-                f"in config.text.path (--text)"
+                f"{folder} lacks {name}: set config.text.path (or --text) to a Stable Diffusion 3 "
+                f"repository in diffusers' layout"
             )
     try:
         import torch  # noqa: F401
@@ -69,27 +74,29 @@ def load_sd3_encoder(
         raise UserError(
             f"SD3's text encoders need {error.name}: pip install -e '.[text]'"
         ) from error
-    load = functools.partial(_load_tower, transformers, folder, dtype=dtype)
+    load = functools.partial(_load_encoder, transformers, folder, dtype=dtype)
     clips = [load("CLIPTextModelWithProjection", *part, clip_tokens) for part in CLIPS]
-    towers = clips + ([load("T5EncoderModel", *T5, t5_tokens)] if t5 else [])
+    encoders = clips + ([load("T5EncoderModel", *T5, t5_tokens)] if t5 else [])
     settings = dict(t5=t5, clip_tokens=clip_tokens, t5_tokens=t5_tokens)
-    width = int(towers[-1].model.config.d_model) if t5 else _width(folder)
+    width = int(encoders[-1].model.config.d_model) if t5 else _t5_width(folder)
     space = TextSpace(
         identity=_identity(folder, [name for part in parts for name in part[:2]], settings),
         tokens=clip_tokens + t5_tokens,
         width=width,
-        pooled_width=sum(int(tower.model.config.projection_dim) for tower in clips),
+        pooled_width=sum(int(clip.model.config.projection_dim) for clip in clips),
     )
-    return SD3TextEncoder(space, tuple(towers), truncate, batch_size)
+    return SD3TextEncoder(space, tuple(encoders), truncate, batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower:
-    """One of the encoders.
+class Encoder:
+    """One of the three text encoders: its weights and its tokenizer.
 
     Attributes:
-      name: as a person knows it.
-      tokens: that a prompt is padded to.
+      name: name for messages, such as "CLIP-L".
+      model: the transformers model.
+      tokenizer: the transformers tokenizer.
+      tokens: number of tokens that every prompt is padded to.
     """
 
     name: str
@@ -98,11 +105,11 @@ class Tower:
     tokens: int
 
     def length(self, prompt: str) -> int:
-        """Tokens of a prompt, with those that begin and end it."""
+        """Return the number of tokens in a prompt, with its start and end tokens."""
         return len(self.tokenizer(prompt, verbose=False)["input_ids"])
 
     def ids(self, prompts: Sequence[str]) -> Any:
-        """Torch integers [B, tokens]."""
+        """Return the token ids of B prompts, a torch tensor [B, tokens]."""
         return self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -112,30 +119,30 @@ class Tower:
         ).input_ids.to(self.model.device)
 
 
-def _load_tower(
+def _load_encoder(
     transformers: Any,
     folder: epath.Path,
-    cls: str,
-    encoder: str,
-    tokenizer: str,
+    model_class: str,
+    model_folder: str,
+    tokenizer_folder: str,
     name: str,
     tokens: int,
     *,
     dtype: str,
-) -> Tower:
+) -> Encoder:
     import torch
 
-    variant, _ = _weight_files(folder / encoder)
+    variant, _ = _weight_files(folder / model_folder)
     try:
-        model = getattr(transformers, cls).from_pretrained(
-            str(folder / encoder),
+        model = getattr(transformers, model_class).from_pretrained(
+            str(folder / model_folder),
             torch_dtype=getattr(torch, dtype),
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
         )
-        tokens_of = transformers.AutoTokenizer.from_pretrained(
-            str(folder / tokenizer), local_files_only=True
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder / tokenizer_folder), local_files_only=True
         )
     except ImportError as error:
         raise UserError(
@@ -143,22 +150,30 @@ def _load_tower(
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        raise UserError(f"{name} can't be loaded from {folder}: {reason}; get it anew") from error
-    places = getattr(model.config, "max_position_embeddings", None)
-    if tokens < 2 or (places and tokens > places):
-        raise UserError(f"{name} takes 2 to {places or 'any number of'} tokens, not {tokens}")
+        raise UserError(
+            f"{name} can't be loaded from {folder}: {reason}; download it again"
+        ) from error
+    max_tokens = getattr(model.config, "max_position_embeddings", None)
+    if tokens < 2 or (max_tokens and tokens > max_tokens):
+        bound = f"to {max_tokens}" if max_tokens else "or more"
+        raise UserError(
+            f"{name} accepts 2 {bound} tokens per prompt, not {tokens}: change "
+            f"config.text.clip_tokens or config.text.t5_tokens"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _gpu_memory(name):
         model = model.eval().requires_grad_(False).to(device)
-    return Tower(name, model, tokens_of, tokens)
+    return Encoder(name, model, tokenizer, tokens)
 
 
 @contextlib.contextmanager
 def _gpu_memory(name: str) -> Iterator[None]:
-    """Says what to do where JAX, which takes most of a GPU's memory at its start, left too little.
+    """Turn torch's out-of-memory error into one that tells the user what to change.
+
+    JAX reserves most of the GPU's memory when it starts, which leaves little for torch.
 
     Raises:
-      UserError: the GPU's memory is full.
+      UserError: the GPU ran out of memory.
     """
     import torch
 
@@ -166,55 +181,64 @@ def _gpu_memory(name: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{name} doesn't fit into the GPU beside JAX: set XLA_PYTHON_CLIENT_PREALLOCATE=false "
-            f"or config.text.dtype=bfloat16, or config.text.t5=false"
+            f"{name} doesn't fit into the GPU memory that JAX leaves free: set the environment "
+            f"variable XLA_PYTHON_CLIENT_PREALLOCATE=false, config.text.dtype=bfloat16 or "
+            f"config.text.t5=false"
         ) from error
 
 
 @dataclasses.dataclass
 class SD3TextEncoder:
-    """SD3's text encoders, of `load_sd3_encoder`.
+    """SD3's text encoders, as `load_sd3_encoder` returns them.
 
     Attributes:
-      space: what they encode into.
-      towers: the two CLIPs and, unless its tokens are zeros, T5.
+      space: shape and identity of the embeddings.
+      encoders: the two CLIPs and, if loaded, T5.
+      truncate: cut prompts that are too long instead of raising an error.
+      batch_size: prompts per batch.
     """
 
     space: TextSpace
-    towers: tuple[Tower, ...]
+    encoders: tuple[Encoder, ...]
     truncate: bool
     batch_size: int
-    _said: bool = False
+    _warned: bool = False
 
     def check(self, prompt: str) -> None:
-        """Raises a UserError if the prompt is longer than an encoder takes and isn't to be cut."""
+        """Raise a UserError if the prompt is too long for an encoder and `truncate` is off."""
         if not self.truncate:
-            for tower, length in self._too_long(prompt):
+            for encoder, length in self._too_long(prompt):
                 raise UserError(
-                    f"the prompt {_short(prompt)} has {length} tokens, {tower.name} takes "
-                    f"{tower.tokens}: shorten it, or cut such prompts with --truncate or "
+                    f"the prompt {_short(prompt)} has {length} tokens, but {encoder.name} accepts "
+                    f"{encoder.tokens}: shorten it, or cut long prompts with --truncate or "
                     f"config.text.truncate=true"
                 )
 
-    def _too_long(self, prompt: str) -> list[tuple[Tower, int]]:
-        lengths = [(tower, tower.length(prompt)) for tower in self.towers]
-        return [(tower, length) for tower, length in lengths if length > tower.tokens]
+    def _too_long(self, prompt: str) -> list[tuple[Encoder, int]]:
+        lengths = [(encoder, encoder.length(prompt)) for encoder in self.encoders]
+        return [(encoder, length) for encoder, length in lengths if length > encoder.tokens]
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """{"text": [B, L, width], "pooled": [B, pooled_width]} float32.
+        """Encode B prompts.
 
-        Text is both CLIPs' last hidden states but one, joined by feature and padded by zeros to
-        the width of T5, then T5's; pooled is both CLIPs' projections.
+        The first `clip_tokens` text tokens are the penultimate hidden states of both CLIPs,
+        concatenated along the features and padded with zeros to the width of T5. The remaining
+        tokens are T5's last hidden states. The pooled embedding is both CLIPs' projections,
+        concatenated.
+
+        Returns:
+          {"text": [B, L, width], "pooled": [B, pooled_width]}, float32.
 
         Raises:
-          UserError: as `check`.
+          UserError: a prompt is too long and `truncate` is off.
         """
         self._check_all(prompts)
-        # Batches of one size, filled up, so that a prompt's batch-mates don't move its numbers.
-        filled = [*prompts, *[""] * (-len(prompts) % self.batch_size)]
+        # All batches have the same size, so that a prompt's embedding doesn't depend on how many
+        # prompts are encoded with it.
+        padded = [*prompts, *[""] * (-len(prompts) % self.batch_size)]
         batches = [
-            self._encode_batch(filled[first : first + self.batch_size])
-            for first in range(0, len(filled), self.batch_size)
+            self._encode_batch(padded[first : first + self.batch_size])
+            for first in range(0, len(padded), self.batch_size)
         ]
         if not batches:
             space = self.space
@@ -228,15 +252,16 @@ class SD3TextEncoder:
     def _check_all(self, prompts: Sequence[str]) -> None:
         for prompt in prompts:
             self.check(prompt)
-        if not self.truncate or self._said:
+        if not self.truncate or self._warned:
             return
-        cut = [found for prompt in prompts if (found := self._too_long(prompt))]
-        if cut:
-            self._said = True
-            tower, length = cut[0][0]
+        too_long = [found for prompt in prompts if (found := self._too_long(prompt))]
+        if too_long:
+            self._warned = True
+            encoder, length = too_long[0][0]
             say(
-                f"prompts are cut, {len(cut)} of these {len(prompts)}: the first has {length} "
-                f"tokens, {tower.name} takes {tower.tokens} (said once)"
+                f"warning: {len(too_long)} of {len(prompts)} prompts are cut: the first has "
+                f"{length} tokens, but {encoder.name} accepts {encoder.tokens} (later prompts are "
+                f"cut without a warning)"
             )
 
     def _encode_batch(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -246,16 +271,16 @@ class SD3TextEncoder:
         text = np.zeros((len(prompts), space.tokens, space.width), np.float32)
         pooled, feature = [], 0
         with torch.inference_mode(), _gpu_memory("a batch of prompts"):
-            for tower in self.towers[:2]:
-                out = tower.model(tower.ids(prompts), output_hidden_states=True)
+            for encoder in self.encoders[:2]:
+                out = encoder.model(encoder.ids(prompts), output_hidden_states=True)
                 pooled.append(_to_numpy(out.text_embeds))
                 hidden = _to_numpy(out.hidden_states[-2])
-                text[:, : tower.tokens, feature : feature + hidden.shape[-1]] = hidden
+                text[:, : encoder.tokens, feature : feature + hidden.shape[-1]] = hidden
                 feature += hidden.shape[-1]
-            for tower in self.towers[2:]:
-                # As in diffusers, the padding isn't masked.
-                hidden = tower.model(tower.ids(prompts)).last_hidden_state
-                text[:, -tower.tokens :] = _to_numpy(hidden)
+            for encoder in self.encoders[2:]:
+                # Padding tokens are not masked, as in diffusers.
+                hidden = encoder.model(encoder.ids(prompts)).last_hidden_state
+                text[:, -encoder.tokens :] = _to_numpy(hidden)
         return {"text": text, "pooled": np.concatenate(pooled, axis=-1)}
 
 
@@ -268,7 +293,7 @@ def _short(prompt: str) -> str:
 
 
 def _weight_files(folder: epath.Path) -> tuple[str | None, list[epath.Path]]:
-    """The variant that transformers is to load, and the files that it then reads."""
+    """Return the `variant` to pass to transformers, and the weight files that it then reads."""
     for variant in (None, "fp16"):
         dot = f".{variant}" if variant else ""
         for index in (
@@ -281,22 +306,24 @@ def _weight_files(folder: epath.Path) -> tuple[str | None, list[epath.Path]]:
         whole = folder / f"model{dot}.safetensors"
         if whole.exists():
             return variant, [whole]
-    raise UserError(f"{folder} holds no model.safetensors: get the encoder as .safetensors files")
+    raise UserError(
+        f"{folder} has no model.safetensors: download the encoder as .safetensors files"
+    )
 
 
-def _width(folder: epath.Path) -> int:
-    """Features that T5's tokens would have."""
-    for place, key in (("text_encoder_3", "d_model"), ("transformer", "joint_attention_dim")):
-        path = folder / place / "config.json"
+def _t5_width(folder: epath.Path) -> int:
+    """Return the features per token that T5 would have, without loading it."""
+    for subfolder, key in (("text_encoder_3", "d_model"), ("transformer", "joint_attention_dim")):
+        path = folder / subfolder / "config.json"
         if path.exists():
             return int(json.loads(path.read_text())[key])
-    return WIDTH
+    return T5_WIDTH
 
 
 def _identity(folder: epath.Path, parts: Sequence[str], settings: dict[str, Any]) -> str:
-    """SHA-256 of what decides the embeddings, but for their rounding.
+    """Return the SHA-256 of the settings and of the weight, config and tokenizer files.
 
-    That is the settings, and the bytes of the weights, configs and tokenizers.
+    The dtype is left out: it changes the embeddings only by rounding.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in parts:

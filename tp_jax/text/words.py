@@ -1,7 +1,7 @@
-"""A text encoder without weights: one-hot words, each beside the one-hot of its place.
+"""A text encoder without weights: each token is a one-hot word and a one-hot position.
 
-The model's own projection of them is then a learned embedding of words and of places. For
-pictures whose captions are of a few words, as those of `tp_jax.worlds.shapes`.
+The model's linear projection of these tokens is then a learned word and position embedding. Meant
+for captions with a vocabulary of a few words, such as those of `tp_jax.worlds.shapes`.
 """
 
 import dataclasses
@@ -16,11 +16,24 @@ from tp_jax.text.encoder import TextSpace
 
 @dataclasses.dataclass(frozen=True)
 class WordEncoder:
-    """V words, of which up to L in a prompt.
+    """Encoder of prompts with up to L words from a vocabulary of V words.
+
+    Case and commas are ignored. A prompt of fewer than L words is padded with tokens that have a
+    position but no word.
 
     Attributes:
-      words: the vocabulary; case and commas of prompts are ignored.
-      tokens: L; what a prompt leaves free is a token without a word.
+      words: the vocabulary, V words.
+      tokens: L, the largest number of words in a prompt.
+
+    Example:
+      >>> encoder = WordEncoder(("a", "red", "cross"), tokens=4)
+      >>> encoded = encoder.encode(["a red cross"])
+      >>> encoded["text"].shape
+      (1, 4, 7)
+      >>> encoded["text"][0, 1].astype(int).tolist()  # Word 1 at position 1.
+      [0, 1, 0, 0, 1, 0, 0]
+      >>> encoded["pooled"].astype(int).tolist()
+      [[1, 1, 1]]
     """
 
     words: tuple[str, ...]
@@ -28,38 +41,38 @@ class WordEncoder:
 
     @property
     def space(self) -> TextSpace:
-        """Text of width V + L; the pooled text counts each word."""
+        """V + L features per token, and V pooled features, the number of times each word occurs."""
         listed = " ".join((*self.words, str(self.tokens)))
         identity = hashlib.sha256(listed.encode()).hexdigest()
         return TextSpace(identity, self.tokens, len(self.words) + self.tokens, len(self.words))
 
     def check(self, prompt: str) -> None:
-        """Raises a UserError if the prompt is too long or has an unknown word."""
+        """Raise a UserError if the prompt is too long or has an unknown word."""
         self._indices(prompt)
 
     def _indices(self, prompt: str) -> list[int]:
-        found = prompt.lower().replace(",", " ").split()
-        if len(found) > self.tokens:
+        words = prompt.lower().replace(",", " ").split()
+        if len(words) > self.tokens:
             raise UserError(
-                f"the prompt {prompt!r} has {len(found)} words, the encoder takes {self.tokens}: "
-                f"shorten it"
+                f"the prompt {prompt!r} has {len(words)} words, but the encoder accepts at most "
+                f"{self.tokens}: shorten it"
             )
-        for word in found:
+        for word in words:
             if word not in self.words:
                 raise UserError(
-                    f"the prompt {prompt!r}: {word!r} is no word of this encoder, which knows "
-                    f"{', '.join(self.words)}"
+                    f"the prompt {prompt!r}: the encoder doesn't know the word {word!r}; it "
+                    f"knows {', '.join(self.words)}"
                 )
-        return [self.words.index(word) for word in found]
+        return [self.words.index(word) for word in words]
 
     def encode(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """{"text": [B, L, V + L], "pooled": [B, V]} float32, as `TextEncoder`."""
+        """Encode B prompts as {"text": [B, L, V + L], "pooled": [B, V]}, float32."""
         width = len(self.words) + self.tokens
         text = np.zeros((len(prompts), self.tokens, width), np.float32)
         text[:, :, len(self.words) :] = np.eye(self.tokens)
         pooled = np.zeros((len(prompts), len(self.words)), np.float32)
         for row, prompt in enumerate(prompts):
-            for place, word in enumerate(self._indices(prompt)):
-                text[row, place, word] = 1
+            for position, word in enumerate(self._indices(prompt)):
+                text[row, position, word] = 1
                 pooled[row, word] += 1
         return {"text": text, "pooled": pooled}
