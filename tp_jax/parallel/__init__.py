@@ -1,1 +1,1 @@
-"""Meshes, sharding rules and what each chip can do."""
+"""Device meshes, sharding rules, processes, random streams and accelerator specifications."""

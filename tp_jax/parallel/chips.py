@@ -1,4 +1,7 @@
-"""What each accelerator can do, from its maker's public figures; per JAX device."""
+"""Peak FLOP/s, memory and bandwidth of each accelerator, from the vendors' public specifications.
+
+All figures are for one JAX device.
+"""
 
 import dataclasses
 
@@ -7,15 +10,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One JAX device.
+    """The specification of one JAX device.
 
     Attributes:
       peak_flops: dense bfloat16 FLOP/s.
-      bandwidth: of its memory, bytes/s.
-      memory: bytes.
-      interconnect: to its neighbours, all links together, one direction, bytes/s.
-      network: its share of the data-centre network, bytes/s; 0 isn't published.
-      grouped_matmul: whether matrix products of sorted groups cost as much as their rows alone.
+      bandwidth: memory bandwidth, bytes/s.
+      memory: memory size, bytes.
+      interconnect: bandwidth to the neighbouring chips, all links together, in one direction,
+        bytes/s.
+      network: the device's share of the data-centre network bandwidth, bytes/s; 0 if unpublished.
+      grouped_matmul: whether a grouped matrix product (`jax.lax.ragged_dot`) costs only the FLOPs
+        of its rows, instead of a dense product with every group.
     """
 
     peak_flops: float
@@ -26,8 +31,8 @@ class Chip:
     grouped_matmul: bool = False
 
 
-# Keys are what `device.device_kind` starts with; the longest match wins. On TPUs groups are a
-# Pallas kernel; on GPUs XLA may lower `ragged_dot` to a dense product.
+# Keys are prefixes of `device.device_kind`; the longest match wins. On TPUs a Pallas kernel
+# computes grouped products; on GPUs XLA may lower `ragged_dot` to a dense product.
 CHIPS = {
     "TPU v4": Chip(275e12, 1.23e12, 32 * GIB, 300e9, grouped_matmul=True),
     "TPU v5 lite": Chip(197e12, 0.82e12, 16 * GIB, 200e9, 3.1e9, grouped_matmul=True),
@@ -41,11 +46,11 @@ CHIPS = {
     "NVIDIA L4": Chip(121e12, 0.3e12, 24 * GIB, 32e9),
     "Tesla T4": Chip(65e12, 0.32e12, 16 * GIB, 16e9),
 }
-# For choices that need figures where none are published; a CPU core is about this.
+# Used for cost estimates on devices without published figures; roughly one CPU core.
 UNKNOWN_CHIP = Chip(1e11, 2e10, 8 * GIB, 5e9)
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """The figures of a device kind, or None where no public peak is known (a CPU)."""
+    """Return the specification of a device kind, or None if none is published (as for CPUs)."""
     names = [name for name in CHIPS if device_kind.startswith(name)]
     return CHIPS[max(names, key=len)] if names else None

@@ -1,7 +1,7 @@
 """The device mesh: axes `slices`, `data`, `fsdp`, `tensor` and `expert`.
 
-`slices` are TPU slices that only the data-centre network joins: parameters are whole in each, and
-what crosses are sums of gradients.
+`slices` counts TPU slices that are connected only by the data-centre network. Each slice holds all
+parameters, so only gradient all-reduces cross that network.
 """
 
 import math
@@ -15,31 +15,42 @@ from jax.sharding import AxisType, Mesh
 from tp_jax.messages.errors import UserError
 
 AXES = ("slices", "data", "fsdp", "tensor", "expert")
-# A batch is cut along every axis that doesn't cut the layers themselves.
+# The batch is sharded over every axis except `tensor`, which shards the computation in a layer.
 BATCH_AXES = ("slices", "data", "fsdp", "expert")
 ONE_DEVICE = dict.fromkeys(AXES, 1)
-# `slices` 0 is as many as there are.
+# `slices` = 0 means the number of TPU slices found.
 DATA_PARALLEL = ONE_DEVICE | {"slices": 0, "data": -1}
 
 
 def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """Makes the mesh.
+    """Make a mesh with the axes `AXES`.
 
     Args:
-      sizes: size of each of `AXES`; at most one is -1 and takes the devices that are left. 0
-        `slices` are as many as the TPUs here belong to, or one.
-      devices: the devices to use; all of them by default.
+      sizes: the size of each of `AXES`. At most one size may be -1, which takes the remaining
+        devices. `slices` may be 0, which means the number of TPU slices that the devices belong to
+        (1 on other hardware).
+      devices: the devices to use; by default all devices of the job.
+
+    Returns:
+      A mesh whose axes all have `AxisType.Auto`.
 
     Raises:
-      UserError: the sizes don't multiply to the number of devices, or `slices` isn't how many
-        there are.
+      UserError: the product of the sizes isn't the number of devices, or `slices` isn't the number
+        of TPU slices.
+
+    Example:
+      >>> mesh = create_mesh(DATA_PARALLEL, devices=jax.devices()[:1])
+      >>> dict(mesh.shape)
+      {'slices': 1, 'data': 1, 'fsdp': 1, 'tensor': 1, 'expert': 1}
     """
     devices = jax.devices() if devices is None else devices
     shape = {axis: sizes[axis] for axis in AXES}
     shape["slices"] = shape["slices"] or len(_slice_indices(devices))
     text = ", ".join(f"{axis}={size}" for axis, size in shape.items())
     if any(size == 0 or size < -1 for size in shape.values()):
-        raise UserError(f"config.mesh ({text}): a size is a positive number, or -1 for the rest")
+        raise UserError(
+            f"config.mesh ({text}): each size must be positive, or -1 for the remaining devices"
+        )
     free = [axis for axis, size in shape.items() if size == -1]
     if len(free) > 1:
         raise UserError(f"config.mesh ({text}): only one axis may be -1")
@@ -50,12 +61,12 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
         remainder = len(devices) - known
     if remainder:
         raise UserError(
-            f"config.mesh ({text}) does not divide the {len(devices)} device(s) here: "
-            f"make the sizes multiply to {len(devices)}, or set one to -1"
+            f"config.mesh ({text}) does not divide the {len(devices)} device(s) of this job: "
+            f"choose sizes whose product is {len(devices)}, or set one of them to -1"
         )
     slices = _slices(devices, shape["slices"], text)
     inner = tuple(shape.values())[1:]
-    # A long axis may take a part of a torus's ring, as 4 of data beside 256 of fsdp on 8x8x16.
+    # Allow two mesh axes to share one axis of the torus: data=4 × fsdp=256 on 8x8x16 needs it.
     arranged = [
         mesh_utils.create_device_mesh(inner, part, allow_split_physical_axes=True)
         for part in slices
@@ -64,18 +75,18 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
 
 
 def _slice_indices(devices: list[jax.Device]) -> list[int]:
-    """Of the TPU slices; GPUs number their hosts so, which are no slices."""
+    """Return the indices of the TPU slices. On GPUs `slice_index` numbers hosts, so ignore it."""
     tpus = devices[0].platform == "tpu"
     return sorted({getattr(device, "slice_index", 0) if tpus else 0 for device in devices})
 
 
 def _slices(devices: list[jax.Device], count: int, text: str) -> list[list[jax.Device]]:
-    """The devices of each slice; where the hardware has none, equal runs of them."""
+    """Group the devices by slice; on hardware without slices, into consecutive equal parts."""
     found = _slice_indices(devices)
     if len(found) > 1 and len(found) != count:
         raise UserError(
-            f"config.mesh ({text}): the devices here are of {len(found)} slices: set "
-            f"config.mesh.slices={len(found)}, or 0 for as many as there are"
+            f"config.mesh ({text}): the devices belong to {len(found)} slices: set "
+            f"config.mesh.slices={len(found)}, or 0 to use the number found"
         )
     if len(found) == 1:
         size = len(devices) // count
@@ -84,18 +95,41 @@ def _slices(devices: list[jax.Device], count: int, text: str) -> list[list[jax.D
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Number of parts that a batch is cut into over a mesh."""
+    """Return the number of shards that a mesh splits a batch into.
+
+    Example:
+      >>> batch_shards(jax.sharding.AbstractMesh((1, 4, 2, 3, 1), AXES))  # data 4, fsdp 2, tensor 3
+      8
+    """
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def padded_batch_size(mesh: Mesh, count: int) -> int:
-    """The smallest batch that holds `count` samples and divides over a mesh."""
+    """Return the smallest batch size that is at least `count` and divides evenly over a mesh.
+
+    Example:
+      >>> padded_batch_size(jax.sharding.AbstractMesh((1, 4, 1, 1, 1), AXES), count=5)
+      8
+    """
     shards = batch_shards(mesh)
     return max(-(-count // shards), 1) * shards
 
 
 def check_batch_size(mesh: Mesh, name: str, batch_size: int) -> None:
-    """Raises a UserError unless the batch divides evenly over the mesh's batch axes."""
+    """Check that a batch divides evenly over the mesh's batch axes.
+
+    Args:
+      mesh: the mesh.
+      name: the flag or config field that sets the batch size, for the error message.
+      batch_size: the global batch size.
+
+    Raises:
+      UserError: it doesn't.
+
+    Example:
+      >>> mesh = jax.sharding.AbstractMesh((1, 4, 1, 1, 1), AXES)
+      >>> check_batch_size(mesh, "--batch_size", 8)
+    """
     shards = batch_shards(mesh)
     if batch_size < 1 or batch_size % shards:
         raise UserError(

@@ -1,12 +1,12 @@
-"""One table says how every parameter, EMA and optimizer leaf is cut over the mesh.
+"""The table of sharding rules for all parameter, EMA and optimizer leaves, and how to apply it.
 
-Activations are cut by their batch, and inside a layer by what `tensor` cuts of its weights. With
-`jax.set_mesh` around what is traced, `constrain` and `gather` say so to the compiler, which left to
-itself may cut activations by the weights' `fsdp` axis instead and exchange far more. Without a mesh
-they do nothing.
+Activations are sharded over the batch axes and, inside a layer, over `tensor` where the weights
+are. `constrain` and `gather` pass this to the compiler as sharding constraints. Without them XLA
+may shard activations along the weights' `fsdp` axis, which needs far more communication. They use
+the mesh of `jax.set_mesh` around the traced function; without a mesh they do nothing.
 """
 
-# jax and flax leave parts of what their functions take and return without a type.
+# Some jax and flax functions have partial type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -22,9 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel.mesh import BATCH_AXES
 
-# The logical axis of each dimension; None is replicated.
+# The logical axis of each dimension; None means replicated.
 Axes = tuple[str | None, ...]
-# Logical axis -> mesh axis. An axis that isn't here, or maps to None, is replicated.
+# Logical axis -> mesh axis or axes. A logical axis that isn't listed is replicated.
 LOGICAL_TO_MESH: dict[str | None, str | tuple[str, ...]] = {
     "batch": BATCH_AXES,
     "embed": "fsdp",
@@ -33,8 +33,9 @@ LOGICAL_TO_MESH: dict[str | None, str | tuple[str, ...]] = {
     "expert": "expert",
 }
 
-# Parameter path (matched at its end, so that EMA and optimizer leaves follow) -> logical axes.
-# `blocks`, `dual_blocks` and `last_block` are stacks: their leaves lead with a `layers` axis.
+# Parameter path -> logical axes. The first pattern that matches the end of a path applies, so EMA
+# and optimizer leaves are sharded like their parameters. Leaves of `blocks`, `dual_blocks` and
+# `last_block` are stacked over layers, so their first axis is `layers`.
 RULES = (
     # thinking
     (r"thinking/layer_\d+/norm/(scale|bias)", (None,)),
@@ -45,7 +46,7 @@ RULES = (
     (r"thinking/layer_\d+/experts/lora_b", ("expert", None, None, "heads")),
     (r"thinking/layer_\d+/step_experts/lora_a", (None, "expert", "embed", None, None)),
     (r"thinking/layer_\d+/step_experts/lora_b", (None, "expert", None, None, "heads")),
-    # the stacks of blocks
+    # stacked blocks
     (r"(blocks|last_block)/\w*qkv/kernel", ("layers", "embed", None, "heads")),
     (r"(blocks|last_block)/\w*qkv/bias", ("layers", None, "heads")),
     (r"(blocks|last_block)/\w*proj/kernel", ("layers", "heads", "embed")),
@@ -70,15 +71,20 @@ RULES = (
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A pytree path as `a/b/c`."""
+    """Return a pytree path as a string `a/b/c`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def logical_axes(name: str, ndim: int | None) -> Axes:
-    """Logical axes of the leaf with this path; a scalar has none. `ndim` None isn't checked.
+    """Return the logical axes of a leaf, from the first rule in `RULES` that matches its path.
+
+    Args:
+      name: the path of the leaf, `a/b/c`.
+      ndim: its number of dimensions, checked against the rule unless None. A scalar (0) has no
+        axes and needs no rule.
 
     Raises:
-      UserError: no rule covers the leaf, or the rule is for another number of dimensions.
+      UserError: no rule matches the leaf, or the rule has another number of dimensions.
     """
     if ndim == 0:
         return ()
@@ -86,20 +92,23 @@ def logical_axes(name: str, ndim: int | None) -> Axes:
         if re.search(rf"(^|/|_){pattern}$", name):
             if ndim is not None and len(axes) != ndim:
                 raise UserError(
-                    f"the sharding rule {pattern!r} has {len(axes)} axes but {name} has {ndim}"
+                    f"the sharding rule {pattern!r} has {len(axes)} axes but {name} has {ndim}: "
+                    f"correct it in tp_jax/parallel/sharding.py"
                 )
             return axes
     raise UserError(f"no sharding rule covers {name}: add one to tp_jax/parallel/sharding.py")
 
 
 def partition_spec(axes: Axes, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """The mesh axes of these logical axes.
+    """Return the PartitionSpec that maps logical axes to mesh axes.
 
-    Experts that the axis `expert` doesn't divide aren't cut: `expert_parallel` pads them.
+    If the mesh axis `expert` doesn't divide the number of experts, experts are replicated;
+    `expert_parallel` pads them.
 
     Args:
-      shape: of the array.
-      sizes: of the mesh's axes.
+      axes: the logical axis of each dimension.
+      shape: the shape of the array.
+      sizes: the size of each mesh axis.
     """
     spec = [LOGICAL_TO_MESH.get(axis) for axis in axes]
     for i, axis in enumerate(axes):
@@ -109,10 +118,10 @@ def partition_spec(axes: Axes, shape: tuple[int, ...], sizes: Mapping[str, int])
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for every leaf of a tree of arrays or ShapeDtypeStructs.
+    """Return a NamedSharding for every leaf of a tree of arrays or ShapeDtypeStructs.
 
     Raises:
-      UserError: a leaf has no rule, or the mesh doesn't divide one of its axes.
+      UserError: no rule matches a leaf, or a mesh axis doesn't divide the axis it shards.
     """
 
     def leaf_sharding(
@@ -132,7 +141,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def device_bytes(tree: Any, shardings: Any) -> dict[str, int]:
-    """Bytes that each leaf takes on one device, largest first."""
+    """Return the bytes of each leaf on one device, {path: bytes}, largest first."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     cut = jax.tree.leaves(shardings)
     sizes = {
@@ -143,7 +152,7 @@ def device_bytes(tree: Any, shardings: Any) -> dict[str, int]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, cut over the mesh in context by its logical axes."""
+    """Constrain the sharding of x by its logical axes, on the mesh of `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
@@ -151,64 +160,66 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def constrain_batch(tree: Any) -> Any:
-    """A tree of activations [B, …], each cut by its batch alone."""
+    """Constrain each activation [B, …] of a tree to be sharded over its batch axis only."""
 
-    def cut(leaf: jax.Array) -> jax.Array:
+    def constrain_leaf(leaf: jax.Array) -> jax.Array:
         return constrain(leaf, "batch", *(None,) * (leaf.ndim - 1))
 
-    return jax.tree.map(cut, tree)
+    return jax.tree.map(constrain_leaf, tree)
 
 
 def gather(tree: Any, name: str, kept: tuple[str, ...] = ("heads", "mlp")) -> Any:
-    """Weights as a layer computes with them: cut along the axes in `kept` alone.
+    """All-gather weights for use in a layer: sharded only along the logical axes in `kept`.
 
-    Their gradients are cut as the weights are stored, so that they are summed and scattered in one
-    exchange.
+    The gradients get the sharding that the weights are stored with, so that the compiler can sum
+    and scatter them in one reduce-scatter.
 
     Args:
       tree: parameters of one layer.
-      name: their path. A path of a stack, whose leaves have an axis of layers more, stands for
-        one layer of it.
-      kept: logical axes that stay cut; by default what `tensor` cuts.
+      name: their path, by which the sharding rules are found. For one layer of a stack, the path
+        of the stack; the rule's leading `layers` axis is then dropped.
+      kept: logical axes that stay sharded; by default those of the mesh axis `tensor`.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return tree
 
-    def gathered(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    def gather_leaf(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         stored = logical_axes(f"{name}/{path_name(path)}", None)[-leaf.ndim :]
-        return _regather(leaf, stored, tuple(axis if axis in kept else None for axis in stored))
+        used = tuple(axis if axis in kept else None for axis in stored)
+        return _constrain_with_gradient(leaf, stored, used)
 
-    return jax.tree_util.tree_map_with_path(gathered, tree)
+    return jax.tree_util.tree_map_with_path(gather_leaf, tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _regather(leaf: jax.Array, stored: Axes, used: Axes) -> jax.Array:
+def _constrain_with_gradient(leaf: jax.Array, stored: Axes, used: Axes) -> jax.Array:
+    """Constrain a weight to the axes `used`, and its gradient to the axes `stored`."""
     return constrain(leaf, *used)
 
 
-def _regathered(leaf: jax.Array, stored: Axes, used: Axes) -> tuple[jax.Array, None]:
+def _forward(leaf: jax.Array, stored: Axes, used: Axes) -> tuple[jax.Array, None]:
     return constrain(leaf, *used), None
 
 
-def _scattered(stored: Axes, used: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+def _backward(stored: Axes, used: Axes, _: None, gradient: jax.Array) -> tuple[jax.Array]:
     return (constrain(gradient, *stored),)
 
 
-_regather.defvjp(_regathered, _scattered)
+_constrain_with_gradient.defvjp(_forward, _backward)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Cuts the leading axis of a batch over the mesh's batch axes."""
+    """Return the sharding of a batch: its leading axis over the mesh's batch axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
-    """Abstract arrays that carry their shardings, for Orbax to restore onto."""
+    """Return abstract arrays that carry their shardings, as a target for Orbax to restore onto."""
 
     def leaf(
         array: jax.Array | jax.ShapeDtypeStruct, sharding: NamedSharding
