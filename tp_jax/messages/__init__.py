@@ -1,1 +1,1 @@
-"""What a run tells a person: errors and progress."""
+"""Error types, progress output and hints for renamed options."""

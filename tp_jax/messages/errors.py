@@ -1,9 +1,15 @@
-"""The two ways a run ends on purpose; `tp_jax.cli.start` prints either as one line."""
+"""Errors that end a command with a one-line message, which `tp_jax.cli.start` prints."""
 
 
 class UserError(Exception):
-    """Something the person can fix: the message names what was wrong and what would be right."""
+    """A mistake that the user can fix, such as a wrong flag or a missing file (exit code 2).
+
+    The message is one line and names what was wrong, where, and what would be right.
+    """
 
 
 class TrainingError(Exception):
-    """Training cannot go on (a non-finite loss); what was saved before is kept."""
+    """Training can't continue, as after a non-finite loss (exit code 1).
+
+    Checkpoints that were saved before are kept.
+    """

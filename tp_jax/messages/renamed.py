@@ -1,8 +1,8 @@
-"""Names of earlier versions, and what they are called now."""
+"""Config keys and suite names of earlier versions, and their current names."""
 
 from typing import Any
 
-# Config keys, without the leading "config.".
+# {old key: current key}, without the leading "config."
 CONFIG_KEYS = {
     "navigation": "frozenlake",
     "evaluation.num": "evaluation.adm.num",
@@ -10,15 +10,15 @@ CONFIG_KEYS = {
     "evaluation.inception": "evaluation.adm.inception",
     "evaluation.protocol": "evaluation.adm.protocol",
 }
-# `tp_jax.evaluate --suite`.
+# Values of `tp_jax.evaluate --suite`.
 SUITES = {"navigation": "frozenlake"}
 
 
 def config_key_hint(key: str) -> str | None:
-    """What to write instead of an old config key, or None where the key isn't an old one.
+    """Return a hint that names the current key for an old one, or None if the key isn't old.
 
     Args:
-      key: as "navigation.tile".
+      key: a config key without the leading "config.", such as "navigation.tile".
     """
     for old, new in CONFIG_KEYS.items():
         if key == old or key.startswith(f"{old}."):
@@ -27,7 +27,7 @@ def config_key_hint(key: str) -> str | None:
 
 
 def with_new_keys(fields: dict[str, Any]) -> dict[str, Any]:
-    """A config's nested fields with the old keys moved to where they are now."""
+    """Return a config's nested fields with old keys moved to their current names."""
     fields = {k: dict(v) if isinstance(v, dict) else v for k, v in fields.items()}
     for old, new in CONFIG_KEYS.items():
         *above, last = old.split(".")

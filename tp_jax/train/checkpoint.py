@@ -108,7 +108,7 @@ class Checkpoints:
         except Exception as failure:
             raise self._not_written(failure) from failure
         if jax.process_index() == 0:
-            self._checksums.follow(train_step, self._folder(train_step))
+            self._checksums.write_when_saved(train_step, self._folder(train_step))
 
     def _not_written(self, failure: Exception) -> TrainingError:
         kept = [step for step in self.steps() if self._folder(step).exists()]

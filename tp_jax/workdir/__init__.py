@@ -1,1 +1,1 @@
-"""What a workdir holds: its record, its checkpoints, and their checksums."""
+"""Reading and checking a workdir: its config and versions, its checkpoints and their checksums."""

@@ -1,4 +1,4 @@
-"""Reading the checkpoints of a workdir: parameters, whatever they were trained on."""
+"""Reading checkpoints of a workdir: parameters, restored onto any mesh."""
 
 import json
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ from tp_jax.workdir.integrity import find_damage
 FOLDER, DAMAGED = "checkpoints", "damaged"
 
 
-# What Orbax and its parts raise for files that are missing, cut short or changed.
+# Errors that Orbax and its dependencies raise for missing, truncated or changed files.
 UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OSError, RuntimeError)
 
 
 def open_manager(workdir: epath.Path) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, to be read."""
+    """Open the checkpoints of a workdir read-only."""
     options = ocp.CheckpointManagerOptions(read_only=True)
     return ocp.CheckpointManager(absolute(workdir) / FOLDER, options=options)
 
@@ -31,9 +31,17 @@ def open_manager(workdir: epath.Path) -> ocp.CheckpointManager:
 def restore_params(
     manager: ocp.CheckpointManager, train_step: int, abstract: Params, *, ema: bool
 ) -> Params:
-    """Restores parameters alone: averaged where there is an average, else as trained.
+    """Restore only the parameters of a checkpoint.
 
-    Parts that weren't trained have no average and are restored as they are.
+    Args:
+      manager: the checkpoints, from `open_manager`.
+      train_step: which checkpoint.
+      abstract: {"base", "thinking"} shapes, dtypes and shardings to restore onto.
+      ema: restore the average (EMA) of the parts that were trained. Frozen parts have no average
+        and are restored as they are. False restores all parts as they were last trained.
+
+    Raises:
+      UserError: the checkpoint can't be restored.
     """
     averaged = set()
     if ema:
@@ -53,26 +61,31 @@ def restore_params(
 def restore_items(
     manager: ocp.CheckpointManager, train_step: int, items: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Restores items by their names.
+    """Restore the items of a checkpoint by name.
+
+    Args:
+      manager: the checkpoints, from `open_manager`.
+      train_step: which checkpoint.
+      items: Orbax restore arguments by item name.
 
     Raises:
-      UserError: they can't be.
+      UserError: the checkpoint can't be restored.
     """
     try:
         return manager.restore(train_step, args=ocp.args.Composite(**items))
     except UNREADABLE as error:
         reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
         raise UserError(
-            f"checkpoint {train_step} in {manager.directory} can't be restored: {reason} … if it "
-            f"is damaged, name another with --checkpoint=N"
+            f"checkpoint {train_step} in {manager.directory} can't be restored: {reason} … If it "
+            f"is damaged, choose another with --checkpoint=N"
         ) from error
 
 
 def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> int:
-    """The newest checkpoint, or the one asked for.
+    """Return the train step of the newest checkpoint, or check that the given one exists.
 
     Raises:
-      UserError: there is none, or not that one, or its files are damaged.
+      UserError: there is no checkpoint, or not the given one, or its files are damaged.
     """
     steps = sorted(manager.all_steps())
     if not steps:
@@ -86,26 +99,29 @@ def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> 
     problem = find_damage(directory.parent, train_step, directory / str(train_step))
     if problem:
         raise UserError(
-            f"checkpoint {train_step} in {directory} is damaged ({problem}): name another with "
-            f"--checkpoint=N, of {listed}"
+            f"checkpoint {train_step} in {directory} is damaged ({problem}): choose another with "
+            f"--checkpoint=N, from {listed}"
         )
     return train_step
 
 
-# Of a model, what decides its numbers but not the shapes of its weights.
-SHAPELESS = ("heads", "image_size", "patch", "max_grid", "base_grid")
+# Fields of `config.model` that change its outputs but not the shapes of its weights.
+NON_SHAPE_FIELDS = ("heads", "image_size", "patch", "max_grid", "base_grid")
 
 
 def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) -> Any:
-    """Loads base parameters onto the shardings that the abstract ones carry.
+    """Load base parameters onto the shardings of `abstract`.
 
     Args:
-      path: a base checkpoint, or a workdir, whose newest average is taken.
-      model: fields of the model that it is for, to be compared with what the folder says.
+      path: a base checkpoint, or a workdir. Of a workdir, the newest checkpoint's average (EMA) is
+        loaded, or the base itself if it was frozen there.
+      abstract: shapes, dtypes and shardings of the base parameters.
+      model: fields of `config.model`. Those that the weight shapes don't determine are compared
+        with the config or description in the folder.
 
     Raises:
-      UserError: nothing is there, it is of another model, or its weights don't fit, naming the
-        first that doesn't.
+      UserError: the folder doesn't exist, belongs to another model, or a weight is missing, left
+        over or of another shape.
     """
     folder = absolute(epath.Path(path))
     if not folder.exists():
@@ -136,15 +152,15 @@ def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) 
 
 
 def _check_same_model(path: str, model: Mapping[str, Any]) -> None:
-    """Compares what shapes can't tell; a folder of weights alone says nothing."""
+    """Compare the fields that weight shapes don't determine, if the folder describes its model."""
     for name, key in (("description.json", "config"), ("config.json", "model")):
         file = epath.Path(path) / name
-        theirs = json.loads(file.read_text())[key] if file.exists() else {}
-        for field in SHAPELESS:
-            if field in theirs and field in model and theirs[field] != model[field]:
+        stored = json.loads(file.read_text())[key] if file.exists() else {}
+        for field in NON_SHAPE_FIELDS:
+            if field in stored and field in model and stored[field] != model[field]:
                 raise UserError(
-                    f"the base {path} has {field}={theirs[field]}, but config.model.{field}="
-                    f"{model[field]}: set it so, or give another base"
+                    f"the base {path} has {field}={stored[field]}, but config.model.{field}="
+                    f"{model[field]}: set it to {stored[field]}, or give another base"
                 )
 
 
@@ -153,12 +169,21 @@ def _item(manager: ocp.CheckpointManager, train_step: int, name: str) -> epath.P
 
 
 def check_fit(path: str, stored: Any, wanted: Any) -> None:
-    """Raises a UserError that names a missing, left-over or mis-shaped weight."""
+    """Check that stored weights have the names and shapes that a model expects.
+
+    Args:
+      path: the checkpoint, for the error message.
+      stored: a tree of stored shapes.
+      wanted: a tree of the model's arrays or abstract arrays.
+
+    Raises:
+      UserError: a weight is missing, left over or of another shape; the message names one.
+    """
     stored, wanted = _shapes(stored), _shapes(wanted)
     problems = [f"{name} is missing" for name in wanted.keys() - stored.keys()]
     problems += [f"{name} is left over" for name in stored.keys() - wanted.keys()]
     problems += [
-        f"{name} has shape {stored[name]}, the model wants {wanted[name]}"
+        f"{name} has shape {stored[name]}, the model expects {wanted[name]}"
         for name in wanted.keys() & stored.keys()
         if stored[name] != wanted[name]
     ]
@@ -166,7 +191,7 @@ def check_fit(path: str, stored: Any, wanted: Any) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(
             f"the base checkpoint {path} doesn't fit config.model: {min(problems)}{more}; "
-            f"make config.model as the base was trained, or give another base"
+            f"set config.model to the values of the base, or give another base"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a workdir holds beside checkpoints: the config, the versions and the text it knows."""
+"""The files that describe a run in its workdir: config, package versions and text encoder."""
 
 import dataclasses
 import importlib.metadata
@@ -25,9 +25,10 @@ PACKAGES = (
     "ml_collections", "tensorflow-datasets",
 )  # fmt: skip
 
-# What a run can't change on the way: its weights or their meaning would not fit any more.
+# Config fields that can't change when a run resumes: its weights or their meaning depend on them.
 FIXED = ("model", "diffusion", "frozenlake", "train.trainable", "init.base")
-# Inside those, what changes how numbers are computed but not what they are.
+# Exceptions inside `FIXED`: fields that change the computation or the loss, but not what the
+# weights mean.
 FREE = (
     "model.remat", "model.scan_blocks", "model.attention", "model.dtype",
     "model.thinking.dispatch", "model.thinking.balance_weight",
@@ -36,13 +37,13 @@ FREE = (
 
 
 def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
-    """Checks, without writing, that a run of this config may start or go on here.
+    """Check, without writing, that a run with this config may start or resume in a workdir.
 
     Returns:
-      One line for each field that differs from the last run here and may.
+      One line for each field that changed since the last start and is allowed to.
 
     Raises:
-      UserError: a foreign folder, or a field that a run can't change.
+      UserError: the folder holds other files but no run, or a field changed that can't change.
     """
     if not can_resume(workdir, workdir / CONFIG, f"--workdir={workdir}", "tp_jax"):
         return []
@@ -53,7 +54,7 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
         more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
         raise UserError(
             f"--workdir={workdir} was trained with another config: {_as_text(refused[0])}{more}; "
-            f"go on with the old value or name a new workdir"
+            f"use the old value or name a new workdir"
         )
     return [_as_text(change) for change in changes]
 
@@ -63,11 +64,15 @@ def _as_text(change: Difference) -> str:
 
 
 def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "--workdir") -> None:
-    """Raises a UserError if a workdir was trained with the embeddings of another text encoder.
+    """Check that a workdir was trained with the embeddings of the given text encoder.
 
     Args:
-      text: of what encodes the prompts; None, where no text is known, fits.
-      name: of the flag or field that names the workdir.
+      workdir: the workdir of a run.
+      text: the text space of the encoder. None, if there is no text, fits any workdir.
+      name: the flag or config field that names the workdir, for the error message.
+
+    Raises:
+      UserError: it was trained with those of another encoder.
     """
     trained = read_text_space(workdir)
     if trained is None or text is None or trained == text:
@@ -76,7 +81,7 @@ def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "-
     if changed:
         raise UserError(
             f"{name}={workdir} was trained with the embeddings of another encoder: {changed.name} "
-            f"{str(changed.old)[:20]}, now {str(changed.new)[:20]}; go on with that encoder and "
+            f"{str(changed.old)[:20]}, now {str(changed.new)[:20]}; use that encoder and "
             f"its settings, or name a new workdir"
         )
 
@@ -89,7 +94,7 @@ def _is_fixed(name: str) -> bool:
 
 
 def write_workdir(workdir: epath.Path, config: ConfigDict, text: TextSpace | None = None) -> None:
-    """Writes the config, the versions and, where it is known, the text space, once for all."""
+    """Write the config, the versions and, if given, the text space. Only the first process does."""
     if jax.process_index():
         return
     make_folder(workdir, f"--workdir={workdir}")
@@ -107,10 +112,10 @@ def write_workdir(workdir: epath.Path, config: ConfigDict, text: TextSpace | Non
 
 
 def read_text_space(workdir: epath.Path) -> TextSpace | None:
-    """What encoded the text that a workdir was trained with.
+    """Read the text space that a workdir was trained with.
 
     Returns:
-      None where the model takes no text, or trained on none but synthetic text.
+      The text space, or None if the model takes no text or was trained only on synthetic text.
 
     Raises:
       UserError: the file is damaged.
@@ -122,19 +127,19 @@ def read_text_space(workdir: epath.Path) -> TextSpace | None:
         return TextSpace(**json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}): delete it if you are sure of the text encoder"
+            f"{path} is damaged ({error}): delete it if you know that the text encoder is the same"
         ) from error
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
-    """The config that a workdir was trained with.
+    """Read the config that a workdir was trained with.
 
     Raises:
-      UserError: the folder isn't a workdir, or is of a version with other fields.
+      UserError: the folder isn't a workdir, or its config has fields that this version lacks.
     """
     path = workdir / CONFIG
     if not path.exists():
-        raise UserError(f"--workdir={workdir} has no {CONFIG}: name a folder that was trained in")
+        raise UserError(f"--workdir={workdir} has no {CONFIG}: name the workdir of a run")
     try:
         fields = json.loads(path.read_text(), object_hook=_tuples)
         config = config_lib.default(fields["model"]["kind"], fields["diffusion"]["kind"])
