@@ -21,9 +21,9 @@ from tp_jax.workdir.checkpoints import load_base
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("none", "has no config.json: name a folder that was trained in"),
-        ("empty", "has no config.json: name a folder that was trained in"),
-        ("foreign", "has no config.json: name a folder that was trained in"),
+        ("none", "has no config.json: name the workdir of a run"),
+        ("empty", "has no config.json: name the workdir of a run"),
+        ("foreign", "has no config.json: name the workdir of a run"),
         ("begun", "no checkpoint in .*: train there first"),
         ("broken", "config.json can't be read as a config.*name another workdir"),
         ("other version", 'config.json can\'t be read as a config.*"old".*name another workdir'),
@@ -87,7 +87,7 @@ def test_a_workdir_that_was_killed_before_its_first_file_is_whole_is_free(tmp_pa
 @pytest.mark.parametrize(
     ("override", "match"),
     [
-        ("model.depth=5", "another config: model.depth: 4 -> 5; go on with the old value or name"),
+        ("model.depth=5", "another config: model.depth: 4 -> 5; use the old value or name"),
         ("model.thinking.rank=3", "another config: model.thinking.rank: 2 -> 3;"),
         ("diffusion.shift=1", "another config: diffusion.shift: 3.0 -> 1.0;"),
         ("init.base=/somewhere", "another config: init.base: '' -> '/somewhere'"),
@@ -125,11 +125,11 @@ def base_folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("wanted", "match"),
     [
-        (BASE | {"norm": {"scale": jnp.zeros(3)}}, "norm/scale is missing; make config.model"),
-        ({"blocks": BASE["blocks"]}, "final/bias is left over; make config.model"),
+        (BASE | {"norm": {"scale": jnp.zeros(3)}}, "norm/scale is missing; set config.model"),
+        ({"blocks": BASE["blocks"]}, "final/bias is left over; set config.model"),
         (
             BASE | {"final": {"bias": jnp.zeros(4)}},
-            r"final/bias has shape \(3,\), the model wants \(4,\)",
+            r"final/bias has shape \(3,\), the model expects \(4,\)",
         ),
         ({"blocks": {"bias": jnp.zeros(3)}, "final": BASE["final"]}, r"\(and 1 more\)"),
     ],

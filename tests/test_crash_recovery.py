@@ -75,7 +75,7 @@ def test_any_damage_to_any_file_is_found(workdir):
             assert found and path.name in found
             path.write_bytes(content)
     (workdir / "checkpoints" / "8" / "more").write_text("")
-    assert find_damage(epath.Path(workdir), 8, folder) == "more doesn't belong there"
+    assert find_damage(epath.Path(workdir), 8, folder) == "more isn't part of the checkpoint"
 
 
 def test_checksums_are_kept_for_the_checkpoints_that_are(workdir):

@@ -302,7 +302,7 @@ def test_sizes_of_the_published_dits():
 def test_a_dit_of_another_size_is_named_when_it_is_loaded(converted):
     size = dict(image_size=8, depth=3, width=64, heads=4, num_classes=10)
     model = build_model(DiTConfig(**size, thinking=NO_THINKING))
-    with pytest.raises(UserError, match="doesn't fit config.model: .*has shape.*the model wants"):
+    with pytest.raises(UserError, match="doesn't fit config.model: .*has shape.*the model expects"):
         load_base(str(converted("dit")), abstract_params(model)["base"])
 
 

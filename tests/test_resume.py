@@ -111,7 +111,7 @@ def test_a_base_of_other_heads_or_size_is_refused_though_its_shapes_fit(
     config.init.base = str(uninterrupted[0])
     config.model[field] *= 2
     config.data.source = "synthetic"
-    match = f"{field}=[28], but config.model.{field}={config.model[field]}: set it so"
+    match = f"{field}=[28], but config.model.{field}={config.model[field]}: set it to"
     with pytest.raises(UserError, match=match):
         loop.train(config, epath.Path(tmp_path) / "run")
     assert not (tmp_path / "run").exists()

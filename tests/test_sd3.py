@@ -247,7 +247,7 @@ def test_a_mesh_loads_a_shard_of_each_weight(converted):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        (dict(width=64), "doesn't fit config.model: .*has shape .*the model wants"),
+        (dict(width=64), "doesn't fit config.model: .*has shape .*the model expects"),
         (dict(depth=5), "doesn't fit config.model: blocks/adaln/bias is missing .and"),
         (dict(qk_norm=False), "doesn't fit config.model: .*norm_k/scale is left over"),
         (dict(dual_attention_layers=0), "doesn't fit config.model: blocks/adaln/bias is missing"),
