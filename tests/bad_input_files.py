@@ -1,8 +1,11 @@
-"""Config files and folders that tests of bad input write."""
+"""Write config files and folders for tests of bad input."""
 
 
 def config_file(folder, *changes, name="config.py"):
-    """A config file with tiny_config and these lines; beside none of what a test watches."""
+    """Write a config file that returns `tiny_config()` after the lines `changes`.
+
+    It lies outside of the folders that the fixture `refused` watches.
+    """
     path = folder / "configs" / name
     path.parent.mkdir(exist_ok=True)
     body = "\n    ".join(["config = tiny_config()", *changes, "return config"])
@@ -11,6 +14,7 @@ def config_file(folder, *changes, name="config.py"):
 
 
 def make_foreign(folder):
+    """Make a folder with a file that tp_jax didn't write."""
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     return folder

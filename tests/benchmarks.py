@@ -1,4 +1,4 @@
-"""What the tests of GenEval and of DPG-Bench share."""
+"""Helpers for the tests of GenEval and DPG-Bench."""
 
 import json
 import re
@@ -13,23 +13,23 @@ from tp_jax.messages.errors import UserError
 
 
 def raises_user_error(words):
-    """A UserError of one line that says `words`."""
+    """Expect a UserError whose message is one line and contains `words`."""
     return pytest.raises(UserError, match=rf"\A(?=[^\n]*\Z).*{re.escape(words)}")
 
 
 def write_lines(path, contents):
+    """Write a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(content) + "\n" for content in contents))
     return epath.Path(path)
 
 
 def grey_image(value, size=8):
+    """A square RGB image of one grey level."""
     return Image.fromarray(np.full((size, size, 3), value, np.uint8))
 
 
 CAT = {"class": "cat", "count": 1}
-
-
 PROMPTS = [
     {"tag": "single_object", "include": [CAT], "prompt": "a photo of a cat"},
     {"tag": "counting", "include": [{"class": "cat", "count": 2}],
@@ -41,4 +41,5 @@ PROMPTS = [
 
 
 def detections(*boxes, score=0.95):
+    """Detections with these boxes (left, top, right, bottom) and one score."""
     return [Detection(np.array(box, np.float32), score) for box in boxes]

@@ -1,4 +1,7 @@
-"""Small sets of photos with captions of the words of Shapes, laid out as people have them."""
+"""Small captioned image data sets in the layouts of MSCOCO and TFDS.
+
+The captions use the vocabulary of Shapes, so that its word encoder can encode them.
+"""
 
 import io
 import json
@@ -6,7 +9,7 @@ import json
 import numpy as np
 from fake_imagenet import photo
 
-IMAGES, CAPTIONS_PER_IMAGE = 12, 3  # captions of an image, but the last has one
+IMAGES, CAPTIONS_PER_IMAGE = 12, 3  # the last image has only one caption
 COLOURS = ("red", "green", "blue", "pink", "purple", "orange")
 
 
@@ -17,7 +20,7 @@ def captions_of(i: int) -> list[str]:
 
 
 def make_coco(folder, split: str = "train2017") -> None:
-    """Writes MSCOCO's layout, with images and captions in another order than that of ids."""
+    """Write a data set in MSCOCO's layout, with images and captions not sorted by id."""
     (folder / "annotations").mkdir(parents=True)
     (folder / split).mkdir()
     images, notes = [], []
@@ -32,7 +35,10 @@ def make_coco(folder, split: str = "train2017") -> None:
 
 
 def make_fake_captions(folder) -> None:
-    """Writes `fake_captions`, laid out as TFDS's coco_captions, whose own code TFDS would ask."""
+    """Write the TFDS data set `fake_captions`, with the features of `coco_captions`.
+
+    It has a name of its own: for `coco_captions`, TFDS would use its registered builder.
+    """
     import tensorflow_datasets as tfds
 
     with tfds.core.registered.skip_registration():
@@ -55,15 +61,16 @@ def make_fake_captions(folder) -> None:
 
             def _generate_examples(self):
                 for i in range(IMAGES):
-                    said = [{"id": j, "text": text} for j, text in enumerate(captions_of(i))]
+                    captions = [{"id": j, "text": text} for j, text in enumerate(captions_of(i))]
                     name = f"{i:012d}.jpg"
                     example = {"image": io.BytesIO(photo(i)), "image/filename": name}
-                    yield i, example | {"captions": said}
+                    yield i, example | {"captions": captions}
 
     FakeCaptions(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
 def edit_coco_annotations(change, folder):
+    """Let `change` edit the annotations of a data set in MSCOCO's layout in place."""
     path = folder / "annotations" / "captions_train2017.json"
     content = json.loads(path.read_text())
     change(content)

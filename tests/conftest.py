@@ -1,4 +1,4 @@
-"""Fixtures: a tiny config, one workdir trained with it for all tests that read one, the entries."""
+"""Shared fixtures and helpers: a tiny config, trained workdirs and running the entries."""
 
 import contextlib
 import functools
@@ -9,8 +9,8 @@ import re
 import runpy
 import sys
 
-# Before jax is imported: four devices, so that meshes can be tested anywhere, and programs that
-# compile fast rather than run fast.
+# Set before jax is imported: four virtual devices, so that meshes can be tested on any machine, and
+# low optimization, because these tests spend more time on compiling than on running.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "XLA_FLAGS",
@@ -32,7 +32,7 @@ flags.FLAGS.mark_as_parsed()
 
 
 def tiny_config(**train_fields) -> ConfigDict:
-    """Digits, four blocks of width 16, two of which think."""
+    """A DiT on digits with four blocks of width 16; blocks 1 and 2 think."""
     config = default("dit", "flow")
     config.model.update(
         image_size=8, channels=1, num_classes=10, patch=4, depth=4, width=16, heads=2
@@ -50,7 +50,7 @@ def tiny_config(**train_fields) -> ConfigDict:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> epath.Path:
-    """A workdir trained for six steps. Read it only."""
+    """A workdir trained for six steps. Tests must not change it."""
     workdir = epath.Path(tmp_path_factory.mktemp("trained")) / "run"
     train(tiny_config(), workdir)
     return workdir
@@ -58,12 +58,12 @@ def trained(tmp_path_factory) -> epath.Path:
 
 @pytest.fixture(scope="session")
 def trained_shapes(tmp_path_factory):
-    """A workdir of a model that takes text. Read it only."""
+    """A workdir of a text-to-image model of Shapes. Tests must not change it."""
     workdir = epath.Path(tmp_path_factory.mktemp("text")) / "run"
     from small_configs import tiny_shapes
 
     config = tiny_shapes()
-    # Enough for what the text says to reach the output, which starts at zero.
+    # The output starts at zero; with this many steps it depends on the text.
     config.train.update(steps=8, ema_decay=0.1)
     config.optimizer.learning_rate = 3e-2
     config.evaluation.update(suite="shapes", batch_size=4)
@@ -74,7 +74,10 @@ def trained_shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Programs that this file compiles, for its own runs and for the processes that it starts."""
+    """A compilation cache shared by the runs of a test file and the processes that it starts.
+
+    Its value is the environment variables for these processes.
+    """
     folder = tmp_path_factory.mktemp("cache")
     settings = {
         "jax_compilation_cache_dir": str(folder),
@@ -93,7 +96,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, cache):
-    """A workdir that was trained in one go, and its losses. Read it only."""
+    """A workdir that was trained without interruption, and its losses. Tests must not change it."""
     from resuming import STEPS, small_config, trained_losses
 
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
@@ -104,31 +107,31 @@ def uninterrupted(tmp_path_factory, cache):
 
 @pytest.fixture
 def one_device():
-    """The first of the virtual devices, as a list."""
+    """A list with only the first virtual device."""
     return jax.devices()[:1]
 
 
 def snapshot(folder):
-    """Names, sizes and times of all that is in a folder."""
+    """Sizes and modification times of all files and folders in a folder, by path."""
     found = {path: path.stat() for path in sorted(pathlib.Path(folder).rglob("*"))}
     return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def run_entry(module, *arguments):
-    """Exit code, stdout and stderr of `python -m tp_jax.<module>`, without a new process."""
+    """Run `python -m tp_jax.<module>` in this process; return exit code, stdout and stderr."""
     before, code = set(flags.FLAGS), 0
     stdout, stderr = io.StringIO(), io.StringIO()
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module, *map(str, arguments)])
-            # The name that config files are imported under.
+            # ml_collections imports every config file under this name.
             patch.delitem(sys.modules, "config_config", raising=False)
             with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
                 runpy.run_module(f"tp_jax.{module}", run_name="__main__")
     except SystemExit as ended:
         code = ended.code
     finally:
-        # So that another entry may define flags of the same names.
+        # Another entry may define flags with the same names.
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
     return code, stdout.getvalue(), stderr.getvalue()
@@ -136,9 +139,11 @@ def run_entry(module, *arguments):
 
 @pytest.fixture
 def refused(tmp_path):
-    """A function that runs an entry, checks that it refuses in one line, and that nothing changed.
+    """A function that checks that an entry ends with a one-line error and changes no file.
 
-    A test keeps its files in tmp_path / "place", which is watched, as are the folders in `watch`.
+    It runs `python -m tp_jax.<module>` with the arguments and expects exit code 2 and an error that
+    matches `match`. No file may change in tmp_path / "place", where tests keep their inputs and
+    outputs, nor in the folders of `watch`.
     """
     (tmp_path / "place").mkdir()
 
@@ -158,15 +163,15 @@ def refused(tmp_path):
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
-    """A function from the name of a golden file to the folder of its converted weights."""
+    """A function that converts the weights of a golden file, once; returns the folder."""
     from published_weights import KINDS, convert, torch_state
 
     @functools.cache
     def folder(name):
         place = tmp_path_factory.mktemp(name)
         heads = ["--heads=4"] if name in ("dit", "sd3") else []
-        said = convert(place, torch_state(name), KINDS.get(name, "sd-vae"), *heads)
-        (place / "said").write_text(said)
+        log = convert(place, torch_state(name), KINDS.get(name, "sd-vae"), *heads)
+        (place / "log").write_text(log)
         return place / "out"
 
     return folder
@@ -174,6 +179,7 @@ def converted(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def extractor():
+    """A stand-in for the Inception network, on all virtual devices."""
     from stand_in_extractor import make_extractor
 
     return make_extractor()
@@ -181,15 +187,17 @@ def extractor():
 
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sets") / "coco"
+    """A captioned data set in MSCOCO's layout. Tests must not change it."""
     from captioned_images import make_coco
 
+    folder = tmp_path_factory.mktemp("sets") / "coco"
     make_coco(folder)
     return folder
 
 
 @pytest.fixture
 def machine(tmp_path):
+    """A fake machine for the launch scripts."""
     from fake_machine import Machine
 
     return Machine(tmp_path)

@@ -1,4 +1,4 @@
-"""Objects and prompts from formulas: what the golden verdicts of GenEval are about."""
+"""Seeded random detections and prompts, the inputs of GenEval's golden verdicts."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ CASES, PAIRS = 600, 2000
 
 
 def boxes(random, count):
-    """[count, 5] float32: corners of whole pixels, then scores."""
+    """Random boxes [count, 5] float32: left, top, right, bottom in whole pixels, then the score."""
     corner = random.randint(0, 200, (count, 2))
     size = random.randint(1, 120, (count, 2))
     score = random.choice([0.2, 0.3, 0.31, 0.6, 0.9, 0.91, 0.95], (count, 1))
@@ -19,7 +19,7 @@ def boxes(random, count):
 
 
 def case(seed):
-    """Boxes of each class, and the metadata that they are judged by."""
+    """The boxes of each class, and the metadata of the prompt to judge them by."""
     random = np.random.RandomState(seed)
     found = {name: boxes(random, random.choice([0, 1, 2, 3, 5, 25])) for name in CLASSES}
     tag = TAGS[seed % len(TAGS)]
@@ -40,5 +40,5 @@ def case(seed):
 
 
 def colour(box):
-    """A colour that depends on the box alone; the first three are most of them."""
+    """A colour that depends only on the box, mostly one of the first three."""
     return COLOURS[int(box[0]) % 3 if int(box[1]) % 4 else int(box[2]) % 10]

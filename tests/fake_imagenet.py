@@ -1,4 +1,4 @@
-"""A small fake ImageNet in TFDS's own format, and a small random autoencoder."""
+"""A small fake ImageNet in TFDS's format, and a small autoencoder with random weights."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ IMAGES = 24
 
 
 def make_fake_imagenet(folder) -> None:
-    """Writes `imagenet2012` as TFDS would: photos of several sizes, of the first 24 classes."""
+    """Write the TFDS data set `imagenet2012` with 24 images of several sizes, one per class."""
     import tensorflow_datasets as tfds
 
     with tfds.core.registered.skip_registration():
@@ -44,7 +44,7 @@ def make_fake_imagenet(folder) -> None:
 
 
 def photo(i: int, kind: str = "jpeg") -> bytes:
-    """A smooth coloured picture, 64 pixels or more a side, encoded."""
+    """An encoded smooth colour image with sides of 64 pixels or more."""
     colours = np.random.default_rng(i).integers(0, 256, (4, 4, 3), np.uint8)
     buffer, size = io.BytesIO(), (64 + 9 * (i % 5), 64 + 7 * (i % 7))
     Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
@@ -52,7 +52,7 @@ def photo(i: int, kind: str = "jpeg") -> bytes:
 
 
 def make_autoencoder(folder, seed: int = 0) -> epath.Path:
-    """Writes a narrow autoencoder with as many levels as the real one, of random weights."""
+    """Write a narrow autoencoder with Stable Diffusion's number of levels and random weights."""
     config = AutoencoderConfig(block_widths=(4, 4, 4, 4), layers_per_block=1, norm_groups=2)
     image = np.zeros((1, 16, 16, 3), np.float32)
     shapes = jax.eval_shape(Autoencoder(config).init, jax.random.key(0), image)["params"]

@@ -1,4 +1,4 @@
-"""A machine whose programs only write down what they are told, for the launch scripts."""
+"""A fake machine for the launch scripts: its programs only record how they are called."""
 
 import os
 import pathlib
@@ -10,34 +10,24 @@ import time
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+# A config and a workdir, as the launch scripts pass them to `tp_jax.main`.
 TRAINING = ["--config=configs/imagenet256.py", "--workdir=gs://bucket/a run"]
-
-
+# Flags after `--`, with characters that a shell would interpret.
 FLAGS = ["--config.train.steps=5", "--config.data.dir=it's here; $HOME", "--empty="]
-
-
+# The flags that choose the TPU VM.
 TPU_FLAGS = ["--name=n", "--zone=z"]
-
-
 GCLOUD = ["gcloud", "compute", "tpus"]
-
-
-DESCRIBE_REQUEST = GCLOUD + [
-    "queued-resources",
-    "describe",
-    "n",
-    "--zone=z",
-    "--format=value(state.state)",
+DESCRIBE_REQUEST = [
+    *[*GCLOUD, "queued-resources", "describe"],
+    *["n", "--zone=z", "--format=value(state.state)"],
 ]
 
-
-# Writes down what it was called with.
+# Records its name and arguments.
 RECORD = r"""#!/usr/bin/env bash
 { printf '%s\037' "${0##*/}" "$@"; printf '\036'; } >> "$RECORDED"
 """
 
-
-# Writes down its arguments and goes on until SIGTERM or a file `end`, which holds its exit code.
+# Records its arguments and runs until SIGTERM, or until the file `end` gives its exit code.
 PROGRAM = (
     """#!/usr/bin/env bash
 trap 'echo "stopped by SIGTERM" >&2; exit 0' TERM
@@ -50,8 +40,8 @@ exit "$(cat end)"
 """
 )
 
-
-# A cloud: a request is granted at once, and each look at the run takes an answer from `script`.
+# A fake gcloud: it grants a request at once and answers each query for the status of the run with
+# the next line of the file `script`.
 CLOUD = (
     RECORD
     + """
@@ -72,7 +62,7 @@ esac
 
 
 class Machine:
-    """A folder to work in, with programs on its PATH that only write down how they were called."""
+    """A folder to work in, and a PATH with programs that only record how they were called."""
 
     def __init__(self, place):
         self.folder, self.record = place, place / "recorded"
@@ -85,16 +75,18 @@ class Machine:
         )
 
     def add_program(self, name, text=RECORD):
+        """Put a program on the PATH."""
         program = self.folder / "bin" / name
         program.write_text(text)
         program.chmod(0o755)
 
     def calls(self):
+        """The recorded calls, each a list of the program's name and its arguments."""
         text = self.record.read_text() if self.record.exists() else ""
         return [call.split("\037")[:-1] for call in text.split("\036")[:-1]]
 
     def run(self, script, *arguments, code=0, root=ROOT, **environment):
-        """What the script printed, as a list of commands; its errors."""
+        """Run a launch script; return the commands it printed, split into words, and its stderr."""
         done = subprocess.run(
             ["bash", root / "launch" / script, *arguments],
             cwd=self.folder,
@@ -107,13 +99,14 @@ class Machine:
         return [shlex.split(line, comments=True) for line in done.stdout.splitlines()], done.stderr
 
     def checkout(self):
-        """A copy of the scripts as it lies on a worker."""
+        """Make a checkout with the launch scripts, as a worker has it; return its folder."""
         shutil.copytree(ROOT / "launch", self.folder / "tp_jax" / "launch")
         return self.folder / "tp_jax"
 
 
-def wait_until(what):
+def wait_until(condition):
+    """Wait up to 20 seconds until `condition()` is true."""
     deadline = time.monotonic() + 20
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

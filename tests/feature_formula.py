@@ -1,13 +1,13 @@
-"""Features and images from seeded formulas, which the golden files and the tests start from."""
+"""Seeded random features and images, the inputs of the golden scores and of their tests."""
 
 import numpy as np
 
 WIDTH, CLASSES = 2048, 1008
-HIDDEN = 32  # the dimensions that most of the variance lies in
+HIDDEN = 32  # number of dimensions with most of the variance
 
 
 def features(seed: int, rows: int, shift: float = 0.0, width: int = WIDTH) -> np.ndarray:
-    """Features [rows, width] float32, none negative, much as an Inception network's."""
+    """Non-negative features [rows, width] float32, distributed roughly like Inception features."""
     fixed, random = np.random.RandomState(99), np.random.RandomState(seed)
     scale = 0.35 / np.sqrt(np.arange(1, HIDDEN + 1))
     mix = fixed.standard_normal((HIDDEN, width)) * scale[:, None]
@@ -17,15 +17,15 @@ def features(seed: int, rows: int, shift: float = 0.0, width: int = WIDTH) -> np
 
 
 def class_weights() -> np.ndarray:
-    """The matrix [WIDTH, CLASSES] float32 that makes logits of features."""
+    """The matrix [WIDTH, CLASSES] float32 that maps features to logits."""
     return (0.1 * np.random.RandomState(98).standard_normal((WIDTH, CLASSES))).astype(np.float32)
 
 
-# Height and width of the images to resize: enlarged, the usual one, shrunk.
+# Heights and widths of the images that are resized to 299×299.
 SIZES = ((32, 48), (256, 256), (400, 311))
 
 
 def image(height: int, width: int) -> np.ndarray:
-    """Noise [height, width, 3] uint8."""
+    """A noise image [height, width, 3] uint8."""
     random = np.random.RandomState(height * 1000 + width)
     return random.randint(0, 256, (height, width, 3)).astype(np.uint8)

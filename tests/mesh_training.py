@@ -1,6 +1,9 @@
-"""Trains small models on meshes, alone or as one of several processes, and writes what came out.
+"""Train small models on meshes and write their losses and samples.
 
-python mesh_training.py FILE.npz DEVICES CASE…    a case is KIND:MESH, as dit:fsdp
+    python mesh_training.py FILE.npz DEVICES KIND:MESH…
+
+DEVICES is the number of virtual devices; a case is for example dit:fsdp. Started by a launcher, it
+is one of several processes.
 """
 
 import os
@@ -28,8 +31,8 @@ from tp_jax.train.state import make_state
 from tp_jax.train.step import choose_gradient, jit_train_step
 
 STEPS, BATCH = 20, 8
-# Sizes on eight devices, and how tokens meet experts there. `uneven` has fewer experts than devices
-# and recomputes.
+# Mesh axes on eight devices and the dispatch to use. `uneven` has fewer experts than devices and
+# rematerializes activations.
 MESHES = {
     "one": ({}, "dense"),
     "data": (dict(data=8), "grouped"),
@@ -44,7 +47,7 @@ MESHES = {
 
 
 def small_config(kind: str):
-    """`own` is a DiT whose latent steps have experts of their own."""
+    """Config of a `dit` or `mmdit`, or `own`: a DiT with separate experts for each latent step."""
     config = config_lib.default("dit" if kind == "own" else kind, "flow")
     config.model.update(image_size=8, patch=2, depth=3, width=16, heads=2)
     config.model.thinking.update(layers=(1,), experts=4, rank=2, gate_width=8)
@@ -63,7 +66,7 @@ def small_config(kind: str):
 
 
 def condition_of(model, rng):
-    """Labels, or random text."""
+    """Class labels, or random text embeddings."""
 
     def draw(leaf):
         if leaf.dtype == np.int32:
@@ -74,7 +77,7 @@ def condition_of(model, rng):
 
 
 def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and gradient norm [20, 2] of each update, and samples [8, 8, 8, C] after the last."""
+    """Train; return loss and gradient norm of each step [20, 2], and final samples [8, 8, 8, C]."""
     sizes, dispatch = MESHES[name]
     config = small_config(kind)
     config.model.thinking.dispatch = dispatch
@@ -85,7 +88,7 @@ def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     model, optimizer = build_model(built.model), make_optimizer(config.optimizer, STEPS)
 
     def init():
-        # Away from where thinking does nothing.
+        # Perturb the parameters: at initialization the experts add nothing.
         params = init_params(model, 0)
         keys = iter(jax.random.split(jax.random.key(1), 1000))
         return make_state(

@@ -1,4 +1,4 @@
-"""Every config key and every flag, as users see them. Run this file to write golden/options.json.
+"""List every config key and flag with its default. Run this file to write golden/options.json:
 
 PYTHONPATH=tests python tests/options.py
 """

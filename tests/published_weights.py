@@ -1,4 +1,4 @@
-"""The golden files of published weights, and their conversion by the entry."""
+"""Read golden files of published models and convert their weights with `tp_jax.convert`."""
 
 import functools
 import json
@@ -12,17 +12,19 @@ from safetensors.numpy import save_file
 from tp_jax.models.layers import position_embedding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-# The others are sd-vae.
+# `--kind` for each golden file; files that are not listed are sd-vae.
 KINDS = {"dit": "dit", "dit_s2": "dit", "inception": "inception", "sd3": "sd3", "sd35": "sd3"}
 
 
 @functools.cache
 def golden(name):
+    """The arrays of a golden file."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return dict(file)
 
 
 def torch_state(name):
+    """The torch state dict of a golden file, stored in it or generated from its seed."""
     arrays = golden(name)
     if name in ("dit", "sd3", "sd35"):
         return {key[2:]: value for key, value in arrays.items() if key.startswith("w/")}
@@ -34,9 +36,9 @@ def torch_state(name):
 
 
 def convert(folder, state, kind, *arguments):
-    """Runs the entry on a file of these weights; returns what it says."""
+    """Run `tp_jax.convert` on a file with these weights; return its stderr."""
     folder.mkdir(exist_ok=True)
-    # safetensors would write the buffer of a transposed array as it lies.
+    # safetensors ignores strides: it would write a transposed array's buffer in the wrong order.
     state = {key: np.ascontiguousarray(array) for key, array in state.items()}
     save_file(state, folder / "weights.safetensors")
     flags = [f"--kind={kind}", f"--source={folder / 'weights.safetensors'}"]

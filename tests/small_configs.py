@@ -1,4 +1,4 @@
-"""Configs of runs that take seconds, which several test files share."""
+"""Configs of runs that take seconds, shared by several test files."""
 
 import pathlib
 import runpy
@@ -9,7 +9,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
 def tiny_frozenlake(**train_fields):
-    """Maps of 3 and 4 cells a side in frames of 32 pixels; one layer thinks three steps."""
+    """FrozenLake maps of 3×3 and 4×4 cells in 32-pixel frames; layer 1 has three latent steps."""
     config = tiny_config(**train_fields)
     config.data.source = "frozenlake"
     config.frozenlake.update(sizes=(3, 4), unseen_sizes=(), tile=8)
@@ -22,7 +22,7 @@ def tiny_frozenlake(**train_fields):
 
 
 def tiny_shapes():
-    """configs/shapes.py, shrunk."""
+    """`configs/shapes.py` with a tiny model and two train steps."""
     config = runpy.run_path(str(CONFIGS / "shapes.py"))["get_config"]()
     config.model.update(image_size=8, patch=2, depth=2, width=16, heads=2)
     config.model.update(max_grid=4, base_grid=4)

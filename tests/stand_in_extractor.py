@@ -1,4 +1,4 @@
-"""A stand-in for Inception whose features follow from a formula, and images for it."""
+"""A stand-in for the Inception network: random projections of mean colours. And images for it."""
 
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ class StandInFeatures(NamedTuple):
 
 
 def network(params, x):
+    """Features [B, width] of images [B, 299, 299, 3]."""
     tiles = x.reshape(len(x), 13, 23, 13, 23, 3).mean(axis=(2, 4)).reshape(len(x), -1)
     return StandInFeatures(**{name: jnp.abs(tiles @ matrix) for name, matrix in params.items()})
 
@@ -37,7 +38,7 @@ def make_extractor(devices=None, **fields):
 
 
 def random_images(count, side=16, channels=3, seed=0):
-    """Noise around a colour of each picture's own, uint8."""
+    """Images [count, side, side, channels] uint8: noise around a random colour per image."""
     random = np.random.RandomState(seed)
     colour = random.uniform(60, 190, (count, 1, 1, channels))
     noise = 30 * random.standard_normal((count, side, side, channels))
@@ -45,9 +46,10 @@ def random_images(count, side=16, channels=3, seed=0):
 
 
 def extract_as_process(index, port, out):
+    """As process `index` of two, extract features of 21 images and save them to `out`."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, index)
-    assert jax.device_count() == 8  # four here
+    assert jax.device_count() == 8  # four per process
     np.save(
         out, np.concatenate([part.pool for part in make_extractor().batches([random_images(21)])])
     )

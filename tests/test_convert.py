@@ -30,13 +30,13 @@ def test_what_is_written_and_said(converted):
     loaded = load_autoencoder(folder)
     assert loaded.identity == description["sha256"]
     assert loaded.config == AutoencoderConfig(16, 1.5305, 0.0609, (32, 32, 64), 2, 32, False)
-    said = (folder.parent / "said").read_text()
+    log = (folder.parent / "log").read_text()
     count = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
-    assert f"{count:,} parameters" in said and "16 latent channels of 4×4" in said
-    assert f"--config.autoencoder.path={folder}" in said and "(z - 0.0609)·1.5305" in said
-    said = (converted("dit").parent / "said").read_text()
-    assert "depth 3, width 48, heads 4" in said and "learned_sigma True" in said
-    assert f"--config.init.base={converted('dit')}" in said
+    assert f"{count:,} parameters" in log and "16 latent channels of 4×4" in log
+    assert f"--config.autoencoder.path={folder}" in log and "(z - 0.0609)·1.5305" in log
+    log = (converted("dit").parent / "log").read_text()
+    assert "depth 3, width 48, heads 4" in log and "learned_sigma True" in log
+    assert f"--config.init.base={converted('dit')}" in log
 
 
 def test_the_identity_is_that_of_the_weights(tmp_path):

@@ -80,7 +80,7 @@ def test_from_file_to_output(name, converted):
     assert model.config.dual_attention_layers == len(theirs["dual_attention_layers"])
     assert model.config.max_grid == theirs["pos_embed_max_size"]
     assert_output(model, base, golden(name))
-    said, qk_norm = (converted(name).parent / "said").read_text(), name == "sd35"
+    said, qk_norm = (converted(name).parent / "log").read_text(), name == "sd35"
     assert f"depth 3, width 32, heads 4, text_width 24, pooled_width 16, qk_norm {qk_norm}" in said
     assert f"--config.init.base={converted(name)}" in said
 

@@ -1,8 +1,9 @@
-"""One thinking layer as METHOD.md states it, the slow way, to hold the real one against.
+"""A slow reference of one thinking layer, to test the package's layer against.
 
-Independent of `tp_jax` on purpose: written from METHOD.md alone, it imports nothing from there.
-Plain loops over samples, latent steps, tokens and heads, and elementary array operations only: no
-scan, vmap, jit or library attention. It computes in the dtype it is given, and `jax.grad` works.
+It implements the equations of the paper (arXiv 2604.25299) independently: it imports nothing from
+`tp_jax` and uses only loops over samples, latent steps, tokens and heads with elementary array
+operations, without scan, vmap, jit or library attention. It computes in the dtype of its inputs and
+is differentiable by `jax.grad`.
 
 Axes: B samples, N vision tokens, L text tokens, D width (heads * hd), M experts, r rank,
 T latent steps; n is any number of tokens.
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 
 def matmul(a, b):
-    """Multiply at full precision: an accelerator's default is TF32 or bfloat16 inside."""
+    """Multiply at full precision; the default on accelerators is TF32 or bfloat16."""
     return jnp.matmul(a, b, precision="highest")
 
 
@@ -26,7 +27,7 @@ def softmax(z):
 
 
 def layer_norm(a, params, eps=1e-6):
-    """LN of one token `a` [D], with the biased variance, then the learned scale and bias."""
+    """LayerNorm of one token `a` [D] with the biased variance, then a learned scale and bias."""
     centered = a - jnp.mean(a)
     return centered / jnp.sqrt(jnp.mean(centered**2) + eps) * params["scale"] + params["bias"]
 
@@ -35,21 +36,21 @@ def gate_logits(inputs, params):
     """Run the gate's MLP on one token: project each input, add, SiLU, project to M logits.
 
     Args:
-        inputs: {kind: [D]} with the kinds that the gate may see.
+        inputs: {kind: [D]} for the kinds of `gate_inputs`.
         params: {kind: {"kernel", "bias"}} for those kinds and for "out".
     """
     hidden = 0.0
     for kind, x in inputs.items():
         hidden = hidden + matmul(x, params[kind]["kernel"]) + params[kind]["bias"]
-    silu = hidden * 0.5 * (1.0 + jnp.tanh(0.5 * hidden))  # h sigmoid(h), without exp's overflow
+    silu = hidden * 0.5 * (1.0 + jnp.tanh(0.5 * hidden))  # h·sigmoid(h) without overflow of exp
     return matmul(silu, params["out"]["kernel"]) + params["out"]["bias"]
 
 
 def route(logits, noise, temperature):
-    """One token's expert m, its straight-through weight w, and the probabilities p [M].
+    """Route one token: its expert m, straight-through weight w and probabilities p [M].
 
-    Training (noise [M]): z = logits + noise, its largest wins; w is 1 in value, p_m in gradient.
-    Sampling (noise is None): z = logits, and w is plainly 1.
+    Training (noise [M]): m is the argmax of logits + noise; w has the value 1 and the gradient of
+    p_m. Sampling (noise is None): m is the argmax of the logits, and w is the constant 1.
     """
     z = logits if noise is None else logits + noise
     p = softmax(z / temperature)
@@ -65,11 +66,11 @@ def attention(vision, text, heads, qk_norm):
     Args:
         vision: (q, k, v), each [N, D].
         text: (q, k, v), each [L, D], or None.
-        heads: D is cut into this many contiguous pieces.
+        heads: number of heads; each is a contiguous slice of D.
         qk_norm: None, or (q [n, heads, hd], k, "vision" or "text") -> (q, k).
 
     Returns:
-        [N + L, D]: the heads side by side, before any output projection.
+        [N + L, D]: the concatenated heads, before the output projection.
     """
     parts = []
     for kind, qkv in (("vision", vision), ("text", text)):
@@ -109,37 +110,38 @@ def thinking_attention(
     share_across_steps=True,
     qk_norm=None,
 ):
-    """One thinking layer's attention: METHOD.md, "One thinking layer", token by token.
+    """The attention of one thinking layer, computed token by token.
 
     Args:
-        vision: x̃ [B, N, D], after the block's adaLN.
-        scale, shift: of that adaLN, [B, D]; Mod(u) = (1 + scale) u + shift.
-        time, condition: what the gate sees beside the token, [B, D].
+        vision: x̃ [B, N, D], the vision tokens after the block's adaLN.
+        scale, shift: parameters of that adaLN, [B, D]; Mod(u) = (1 + scale) u + shift.
+        time, condition: embeddings that the gate reads in addition to the token, [B, D].
         params: {"norm": {"scale" [D], "bias" [D]},
             "gate": {"token" | "time" | "condition" | "out": {"kernel", "bias"}},
             "experts": {"lora_a" [M, D, 3, r], "lora_b" [M, 3, r, D]}}; the axis of 3 is q, k, v.
-            "gate" is read for the learned gate only. Without `share_across_steps` both expert
+            "gate" is read only for the learned gate. Without `share_across_steps` both expert
             arrays have a leading axis of at least `latent_steps`.
         base: the frozen projections W of one sample, x [N, D] -> (q, k, v), each [N, D].
         text: (q_c, k_c, v_c), each [B, L, D], or None.
         heads: attention heads; 1 / sqrt(D / heads) scales the scores.
         latent_steps: T, at least 1.
-        temperature: τ.
+        temperature: τ of the Gumbel-softmax.
         gumbel: noise [T, B, N, M] when training; None when sampling.
         gate: "learned", "first" or "random".
         random_experts: [T, B, N] int, for the random gate.
-        gate_inputs: the kinds of input that the learned gate has.
+        gate_inputs: the inputs of the learned gate.
         modulate: u = Mod(LN(ã)) or, if False, u = LN(ã).
-        base_input: W sees x̃ ("modulated") or x̃ + u ("recursed").
-        base_every_step: W enters at the intermediate latent steps too.
-        share_across_steps: if False, latent step t < T has experts t - 1, and T the last ones.
+        base_input: W is applied to x̃ ("modulated") or to x̃ + u ("recursed").
+        base_every_step: apply W at the intermediate latent steps, too.
+        share_across_steps: if False, latent step t < T uses the experts with index t - 1, and T
+            the last ones.
         qk_norm: None, or (q [n, heads, hd], k, "vision" or "text") -> (q, k).
 
     Returns:
-        "vision" [B, N, D] and "text" [B, L, D] or None: attention at latent step T, before the
-        output projection; "experts" [T, B, N] int; "probabilities" [T, B, N, M]: the gate's p (of
-        "first": all on expert 0; of "random": uniform); "tokens" [T, B, N, D]: tokens[t] = ã^t, so
-        tokens[0] = x̃.
+        A dict: "vision" [B, N, D] and "text" [B, L, D] or None are the attention of latent step T
+        before the output projection; "experts" [T, B, N] int; "probabilities" [T, B, N, M] of the
+        gate (one-hot at expert 0 for "first", uniform for "random"); "tokens" [T, B, N, D], where
+        tokens[t] is ã^t and tokens[0] is x̃.
 
     Raises:
         ValueError: `gate` or `base_input` is not one of the above.
@@ -151,7 +153,7 @@ def thinking_attention(
     lora_a, lora_b = params["experts"]["lora_a"], params["experts"]["lora_b"]
     num_samples, num_tokens, _ = vision.shape
     num_experts = lora_a.shape[-4]
-    beside = {"time": time, "condition": condition}  # y: what the gate sees beside the token
+    embeddings = {"time": time, "condition": condition}  # y
 
     samples = []
     for b in range(num_samples):
@@ -179,11 +181,10 @@ def thinking_attention(
                     m, w = jnp.asarray(random_experts[t - 1, b, n]), 1.0
                     p = jnp.full(num_experts, 1.0 / num_experts, dtype=x.dtype)
                 else:
-                    seen = {
-                        kind: normed if kind == "token" else beside[kind][b] for kind in gate_inputs
-                    }
+                    gate_input = {"token": normed} | {k: v[b] for k, v in embeddings.items()}
+                    gate_input = {kind: gate_input[kind] for kind in gate_inputs}
                     noise = None if gumbel is None else gumbel[t - 1, b, n]
-                    m, w, p = route(gate_logits(seen, params["gate"]), noise, temperature)
+                    m, w, p = route(gate_logits(gate_input, params["gate"]), noise, temperature)
 
                 expert_a, expert_b = step_a[m], step_b[m]
                 for i in range(3):  # Δ = w (u A_m) B_m

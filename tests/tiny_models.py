@@ -1,4 +1,4 @@
-"""Tiny models with random parameters, and inputs for them."""
+"""Tiny models with random parameters and inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,6 @@ from tp_jax.models.parameters import abstract_params
 from tp_jax.thinking import ThinkingConfig
 
 THINKING = ThinkingConfig(layers=(0, 2), rank=2, experts=2, gate_width=4)
-
-
 TINY = {
     "dit": DiTConfig(
         image_size=4, channels=2, out_channels=4, patch=2, depth=4, width=8, heads=2,
@@ -25,12 +23,12 @@ TINY = {
 
 
 def normal(rng, shape):
-    """NumPy's, because every shape that JAX draws has to be compiled."""
+    """Sampled by NumPy, because jax.random compiles a program for every shape."""
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 def example(model, batch=3):
-    """Random inputs of a model."""
+    """Random images, timesteps and condition for a model."""
     config, rng = model.config, np.random.default_rng(0)
 
     def draw(leaf):
@@ -44,6 +42,6 @@ def example(model, batch=3):
 
 
 def random_params(model, seed=1, scale=0.3):
-    """Every parameter random, also those that start at zero."""
+    """Random values for every parameter, also for those initialized to zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: scale * normal(rng, leaf.shape), abstract_params(model))
