@@ -1,4 +1,4 @@
-"""Several processes train as one: same losses, same samples, one death that all of them notice."""
+"""Training on several processes: same losses and samples as one; all end when one dies."""
 
 import os
 import re
@@ -21,8 +21,8 @@ import resuming
 def get_config():
     return resuming.small_config()
 """
-QUIET = "resuming.metrics.open_writer = lambda workdir: resuming.FakeWriter()"
-SLOW = f"{QUIET}\nresuming.slow_down(0.5)"
+NO_WRITER = "resuming.metrics.open_writer = lambda workdir: resuming.FakeWriter()"
+SLOW = f"{NO_WRITER}\nresuming.slow_down(0.5)"
 
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -35,14 +35,14 @@ def free_port():
 
 
 class Job:
-    """Processes that are started together, each with as many virtual devices."""
+    """Processes of one job, started together, each with the same number of virtual devices."""
 
-    def __init__(self, folder, settings, processes, devices, lines=QUIET):
+    def __init__(self, folder, settings, processes, devices, lines=NO_WRITER):
         self.folder, self.workdir = folder, folder / "run"
         self._processes, self._devices = processes, devices
-        search = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
         flags = f"--xla_force_host_platform_device_count={devices}"
-        self._environment = os.environ | settings | {"PYTHONPATH": search, "XLA_FLAGS": flags}
+        self._environment = os.environ | settings | {"PYTHONPATH": path, "XLA_FLAGS": flags}
         (folder / "config.py").write_text(CONFIG.format(lines=lines))
 
     def start(self, module="main", *flags):
@@ -54,20 +54,20 @@ class Job:
                 "JAX_NUM_PROCESSES": str(self._processes),
                 "JAX_PROCESS_ID": str(index),
             }
-            with (self.folder / f"log_{index}").open("w") as log:
+            with (self.folder / f"log_{index}").open("w") as file:
                 running.append(
-                    subprocess.Popen(command, cwd=self.folder, env=environment, stderr=log)
+                    subprocess.Popen(command, cwd=self.folder, env=environment, stderr=file)
                 )
         return running
 
-    def said(self, index=0):
+    def log(self, index=0):
         return (self.folder / f"log_{index}").read_text()
 
     def wait_for(self, text, running):
         deadline = time.monotonic() + 300
-        while text not in self.said():
-            assert time.monotonic() < deadline, self.said()
-            assert all(process.poll() is None for process in running), self.said()
+        while text not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            assert all(process.poll() is None for process in running), self.log()
             time.sleep(0.02)
 
     def end(self, running, timeout=300):
@@ -79,17 +79,18 @@ class Job:
 
     def run(self, module="main", *flags):
         codes = self.end(self.start(module, *flags))
-        assert codes == [0] * self._processes, self.said()
-        return self.said()
+        assert codes == [0] * self._processes, self.log()
+        return self.log()
 
 
-def losses_of(said):
-    found = re.findall(r"step +(\d+)/\d+ +loss ([\d.]+)", said)
+def losses_of(log):
+    """Return {train step: loss} as printed in the log."""
+    found = re.findall(r"step +(\d+)/\d+ +loss ([\d.]+)", log)
     return {int(step): float(loss) for step, loss in found}
 
 
 def assert_close(workdir, wanted):
-    """To float32 rounding, because sums over devices have another order."""
+    """Compare up to float32 rounding, because the number of devices changes the order of sums."""
     (found, found_data), (wanted, wanted_data) = (
         read_checkpoint(workdir, STEPS),
         read_checkpoint(wanted, STEPS),
@@ -100,7 +101,8 @@ def assert_close(workdir, wanted):
             continue
         ours = found[name]
         if name.endswith("qkv/bias"):
-            # Softmax ignores the keys' bias: its gradient is rounding, which Adam makes large.
+            # Softmax ignores the bias of the keys: its gradient is rounding error, which Adam's
+            # normalization makes large. Compare only the biases of queries and values.
             ours, array = (leaf.take([0, 2], axis=-2) for leaf in (ours, array))
         np.testing.assert_allclose(ours, array, rtol=2e-4, atol=2e-5, err_msg=name)
 
@@ -108,16 +110,16 @@ def assert_close(workdir, wanted):
 def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
     workdir, losses = uninterrupted
     job = Job(tmp_path, cache, 2, 2)
-    said = job.run("main", "--config=config.py", "--config.train.samples=3")
-    assert "4 × cpu, mesh slices 1 × data 4" in said
+    log = job.run("main", "--config=config.py", "--config.train.samples=3")
+    assert "4 × cpu, mesh slices 1 × data 4" in log
     pictures = sorted(path.name for path in (job.workdir / "samples").iterdir())
     assert pictures == [f"{STEPS:08d}.png"]
-    found = losses_of(said)
+    found = losses_of(log)
     assert found.keys() == losses.keys()
-    # The line has four digits.
+    # Losses are logged with four digits.
     assert all(abs(found[step] - loss) < 2e-4 for step, loss in losses.items())
     assert_close(job.workdir, workdir)
-    assert "step" not in job.said(1), "only the first process speaks"
+    assert "step" not in job.log(1), "only process 0 may log training steps"
 
     job.run("sample", "--out=samples.npz", "--num=6", "--batch_size=4")
     code, _, errors = run_entry(
@@ -130,26 +132,24 @@ def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):
+def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):
     job = Job(tmp_path, cache, 2, 2, SLOW)
     running = job.start("main", "--config=config.py", "--config.checkpoint.every_steps=100")
     job.wait_for(f"step  2/{STEPS}", running)
     running[1].send_signal(signal.SIGTERM)
-    assert job.end(running, timeout=90) == [0, 0], job.said() + job.said(1)
-    step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", job.said())[1])
+    assert job.end(running, timeout=90) == [0, 0], job.log() + job.log(1)
+    step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", job.log())[1])
     assert 2 <= step < STEPS and (job.workdir / "checkpoints" / str(step)).is_dir()
 
-    # It goes on with another number of processes and devices, and the same data.
+    # Resume with another number of processes and devices; the order of the data must not change.
     alone = Job(tmp_path, cache, 1, 2)
     assert f"going on from checkpoint {step}" in alone.run("main", "--config=config.py")
     assert_close(job.workdir, uninterrupted[0])
 
 
 @pytest.mark.slow
-def test_when_one_is_killed_the_others_end_and_the_same_command_goes_on(
-    uninterrupted,
-    tmp_path,
-    cache,
+def test_when_one_process_is_killed_the_others_end_and_the_job_resumes(
+    uninterrupted, tmp_path, cache
 ):
     job = Job(tmp_path, cache, 2, 2, SLOW)
     running = job.start("main", "--config=config.py")
@@ -157,9 +157,9 @@ def test_when_one_is_killed_the_others_end_and_the_same_command_goes_on(
     running[1].kill()
     started = time.monotonic()
     codes = job.end(running, timeout=60)
-    print(f"\nnoticed after {time.monotonic() - started:.0f} s")
+    print(f"\nthe other process ended after {time.monotonic() - started:.0f} s")
     assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL
-    assert "another task died" in job.said()
+    assert "another task died" in job.log()
 
     assert "going on from checkpoint" in job.run("main", "--config=config.py")
     assert_close(job.workdir, uninterrupted[0])
@@ -179,7 +179,7 @@ def test_when_one_is_killed_the_others_end_and_the_same_command_goes_on(
         ),
     ],
 )
-def test_processes_that_are_half_described_end(environment, match, monkeypatch):
+def test_incomplete_process_settings_are_refused(environment, match, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     code, _, errors = run_entry("main", "--config=x", "--workdir=y")

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been: bit for bit, whatever stopped it."""
+"""A run that is stopped and resumed gives the same bits as an uninterrupted one."""
 
 import re
 
@@ -27,7 +27,7 @@ from tp_jax.train import loop, metrics
 from tp_jax.train.optimizer import make_optimizer
 
 
-def test_stopped_by_an_error_it_goes_on_identically(uninterrupted, tmp_path):
+def test_resume_after_an_error_gives_the_same_bits(uninterrupted, tmp_path):
     workdir, config = tmp_path / "run", small_config(every_steps=6)
     losses = trained_losses(config, workdir, stop_at=9)
     assert saved_steps(workdir) == {6} and list(losses) == list(range(1, 9))
@@ -44,8 +44,8 @@ def test_stopped_by_an_error_it_goes_on_identically(uninterrupted, tmp_path):
     assert found_data == wanted_data
 
 
-def test_clipping_may_be_turned_on_on_the_way():
-    # As the message of a non-finite loss advises.
+def test_gradient_clipping_can_be_enabled_when_resuming():
+    # The error for a non-finite loss advises this, so opt_state must keep its structure.
     params = abstract_params(build_model(build(small_config()).model))
     structures = set()
     for clip_norm in (0.0, 1.0):
@@ -56,7 +56,7 @@ def test_clipping_may_be_turned_on_on_the_way():
     assert len(structures) == 1
 
 
-def test_accumulating_gives_the_same_losses(uninterrupted, tmp_path):
+def test_gradient_accumulation_gives_the_same_losses(uninterrupted, tmp_path):
     config = small_config(every_steps=STEPS)
     config.train.accumulate = 2
     losses = trained_losses(config, tmp_path / "run", stop_at=6)
@@ -65,7 +65,7 @@ def test_accumulating_gives_the_same_losses(uninterrupted, tmp_path):
         np.testing.assert_allclose(loss, uninterrupted[1][train_step], rtol=0, atol=1e-5)
 
 
-def test_offloaded_it_is_the_same_run(uninterrupted, tmp_path):
+def test_offloading_gives_the_same_bits(uninterrupted, tmp_path):
     config = small_config(every_steps=6)
     config.train.offload = True
     losses = trained_losses(config, tmp_path / "run", stop_at=9)
@@ -77,7 +77,7 @@ def test_offloaded_it_is_the_same_run(uninterrupted, tmp_path):
     )
 
 
-def test_a_base_stays_as_it_was(uninterrupted, tmp_path):
+def test_a_frozen_base_keeps_its_bits(uninterrupted, tmp_path):
     base, _ = uninterrupted
     config = small_config(steps=4, every_steps=4)
     config.init.base, config.train.trainable = str(base), "thinking"
@@ -87,15 +87,15 @@ def test_a_base_stays_as_it_was(uninterrupted, tmp_path):
     names = [name.removeprefix("base/") for name in before if name.startswith("base/")]
     assert len(names) > 20
     for name in names:
-        # What becomes the base is the average.
+        # The new base is the averaged (EMA) base of the old run.
         assert after[f"base/{name}"].tobytes() == before[f"ema/base/{name}"].tobytes()
     assert any((before[f"base/{name}"] != before[f"ema/base/{name}"]).any() for name in names)
-    kept = {name.split("/")[0] for name in after if "base" in name.split("/")}
-    assert kept == {"base"}, "neither an average nor an optimizer state of the base"
+    items = {name.split("/")[0] for name in after if "base" in name.split("/")}
+    assert items == {"base"}, "the frozen base must have no average and no optimizer state"
     assert {name.split("/")[1] for name in after if name.startswith("ema/")} == {"thinking"}
     assert any(after[name].any() for name in after if name.endswith("lora_b"))
 
-    # What is sampled is the same base with the average of what was trained.
+    # Sampling uses the unchanged base and the average of the trained parameters.
     params = load(epath.Path(tmp_path / "run")).params
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -104,7 +104,7 @@ def test_a_base_stays_as_it_was(uninterrupted, tmp_path):
 
 
 @pytest.mark.parametrize("field", ["heads", "image_size"])
-def test_a_base_of_other_heads_or_size_is_refused_though_its_shapes_fit(
+def test_a_base_with_other_heads_or_image_size_is_refused_though_shapes_match(
     field, uninterrupted, tmp_path
 ):
     config = small_config()
@@ -117,46 +117,46 @@ def test_a_base_of_other_heads_or_size_is_refused_though_its_shapes_fit(
     assert not (tmp_path / "run").exists()
 
 
-# Processes that are killed. A config file is Python, so a test can put lines into their start.
+# Processes that are killed. A config file is Python, so a test can add lines that patch the run.
 
 pytestmark = pytest.mark.usefixtures("cache")
-SPOILT = f"{USE_FAKE_WRITER}\nresuming.make_batch_nan(step=5)"
+NAN_DATA = f"{USE_FAKE_WRITER}\nresuming.make_batch_nan(step=5)"
 
 
-def test_killed_it_goes_on_identically(uninterrupted, tmp_path, cache):
+def test_resume_after_sigkill_gives_the_same_bits(uninterrupted, tmp_path, cache):
     kill_and_compare(RestartableRun(tmp_path, cache), uninterrupted[0], STEPS, kills=2)
 
 
 @pytest.mark.slow
-def test_killed_ten_times_it_goes_on_identically(tmp_path, cache):
+def test_resume_after_ten_sigkills_gives_the_same_bits(tmp_path, cache):
     trained_losses(small_config(steps=40, every_steps=40), tmp_path / "uninterrupted")
     run = RestartableRun(tmp_path, cache, steps=40, lines="")
     kill_and_compare(run, tmp_path / "uninterrupted", 40, kills=10)
 
 
-# Losses that aren't finite.
+# Losses that are not finite.
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
-def test_a_loss_that_is_not_finite_is_named(loss, norm):
+def test_the_first_train_step_with_a_non_finite_loss_is_named(loss, norm):
     window = metrics.Window(1.0, 8, 0.0)
     window.add(6, {"loss": np.float32(1), "grad_norm": np.float32(1)})
     window.add(7, {"loss": np.float32(loss), "grad_norm": np.float32(norm)})
     window.add(8, {"loss": np.float32(np.nan), "grad_norm": np.float32(np.nan)})
     match = f"train_step 7: loss {loss}, gradient norm {norm}: not finite.*learning_rate"
-    for ask in (window.check_finite, window.close):
+    for method in (window.check_finite, window.close):
         with pytest.raises(TrainingError, match=match):
-            ask()
+            method()
 
 
-def test_training_that_goes_wrong_ends_with_one_line_and_keeps_its_checkpoints(tmp_path, cache):
-    run = RestartableRun(tmp_path, cache, lines=SPOILT)
-    code, said = run.finish()
-    assert code == 1, said
-    lines = [line for line in said.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "Traceback" not in said, said
+def test_a_nan_loss_ends_training_with_one_line_and_keeps_checkpoints(tmp_path, cache):
+    run = RestartableRun(tmp_path, cache, lines=NAN_DATA)
+    code, log = run.finish()
+    assert code == 1, log
+    lines = [line for line in log.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in log, log
     assert re.match(r"error: train_step 5: loss nan.*last checkpoint.*learning_rate", lines[0])
-    # The last save was under way when the loss after it was found not to be finite.
+    # The save of step 4 was still running when the loss of step 5 was found to be NaN.
     assert saved_steps(run.workdir) == {2, 4} and run.unfinished_checkpoint() is None
     arrays, _ = read_checkpoint(run.workdir, 4)
     assert all(np.isfinite(array).all() for array in arrays.values())

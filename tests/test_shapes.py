@@ -1,4 +1,4 @@
-"""Shapes: what scenes hold, how they are drawn, and that the checker reads them exactly."""
+"""Shapes: contents of scenes, rendering, and a checker that reads the contents exactly."""
 
 import collections
 import dataclasses
@@ -27,7 +27,7 @@ TOLERANCE = 1.5 / 64
 
 
 def degraded(picture, rng):
-    """As a diffusion model leaves it: softer and grainier."""
+    """Blur the picture and add noise, as in samples of a diffusion model."""
     soft = ndimage.gaussian_filter(picture, (*(rng.uniform(0, 1) * len(picture) / 64,) * 2, 0))
     return soft + rng.normal(0, rng.uniform(0, 0.04), picture.shape)
 
@@ -36,13 +36,13 @@ def as_uint8(picture):
     return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("how", ["drawn", "degraded"])
-def test_the_checker_reads_every_picture(how):
+@pytest.mark.parametrize("quality", ["rendered", "degraded"])
+def test_the_checker_reads_every_picture(quality):
     wrong = []
     for index in range(PICTURES):
         scene = scenes.training_scene(index, seed=1)
         picture = render(scene, 64)
-        if how == "degraded":
+        if quality == "degraded":
             picture = degraded(picture, np.random.default_rng(index))
         if not same_contents(find_objects(as_uint8(picture)), scene.objects, TOLERANCE):
             wrong.append(index)
@@ -50,25 +50,26 @@ def test_the_checker_reads_every_picture(how):
 
 
 def verdict(picture, metadata):
+    """Return whether the picture fulfils the request in `metadata`."""
     image = as_uint8(picture)
     objects = select(suite.detect(image), metadata["tag"])
     return judge(objects, metadata, lambda group, name: suite.colours(image, group, name))[0]
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_right_pictures_pass_and_those_wrong_in_one_attribute_fail(skill):
+def test_correct_pictures_pass_and_pictures_with_one_error_fail(skill):
     rng = np.random.default_rng(SKILLS.index(skill))
     requests = all_requests(skill)
     for index in rng.choice(len(requests), 5):
         request = requests[index]
         scene = make_scene(request, rng, only_seen=False)
         assert verdict(render(scene, 64), request.metadata), request.caption
-        for name, wrong in wrong_in_one(request, scene):
+        for name, wrong in scenes_with_one_error(request, scene):
             assert not verdict(render(wrong, 64), request.metadata), (request.caption, name)
 
 
-def wrong_in_one(request, scene):
-    """(what is wrong, scene) for everything that a request says."""
+def scenes_with_one_error(request, scene):
+    """Yield (kind of error, scene) for every attribute that the request asks for."""
     first, *rest = scene.objects
 
     def changed(**fields):
@@ -80,7 +81,7 @@ def wrong_in_one(request, scene):
     if request.objects[0][1]:
         yield "colour", changed(colour=next(c for c in COLOURS if c != first.colour))
     if request.skill == "counting" and len(scene.objects) == 2:
-        # Three have room where two do only with a smaller one.
+        # The added third object is smaller, so that it fits into the scene.
         far = max(
             itertools.product((0.12, 0.5, 0.88), repeat=2),
             key=lambda at: min(max(abs(at[0] - o.x), abs(at[1] - o.y)) for o in scene.objects),
@@ -96,7 +97,7 @@ def wrong_in_one(request, scene):
         yield "relation", dataclasses.replace(scene, objects=swapped)
 
 
-def test_training_never_shows_what_is_held_out_and_shows_everything_else():
+def test_training_scenes_show_all_combinations_except_held_out_ones():
     shown = collections.Counter()
     for index in range(4_000):
         scene = scenes.training_scene(index)
@@ -119,11 +120,11 @@ def test_training_never_shows_what_is_held_out_and_shows_everything_else():
     assert sum(1 for key in shown if key[0] == "pair") == 10 - len(scenes.UNSEEN_PAIRS)
     counts = [key for key in shown if key[0] == "count" and key[1] > 1 and shown[key]]
     assert len(counts) == 15 - len(scenes.UNSEEN_COUNTS)
-    # Skills in equal parts: five standard deviations of a share of 4,000.
+    # All skills are equally frequent, within five standard deviations over 4,000 scenes.
     assert all(abs(shown["skill", skill] / 4_000 - 1 / 6) < 0.03 for skill in SKILLS)
 
 
-def test_said_relations_hold_and_objects_do_not_touch():
+def test_relations_in_captions_hold_and_objects_do_not_touch():
     for index in range(500):
         objects = scenes.training_scene(index).objects
         for a, b in itertools.combinations(objects, 2):
@@ -140,7 +141,7 @@ def test_said_relations_hold_and_objects_do_not_touch():
         assert sign * (getattr(a, axis) - getattr(b, axis)) > a.size + b.size
 
 
-def test_captions_are_english_of_the_encoders_words():
+def test_captions_are_distinct_and_known_to_the_word_encoder():
     captions = {one.caption for skill in SKILLS for one in all_requests(skill)}
     assert {
         "a circle", "an orange ring", "three crosses", "a circle and a square",
@@ -153,7 +154,7 @@ def test_captions_are_english_of_the_encoders_words():
         encoder.check(scenes.training_scene(index).caption)
 
 
-def test_a_request_is_a_line_of_geneval():
+def test_request_metadata_has_the_format_of_geneval():
     pair = (("circle", "red"), ("square", "blue"))
     assert Request("position", pair, "left of").metadata == {
         "tag": "position",
@@ -171,7 +172,7 @@ def test_a_request_is_a_line_of_geneval():
     }
 
 
-def test_coverage_has_the_shapes_area_and_centroid():
+def test_coverage_has_the_area_and_centroid_of_the_shape():
     for shape in SHAPES:
         alpha = coverage(shape, 0.47, 0.52, 0.2, 256)
         centres = (np.arange(256) + 0.5) / 256
@@ -182,7 +183,7 @@ def test_coverage_has_the_shapes_area_and_centroid():
         assert y == pytest.approx(0.52 + CENTROIDS[shape] * 0.2, abs=1e-3)
 
 
-def test_antialiasing_is_what_many_finer_pixels_would_cover():
+def test_antialiasing_equals_the_mean_over_finer_pixels():
     for shape in SHAPES:
         coarse = coverage(shape, 0.5, 0.5, 0.21, 32)
         fine = coverage(shape, 0.5, 0.5, 0.21, 32 * 16) > 0.5
@@ -190,7 +191,7 @@ def test_antialiasing_is_what_many_finer_pixels_would_cover():
         assert np.abs(coarse - covered).mean() < 0.01 and np.abs(coarse - covered).max() < 0.5
 
 
-def test_pictures_are_seeded_and_of_any_size():
+def test_scenes_are_seeded_and_rendered_at_any_size():
     scene = scenes.training_scene(5)
     assert scene == scenes.training_scene(5) != scenes.training_scene(6)
     assert scenes.training_scene(5, seed=1) != scene
@@ -198,7 +199,7 @@ def test_pictures_are_seeded_and_of_any_size():
     assert np.abs(large - render(scene, 64)).mean() < 2e-3
 
 
-def test_prompts_are_half_of_unseen_combinations():
+def test_half_of_the_prompts_are_unseen_combinations():
     prompts = suite.prompts(per_skill=20)
     assert [prompt.index for prompt in prompts] == list(range(120))
     count = collections.Counter((p.metadata["tag"], p.metadata["seen"]) for p in prompts)
@@ -208,7 +209,7 @@ def test_prompts_are_half_of_unseen_combinations():
     assert prompts == suite.prompts(per_skill=20) != suite.prompts(per_skill=20, seed=1)
 
 
-def test_the_word_encoder_by_hand():
+def test_word_encoder_outputs_computed_by_hand():
     encoder = WordEncoder(("a", "red", "ring"), tokens=4)
     found = encoder.encode(["a Red, red", ""])
     words, places = found["text"][..., :3], found["text"][..., 3:]
@@ -224,7 +225,7 @@ def test_the_word_encoder_by_hand():
     assert encoder.space != WordEncoder(("a", "ring", "red"), 4).space
 
 
-def test_no_prompt_as_zeros():
+def test_zero_null_encodes_the_empty_prompt_as_zeros():
     words = WordEncoder(("a", "ring"), 3)
     encoder = ZeroNullEncoder(words)
     found, plain = encoder.encode(["a ring", ""]), words.encode(["a ring", ""])
@@ -235,6 +236,6 @@ def test_no_prompt_as_zeros():
         encoder.check("a cross")
 
 
-def test_unreadable_folders_are_refused(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no folders 00000"):
         suite.drawn_prompts(find_images(epath.Path(tmp_path)))

@@ -1,4 +1,4 @@
-"""The suites that run from the command line run on the averaged parameters in training too."""
+"""Evaluation suites that run during training, on the averaged parameters."""
 
 import json
 
@@ -11,13 +11,15 @@ from tp_jax.messages.errors import UserError
 from tp_jax.train.loop import train
 
 
-def test_shapes_are_scored_as_from_the_command_line(trained_shapes, tmp_path):
+def test_shapes_scores_in_training_equal_those_of_tp_jax_evaluate(trained_shapes, tmp_path):
     found = json.loads((trained_shapes / "evaluations" / "00000008.json").read_text())
     folder = trained_shapes / "evaluations" / "00000008"
     assert (folder / "gallery.png").exists()
     arguments = [f"--workdir={trained_shapes}", "--num=6", "--batch_size=4"]
-    code, _, said = run_entry("evaluate", "--suite=shapes", *arguments, f"--out={tmp_path / 'out'}")
-    assert code == 0, said
+    code, _, errors = run_entry(
+        "evaluate", "--suite=shapes", *arguments, f"--out={tmp_path / 'out'}"
+    )
+    assert code == 0, errors
     wanted = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert found["overall/mean"] == wanted["overall"]["overall"]
     assert found["overall/single_object"] == wanted["overall"]["tags"]["single_object"]

@@ -1,4 +1,7 @@
-"""SD3's text encoders, small and random, against diffusers' pipeline (tests/golden/README.md)."""
+"""SD3's text encoders, small and with random weights, against diffusers' pipeline.
+
+tests/golden/README.md names the code that computed the expected outputs.
+"""
 
 import json
 import sys
@@ -36,14 +39,14 @@ def assert_close(ours, theirs, tolerance=1e-5):
 
 @pytest.mark.text
 @pytest.mark.parametrize("t5", [True, False])
-def test_as_diffusers(t5, repository):
+def test_encodings_equal_those_of_diffusers(t5, repository):
     arrays, suffix = golden("sd3_text"), "" if t5 else "_without_t5"
     encoder = load_sd3_encoder(repository, t5=t5, t5_tokens=T5_TOKENS)
     found = encoder.encode(json.loads(str(arrays["prompts"])))
     assert found.keys() == {"text", "pooled"}
     for name, array in found.items():
         assert_close(array, arrays[name + suffix])
-    # The prompts differ by more than rounding, in each of the three.
+    # In the output of each encoder the prompts differ by more than rounding.
     text = arrays["text"]
     for part in (text[:, :77, :16], text[:, :77, 16:40], text[:, 77:]):
         assert np.abs(part[0] - part[2]).max() > 0.1 * np.abs(part).max()
@@ -53,7 +56,7 @@ def test_as_diffusers(t5, repository):
 
 
 @pytest.mark.text
-def test_batch_mates_do_not_matter(repository):
+def test_encoding_a_prompt_does_not_depend_on_its_batch(repository):
     encoder = load_sd3_encoder(repository, batch_size=3)
     prompts = ["a red cube", "", "the cat on a ball", "blue", "a", "the blue cat", "ball"]
     together = encoder.encode(prompts)
@@ -66,12 +69,12 @@ def test_batch_mates_do_not_matter(repository):
 
 
 @pytest.mark.text
-def test_long_prompts(repository, capsys):
+def test_long_prompts_are_refused_or_truncated(repository, capsys):
     encoder = load_sd3_encoder(repository, t5_tokens=T5_TOKENS)
     encoder.check(" ".join(["cube"] * (T5_TOKENS - 1)))
     with pytest.raises(UserError, match="'cube cube.*…' has 78 tokens, but CLIP-L accepts 77:"):
         encoder.check(LONG)
-    # Of T5's own tokens, one ends the prompt.
+    # T5 needs one of its tokens for the end of the prompt.
     with pytest.raises(
         UserError, match=f"has 13 tokens, but T5 accepts {T5_TOKENS}: .*text.truncate=true"
     ):
@@ -80,12 +83,12 @@ def test_long_prompts(repository, capsys):
     cutting.check(LONG)
     capsys.readouterr()
     found = cutting.encode(["a cat", LONG, LONG + " red"])
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
         "warning: 2 of 3 prompts are cut: the first has 78 tokens, but CLIP-L accepts 77 "
         "(later prompts are cut without a warning)"
     ]
-    # CLIP doesn't see the word that was cut; T5 has room for it.
+    # The added word is cut off for CLIP, but still fits T5.
     np.testing.assert_array_equal(found["text"][1, :77], found["text"][2, :77])
     assert np.abs(found["text"][1, 77:] - found["text"][2, 77:]).max() > 0.01
     cutting.encode([LONG])
@@ -93,7 +96,7 @@ def test_long_prompts(repository, capsys):
 
 
 @pytest.mark.text
-def test_the_identity_is_that_of_weights_tokenizers_and_settings(repository, tmp_path):
+def test_identity_depends_on_weights_tokenizers_and_settings_only(repository, tmp_path):
     import shutil
 
     def identity(folder=repository, **settings):
@@ -101,7 +104,7 @@ def test_the_identity_is_that_of_weights_tokenizers_and_settings(repository, tmp
 
     copy = tmp_path / "copy"
     shutil.copytree(repository, copy)
-    # Not of where the folder lies, nor of rounding.
+    # The location of the folder and the dtype do not change the identity.
     assert identity(copy) == identity(dtype="bfloat16") == identity()
     different = [
         identity(),
@@ -119,7 +122,7 @@ def test_the_identity_is_that_of_weights_tokenizers_and_settings(repository, tmp
 
 
 @pytest.mark.text
-def test_half_precision(repository):
+def test_bfloat16_encodings_are_close_to_float32(repository):
     prompts = json.loads(str(golden("sd3_text")["prompts"]))
     wanted = load_sd3_encoder(repository).encode(prompts)
     found = load_sd3_encoder(repository, dtype="bfloat16").encode(prompts)
@@ -129,7 +132,7 @@ def test_half_precision(repository):
 
 
 @pytest.mark.text
-def test_folders_that_can_not_be_loaded(repository, tmp_path):
+def test_incomplete_or_damaged_folders_are_refused(repository, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
@@ -148,7 +151,7 @@ def test_folders_that_can_not_be_loaded(repository, tmp_path):
 
 
 @pytest.mark.text
-def test_variants_and_shards(repository, tmp_path):
+def test_fp16_files_and_shards_are_loaded(repository, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
@@ -170,10 +173,11 @@ def test_variants_and_shards(repository, tmp_path):
         np.testing.assert_array_equal(array, wanted[name])
 
 
-# Without torch.
+# Tests that do not need torch.
 
 
 def empty_repository(folder):
+    """Make the folders of an SD3 repository, without any files in them."""
     for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
         (folder / name).mkdir()
         (folder / name.replace("text_encoder", "tokenizer")).mkdir()
@@ -181,14 +185,14 @@ def empty_repository(folder):
 
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
-def test_without_its_extra(missing, tmp_path, monkeypatch):
-    # Whichever is missing: torch or what imports it.
+def test_a_missing_text_extra_is_reported(missing, tmp_path, monkeypatch):
+    # transformers imports torch, so the message may name either package.
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(UserError, match=r"encoders need (torch|transformers): pip .*'\.\[text\]'"):
         load_sd3_encoder(empty_repository(tmp_path))
 
 
-def test_what_is_refused_before_anything_is_loaded(tmp_path):
+def test_invalid_settings_and_folders_are_refused_before_loading(tmp_path):
     with pytest.raises(UserError, match="dtype='float8' of the text encoder: choose one of"):
         load_sd3_encoder(tmp_path, dtype="float8")
     with pytest.raises(UserError, match="lacks text_encoder: set config.text.path"):
