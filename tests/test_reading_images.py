@@ -1,4 +1,4 @@
-"""Files and folders of images, read a few rows at a time."""
+"""Reading images from .npz files and folders of PNGs, a few images at a time."""
 
 import tracemalloc
 import zipfile
@@ -38,10 +38,10 @@ def test_an_npz_is_never_in_memory_as_a_whole(compressed, tmp_path):
         pass
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 3e6  # of 24.6e6
+    assert peak < 3e6  # bytes; the whole array has 24.6e6
 
 
-def test_grey_is_repeated(tmp_path):
+def test_greyscale_images_are_read_as_three_equal_channels(tmp_path):
     images = random_images(3, channels=1)
     path = save_npz(tmp_path / "a.npz", arr_0=images)
     np.testing.assert_array_equal(read(path), images.repeat(3, axis=-1))
@@ -49,7 +49,7 @@ def test_grey_is_repeated(tmp_path):
     np.testing.assert_array_equal(read(tmp_path), images[:1].repeat(3, axis=-1))
 
 
-def test_a_folder_is_read_in_the_order_of_names_without_its_grid(tmp_path):
+def test_a_folder_is_read_in_the_order_of_names_and_without_its_grid(tmp_path):
     images = random_images(6)
     folder = save_pngs(tmp_path / "a", images)
     Image.fromarray(image(90, 90)).save(folder / "grid.png")
@@ -57,14 +57,14 @@ def test_a_folder_is_read_in_the_order_of_names_without_its_grid(tmp_path):
     np.testing.assert_array_equal(read(folder), images)
 
 
-def test_images_that_are_none(tmp_path):
+def test_files_without_valid_images_are_refused(tmp_path):
     def check(match, **arrays):
         with pytest.raises(UserError, match=match):
             open_images(save_npz(tmp_path / "a.npz", **arrays))
 
     images = random_images(3)
-    check("a.npz has no arr_0 but images.npy: name", images=images)
-    check(r"arr_0 is float32 \[3, 16, 16, 3\], but images are uint8", arr_0=np.float32(images))
+    check("a.npz has no array arr_0, only images.npy: name", images=images)
+    check(r"arr_0 is float32 \[3, 16, 16, 3\], but images must be", arr_0=np.float32(images))
     check(r"arr_0 is uint8 \[3, 16, 16, 4\], but", arr_0=images.repeat(2, axis=-1)[..., :4])
     check(r"arr_0 is uint8 \[16, 16, 3\], but", arr_0=images[0])
     check(r"arr_0 is object \[1\], but", arr_0=np.array([None]))
@@ -77,14 +77,14 @@ def test_images_that_are_none(tmp_path):
         open_images(epath.Path(tmp_path / "b"))
 
 
-def test_an_npz_that_is_cut_short(tmp_path):
+def test_a_truncated_npz_is_refused(tmp_path):
     path = save_npz(tmp_path / "a.npz", arr_0=random_images(20))
     path.write_bytes(path.read_bytes()[:10_000])
-    with pytest.raises(UserError, match=r"a.npz can't be read as an npz \(.*cut short"):
+    with pytest.raises(UserError, match=r"a.npz can't be read as an npz file \(.*truncated"):
         open_images(path)
 
 
-def test_an_array_that_ends_early_names_its_row(tmp_path):
+def test_a_truncated_array_is_refused_and_the_row_named(tmp_path):
     np.save(tmp_path / "arr_0.npy", random_images(20))
     data = (tmp_path / "arr_0.npy").read_bytes()[: 128 + 768 * 13 + 5]
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
@@ -94,7 +94,7 @@ def test_an_array_that_ends_early_names_its_row(tmp_path):
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_damaged_rows_are_named(compressed, tmp_path):
+def test_the_row_of_damaged_data_is_named(compressed, tmp_path):
     path = save_npz(tmp_path / "a.npz", compressed, arr_0=random_images(20))
     data = bytearray(path.read_bytes())
     middle = len(data) * 2 // 5
@@ -104,15 +104,15 @@ def test_damaged_rows_are_named(compressed, tmp_path):
         read(path)
 
 
-def test_orientation_is_followed_where_it_is_asked_for(tmp_path):
+def test_upright_applies_the_exif_orientation(tmp_path):
     path, exif = epath.Path(tmp_path / "a.png"), Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # orientation: rotate by 90° for display
     Image.fromarray(image(8, 16)).save(path, exif=exif)
     assert read_rgb(path).shape == (8, 16, 3)
     np.testing.assert_array_equal(read_rgb(path, upright=True), np.rot90(read_rgb(path), -1))
 
 
-def test_pngs_that_do_not_fit(tmp_path):
+def test_damaged_or_mismatched_pngs_are_refused(tmp_path):
     folder = save_pngs(tmp_path / "a", random_images(3))
     whole = (folder / "00001.png").read_bytes()
     (folder / "00001.png").write_bytes(whole[:300])
@@ -122,7 +122,7 @@ def test_pngs_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match=r"00001.png can't be read as an image"):
         open_images(folder)
     Image.fromarray(image(16, 8)).save(folder / "00001.png")
-    with pytest.raises(UserError, match="00001.png is 8×16, the first of its folder 16×16"):
+    with pytest.raises(UserError, match="00001.png is 8×16, but the first image .* is 16×16"):
         open_images(folder)
     Image.fromarray(random_images(1)[0]).convert("RGBA").save(folder / "00001.png")
     with pytest.raises(UserError, match="00001.png has mode RGBA: save 8-bit RGB or grey"):

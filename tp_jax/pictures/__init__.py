@@ -1,1 +1,1 @@
-"""From model outputs to pictures, and from files of pictures to arrays."""
+"""Images: model outputs to uint8, grids and galleries, PNG files, and reading images back."""

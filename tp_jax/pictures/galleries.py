@@ -1,4 +1,4 @@
-"""Pictures under their captions, and rows of frames under their titles."""
+"""Galleries: images with captions, and rows of frames with titles."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,18 @@ from PIL import Image, ImageDraw, ImageFont
 from tp_jax.pictures.grids import make_grid
 
 
-def make_captioned(
-    images: np.ndarray, captions: Sequence[str], right: Sequence[bool], columns: int
+def make_captioned_grid(
+    images: np.ndarray, captions: Sequence[str], correct: Sequence[bool], columns: int
 ) -> np.ndarray:
-    """Lays uint8 images [B, H, W, 3] out in rows, each over its caption: green right, red wrong.
+    """Lay images out in a grid with a caption below each, green if correct and red if not.
+
+    Args:
+      images: uint8 [B, H, W, 3].
+      captions, correct: one entry for each image.
+      columns: number of images in a row.
 
     Returns:
-      [rows·…, columns·…, 3] uint8.
+      The gallery, uint8 [height, width, 3].
     """
     cell, size = 160, 12
     zoom = max(1, (cell - 8) // images.shape[2])
@@ -25,7 +30,7 @@ def make_captioned(
     row = height + 8 + line * max(map(len, texts))
     canvas = Image.new("RGB", (columns * cell, -(-len(images) // columns) * row), "white")
     draw = ImageDraw.Draw(canvas)
-    for i, (image, lines, good) in enumerate(zip(images, texts, right, strict=True)):
+    for i, (image, lines, good) in enumerate(zip(images, texts, correct, strict=True)):
         left, top = (i % columns) * cell + 4, (i // columns) * row + 4
         canvas.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST),
                      (left, top))  # fmt: skip
@@ -38,10 +43,11 @@ def make_captioned(
 
 
 def make_filmstrips(strips: Sequence[tuple[str, bool, Sequence[np.ndarray]]]) -> Image.Image:
-    """Rows of uint8 frames [F, S, S, 3] under a title, green where it is good and red where not.
+    """Draw filmstrips one below the other, each with a title above its rows of frames.
 
     Args:
-      strips: (title, good, rows), the rows of one strip beneath each other.
+      strips: (title, good, rows) for each filmstrip. The title is green if `good`, otherwise red.
+        A row is an array of frames, uint8 [F, S, S, 3].
     """
     drawn = [[make_grid(row, len(row), min_side=96) for row in rows] for _, _, rows in strips]
     width = max(row.shape[1] for rows in drawn for row in rows)
@@ -62,7 +68,7 @@ def make_filmstrips(strips: Sequence[tuple[str, bool, Sequence[np.ndarray]]]) ->
 def _wrapped(
     text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> list[str]:
-    """The text in lines of at most `width` pixels, as far as its words allow."""
+    """Split a text into lines of at most `width` pixels; words themselves aren't split."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

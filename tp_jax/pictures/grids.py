@@ -1,4 +1,4 @@
-"""Model outputs as uint8 pictures, grids of them, and PNG files."""
+"""Model outputs to uint8 images, image grids, and PNG files."""
 
 import io
 
@@ -10,28 +10,46 @@ from tp_jax.files.atomic import write_bytes
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-    """[-1, 1] floats to uint8 as DiT does: 127.5·x + 128, clipped, truncated."""
+    """Convert floats in [-1, 1] to uint8: 127.5·x + 128, clipped to [0, 255] and truncated.
+
+    Source: facebookresearch/DiT, `sample_ddp.py`.
+
+    Example:
+      >>> to_uint8(np.array([-1.0, 0.0, 1.0, 7.0])).tolist()
+      [0, 128, 255, 255]
+    """
     return np.clip(127.5 * np.asarray(x, np.float32) + 128, 0, 255).astype(np.uint8)
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
-    """One uint8 [H, W, C] image; 1 channel is grey, 3 are RGB.
+    """Convert a uint8 [H, W, C] array to a Pillow image, grey for C = 1 and RGB for C = 3.
 
-    Of latents, with more channels, the first three are shown in false colours.
+    If C > 3, as for latents, the first three channels are shown as RGB.
+
+    Example:
+      >>> to_pil(np.zeros((4, 6, 16), np.uint8)).mode
+      'RGB'
     """
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image[..., :3])
 
 
 def make_grid(images: np.ndarray, columns: int = 0, pad: int = 2, min_side: int = 32) -> np.ndarray:
-    """Lays uint8 images [B, H, W, C] out in rows, in order.
+    """Lay images out in a grid, row by row.
 
     Args:
-      columns: 0 makes the grid about square.
-      pad: light grey pixels between the pictures.
-      min_side: smaller images are enlarged to about this many pixels a side, sharply.
+      images: uint8 [B, H, W, C].
+      columns: number of images in a row; 0 makes the grid about square.
+      pad: width in pixels of the light grey gap around the images.
+      min_side: images smaller than this are enlarged by the largest integer factor that keeps
+        their height at or below it, without interpolation.
 
     Returns:
-      [rows·…, columns·…, C] uint8.
+      The grid, uint8 [height, width, C].
+
+    Example:
+      >>> images = np.zeros((6, 8, 8, 3), np.uint8)
+      >>> make_grid(images, columns=3, min_side=16).shape  # 2 rows of 3, each image 16×16
+      (38, 56, 3)
     """
     zoom = max(1, min_side // images.shape[1])
     images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -47,7 +65,7 @@ def make_grid(images: np.ndarray, columns: int = 0, pad: int = 2, min_side: int 
 
 
 def save_png(path: epath.Path, image: np.ndarray) -> None:
-    """Writes one uint8 [H, W, C] image whole or not at all; the folder is made."""
+    """Write a uint8 [H, W, C] image atomically, and create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="png")

@@ -1,4 +1,4 @@
-"""Pictures read back: one, or those of a file or a folder, a few rows at a time."""
+"""Read images: one file, or batches from an .npz file or a folder of PNGs."""
 
 import contextlib
 import dataclasses
@@ -14,18 +14,21 @@ from PIL import Image, ImageOps
 from tp_jax.messages.errors import UserError
 
 ARRAY = "arr_0"
-GRID = "grid.png"  # tp_jax.sample writes it beside its samples
+GRID = "grid.png"  # written by tp_jax.sample next to the samples; it isn't a sample
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, NotImplementedError, zlib.error,
               zipfile.BadZipFile)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Images that have been found and checked but not read.
+    """A set of images of one size, opened and checked but not yet read.
 
     Attributes:
+      path: the .npz file or the folder.
+      count: number of images.
       size: height and width in pixels.
-      read: (rows at once) -> iterator of uint8 [≤ rows, H, W, 3]; grey is repeated to RGB.
+      read: (batch size) -> iterator of uint8 [≤ batch size, H, W, 3]; grey images are converted to
+        RGB.
     """
 
     path: epath.Path
@@ -34,10 +37,10 @@ class ImageSet:
     read: Callable[[int], Iterator[np.ndarray]]
 
     def batches(self, batch_size: int, count: int) -> Iterator[np.ndarray]:
-        """Yields the first `count` images, uint8 [≤ batch_size, H, W, 3].
+        """Yield the first `count` images in batches, uint8 [≤ batch_size, H, W, 3].
 
         Raises:
-          UserError: the file is damaged; the message names the rows.
+          UserError: a file is damaged; the message names the file and, for an .npz, the row.
         """
         for start, batch in enumerate(self.read(batch_size)):
             if start * batch_size >= count:
@@ -46,23 +49,26 @@ class ImageSet:
 
 
 def open_images(path: epath.Path) -> ImageSet:
-    """The images of FILE.npz (its `arr_0`) or of a folder of PNGs, in the order of their names.
+    """Open the images in FILE.npz (its array `arr_0`), or the PNGs of a folder, sorted by name.
 
     Raises:
-      UserError: nothing is there, or it isn't uint8 images of one size with 1 or 3 channels.
+      UserError: the path doesn't exist, or doesn't hold uint8 images of one size with 1 or 3
+        channels.
     """
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder; name FILE.npz or PNGs' folder")
+        raise UserError(
+            f"{path}: there is no such file or folder; name an .npz file or a folder of PNGs"
+        )
     return _open_npz(path)
 
 
 def array_names(path: epath.Path) -> set[str]:
-    """The names of the arrays in an npz.
+    """Return the names of the arrays in an .npz file.
 
     Raises:
-      UserError: the file isn't an npz, or has lost its end.
+      UserError: the file isn't an .npz file, or is truncated.
     """
     with _archive(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -75,8 +81,8 @@ def _archive(path: epath.Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except zipfile.BadZipFile as error:
         raise UserError(
-            f"{path} can't be read as an npz ({error}): it is something else or cut short; "
-            f"name another or write it again"
+            f"{path} can't be read as an npz file ({error}): it has another format or is "
+            f"truncated; name another file or write it again"
         ) from error
 
 
@@ -84,22 +90,23 @@ def _open_npz(path: epath.Path) -> ImageSet:
     with _archive(path) as archive:
         names = archive.namelist()
         if f"{ARRAY}.npy" not in names:
-            raise UserError(f"{path} has no {ARRAY} but {', '.join(names)}: name images' npz")
+            raise UserError(
+                f"{path} has no array {ARRAY}, only {', '.join(names)}: name an npz file of images"
+            )
         with archive.open(f"{ARRAY}.npy") as file:
             shape, fortran_order, dtype = _read_header(path, file)
-            held = archive.getinfo(f"{ARRAY}.npy").file_size - file.tell()
+            data_size = archive.getinfo(f"{ARRAY}.npy").file_size - file.tell()
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran_order:
         order = " in Fortran order" if fortran_order else ""
         raise UserError(
-            f"{path}: {ARRAY} is {dtype} {list(shape)}{order}, but images are uint8 [N, H, W, 3], "
-            f"or [N, H, W, 1] for grey: save them so"
+            f"{path}: {ARRAY} is {dtype} {list(shape)}{order}, but images must be saved as uint8 "
+            f"[N, H, W, 3], or [N, H, W, 1] if they are grey"
         )
-    row = int(np.prod(shape[1:]))
-    if held != shape[0] * row:
-        raise UserError(
-            f"{path}: {ARRAY} ends in row {held // max(row, 1)} of {shape[0]}: write it again"
-        )
-    if not held:
+    row_size = int(np.prod(shape[1:]))
+    if data_size != shape[0] * row_size:
+        last = data_size // max(row_size, 1)
+        raise UserError(f"{path}: {ARRAY} ends in row {last} of {shape[0]}: write it again")
+    if not data_size:
         raise UserError(f"{path}: {ARRAY} has no images: its shape is {list(shape)}")
 
     def read(rows: int) -> Iterator[np.ndarray]:
@@ -108,9 +115,10 @@ def _open_npz(path: epath.Path) -> ImageSet:
             for start in range(0, shape[0], rows):
                 end = min(start + rows, shape[0])
                 try:
-                    data = file.read((end - start) * row)
+                    data = file.read((end - start) * row_size)
                 except UNREADABLE as error:
-                    # Zip files find damage late, by a checksum at the end or in what follows.
+                    # zipfile detects damage only at a later read or at the checksum at the end, so
+                    # the damaged row may be before this batch.
                     raise UserError(
                         f"{path}: {ARRAY} is damaged at or before row {end - 1} ({error}): "
                         f"write it again"
@@ -127,11 +135,11 @@ def _read_header(path: epath.Path, file: IO[bytes]) -> tuple[tuple[int, ...], bo
             return np.lib.format.read_array_header_1_0(file)
         return np.lib.format.read_array_header_2_0(file)
     except UNREADABLE as error:
-        raise UserError(f"{path}: {ARRAY} is no NumPy array ({error}): write it again") from error
+        raise UserError(f"{path}: {ARRAY} isn't a NumPy array ({error}): write it again") from error
 
 
 def to_rgb(images: np.ndarray) -> np.ndarray:
-    """[B, H, W, 1 or 3] -> [B, H, W, 3]: grey is repeated."""
+    """Convert images [B, H, W, 1 or 3] to [B, H, W, 3] by repeating a grey channel."""
     return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images
 
 
@@ -139,11 +147,11 @@ def _open_folder(folder: epath.Path) -> ImageSet:
     names = sorted(path.name for path in folder.iterdir())
     files = [folder / name for name in names if name.endswith(".png") and name != GRID]
     if not files:
-        raise UserError(f"{folder} has no PNGs (but for {GRID}, which isn't counted): name another")
-    # The headers of all, before hours are spent on the first of them.
-    width, height = _open_png(files[0], None)
+        raise UserError(f"{folder} has no PNGs (not counting {GRID}): name another folder")
+    # Check all headers now, before hours of work on the first images.
+    width, height = _check_png(files[0], None)
     for file in files:
-        _open_png(file, (width, height))
+        _check_png(file, (width, height))
 
     def read(rows: int) -> Iterator[np.ndarray]:
         for start in range(0, len(files), rows):
@@ -152,35 +160,35 @@ def _open_folder(folder: epath.Path) -> ImageSet:
     return ImageSet(folder, len(files), (height, width), read)
 
 
-def _open_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height; raises a UserError unless they are `size` and the mode is L or RGB."""
-    with _opened(path) as image:
+def _check_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return (width, height); raise a UserError if it isn't `size` or the mode isn't L or RGB."""
+    with _open_image(path) as image:
         if image.mode not in ("L", "RGB"):
             raise UserError(f"{path} has mode {image.mode}: save 8-bit RGB or grey")
         if size and image.size != size:
             raise UserError(
-                f"{path} is {image.size[0]}×{image.size[1]}, the first of its folder "
-                f"{size[0]}×{size[1]}: make all one size"
+                f"{path} is {image.size[0]}×{image.size[1]}, but the first image of its folder is "
+                f"{size[0]}×{size[1]}: all images must have one size"
             )
         return image.size
 
 
 def read_rgb(path: epath.Path, *, upright: bool = False) -> np.ndarray:
-    """A picture as uint8 [H, W, 3].
+    """Read an image file as uint8 [H, W, 3].
 
     Args:
-      upright: turn it as its EXIF orientation says, which most evaluators don't.
+      upright: rotate the image by its EXIF orientation, which most evaluators ignore.
 
     Raises:
       UserError: the file can't be read as an image.
     """
-    with _opened(path) as image:
-        turned = ImageOps.exif_transpose(image) if upright else image
-        return np.asarray(turned.convert("RGB"))
+    with _open_image(path) as image:
+        image = ImageOps.exif_transpose(image) if upright else image
+        return np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager
-def _opened(path: epath.Path) -> Iterator[Image.Image]:
+def _open_image(path: epath.Path) -> Iterator[Image.Image]:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             yield image

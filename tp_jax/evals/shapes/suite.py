@@ -23,7 +23,7 @@ from tp_jax.files.jsonl import read_json, read_lines
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import run_on_first
-from tp_jax.pictures.galleries import make_captioned
+from tp_jax.pictures.galleries import make_captioned_grid
 from tp_jax.pictures.grids import save_png
 from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
@@ -165,7 +165,7 @@ def _gallery(results: epath.Path) -> np.ndarray:
         places = np.linspace(0, len(of_tag) - 1, min(SHOWN, len(of_tag))).astype(int)
         chosen += [of_tag[i] for i in places]
     images = [read_rgb(epath.Path(line["filename"])) for line in chosen]
-    return make_captioned(
+    return make_captioned_grid(
         np.stack(images),
         [line["prompt"] for line in chosen],
         [line["correct"] for line in chosen],
