@@ -1,1 +1,1 @@
-"""Training: the loop, its step, and what is kept."""
+"""Training: the loop, the train step, periodic actions and saving checkpoints."""

@@ -1,4 +1,8 @@
-"""Checkpoints with Orbax: state, EMA, optimizer, data position and clock in one atomic save."""
+"""Saving and restoring training checkpoints with Orbax.
+
+One atomic save holds the parameters, their EMA, the optimizer state, the position in the data and
+the training time so far.
+"""
 
 import dataclasses
 from types import TracebackType
@@ -24,11 +28,11 @@ from tp_jax.workdir.integrity import Checksums, find_damage
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What goes with a state so that a run can go on as if it had never stopped.
+    """What a checkpoint holds in addition to the state, so that a run resumes exactly.
 
     Attributes:
-      data: the data iterator's state, JSON.
-      seconds: spent training so far.
+      data: the data iterator's state, as JSON.
+      seconds: seconds of training so far.
     """
 
     data: dict[str, Any]
@@ -40,7 +44,7 @@ def _open_for_writing(workdir: epath.Path, config: ConfigDict) -> ocp.Checkpoint
     if config.keep_every_steps:
         keep.append(managers.EveryNSteps(config.keep_every_steps))
     options = ocp.CheckpointManagerOptions(
-        # The loop decides when; the manager only must not skip what it is handed.
+        # The training loop decides when to save, so the manager must accept every step.
         save_decision_policy=managers.FixedIntervalPolicy(1),
         preservation_policy=managers.AnyPreservationPolicy(keep),
         cleanup_tmp_directories=True,
@@ -50,9 +54,9 @@ def _open_for_writing(workdir: epath.Path, config: ConfigDict) -> ocp.Checkpoint
 
 
 class Checkpoints:
-    """The checkpoints of a run: saved with checksums, restored from the newest good one.
+    """The checkpoints of a run, saved with checksums.
 
-    A context: whatever ends it, a save under way is finished.
+    A context manager: leaving it waits until a running save is finished, also after an error.
     """
 
     def __init__(self, workdir: epath.Path, config: ConfigDict) -> None:
@@ -64,10 +68,10 @@ class Checkpoints:
         return self
 
     def close(self) -> None:
-        """Waits for a save under way.
+        """Wait for a running save.
 
         Raises:
-          TrainingError: it can't be written.
+          TrainingError: the save failed.
         """
         self.__exit__(None, None, None)
 
@@ -80,21 +84,21 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as failure:
-            # What ended the run first is what the person has to see.
+            # If another error ended the run, report that one.
             if error is None:
-                raise self._not_written(failure) from failure
+                raise self._save_error(failure) from failure
         finally:
             self._checksums.close()
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, in order."""
+        """Return the train steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, progress: Progress) -> None:
-        """Starts saving; returns when the state has been copied off the devices.
+        """Start an asynchronous save. Return once the state has been copied to host memory.
 
         Raises:
-          TrainingError: this or the save before it can't be written; older ones are kept.
+          TrainingError: this save or the one before it failed. Older checkpoints are kept.
         """
         train_step = int(jax.device_get(state.train_step))
         items: dict[str, ocp.args.CheckpointArgs] = {
@@ -106,25 +110,29 @@ class Checkpoints:
         try:
             self._manager.save(train_step, args=ocp.args.Composite(**items))
         except Exception as failure:
-            raise self._not_written(failure) from failure
+            raise self._save_error(failure) from failure
         if jax.process_index() == 0:
             self._checksums.write_when_saved(train_step, self._folder(train_step))
 
-    def _not_written(self, failure: Exception) -> TrainingError:
+    def _save_error(self, failure: Exception) -> TrainingError:
         kept = [step for step in self.steps() if self._folder(step).exists()]
         reason = (str(failure).strip() or repr(failure)).splitlines()[0][:200]
         return TrainingError(
-            f"a checkpoint can't be written in {self._manager.directory}: {reason}; kept are "
-            f"{', '.join(map(str, kept)) or 'none'}. Make room there; the same command goes on"
+            f"a checkpoint can't be written in {self._manager.directory}: {reason}; checkpoints "
+            f"kept: {', '.join(map(str, kept)) or 'none'}. Free disk space there, then run the "
+            f"same command to resume"
         )
 
     def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
-        """The newest good checkpoint, on the shardings of `abstract`; None where there is none.
+        """Restore the newest undamaged checkpoint onto the shardings of `abstract`.
 
-        Damaged ones are set aside, into the folder "damaged", on the way.
+        Damaged checkpoints that are newer are moved to the folder "damaged".
+
+        Returns:
+          The state and its progress; None if there are no checkpoints.
 
         Raises:
-          UserError: all there are are damaged.
+          UserError: all checkpoints are damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -133,14 +141,14 @@ class Checkpoints:
                 try:
                     return restore(self._manager, step, abstract)
                 except UserError as error:
-                    # With checksums that are right, it isn't the files that are at fault.
+                    # The checksums are right, so the files aren't the cause of the error.
                     if self._has_checksums(step):
                         raise
                     problem = str(error)
-            self._set_aside(step, problem)
+            self._move_to_damaged(step, problem)
         if steps:
             raise UserError(
-                f"all checkpoints in {self._workdir} are damaged and were set aside in "
+                f"all checkpoints in {self._workdir} are damaged and were moved to "
                 f"{self._workdir / DAMAGED}: start in a new workdir"
             )
         return None
@@ -152,30 +160,30 @@ class Checkpoints:
         return (self._workdir / CHECKSUMS / f"{step}.json").exists()
 
     def _damage(self, step: int) -> str | None:
-        """Found by the first process, known to all."""
+        """Look for damage on the first process. Return what it found, on all processes."""
         found = None
         if jax.process_index() == 0:
             found = find_damage(self._workdir, step, self._folder(step))
         damaged = broadcast_from_first(found is not None)
-        return (found or "as the first process found") if damaged else None
+        return (found or "as the first process reports") if damaged else None
 
-    def _set_aside(self, step: int, problem: str) -> None:
+    def _move_to_damaged(self, step: int, problem: str) -> None:
         folder = self._workdir / DAMAGED
-        say(f"checkpoint {step} is damaged ({problem}): set aside in {folder}")
+        say(f"checkpoint {step} is damaged ({problem}): moved to {folder}")
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             number = len(list(folder.iterdir()))
             self._folder(step).rename(folder / f"{step}_{number}")
             (self._workdir / CHECKSUMS / f"{step}.json").unlink(missing_ok=True)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"checkpoint {step} is set aside")
+            multihost_utils.sync_global_devices(f"checkpoint {step} was moved")
         self._manager.reload()
 
 
 def restore(
     manager: ocp.CheckpointManager, train_step: int, abstract: TrainState
 ) -> tuple[TrainState, Progress]:
-    """Restores a state onto the shardings that the abstract one carries."""
+    """Restore the checkpoint of a train step onto the shardings of `abstract`."""
     items: dict[str, ocp.args.CheckpointArgs] = {
         name: ocp.args.StandardRestore(part) for name, part in abstract.params.items()
     }

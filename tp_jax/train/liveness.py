@@ -1,4 +1,4 @@
-"""What ends or stops a run from outside: a machine that is taken away, a step that hangs."""
+"""Handling of preemption (SIGTERM) and of train steps that hang."""
 
 import contextlib
 import faulthandler
@@ -15,48 +15,49 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Whether SIGTERM has asked the run to stop; a context, to be asked after every step.
+    """Records whether SIGTERM was received; a context manager around the training loop.
 
-    With several processes jax.distributed hears the signal, on whichever process it comes, and
-    lets all of them stop after the same step.
+    With several processes, `jax.distributed` receives the signal on any of them and makes all of
+    them stop after the same train step.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        # What `signal.signal` gave back.
-        self._before: Any = None
+        self._received = False
+        # The handler before this one, as `signal.signal` returns it.
+        self._previous: Any = None
 
     def __enter__(self) -> Self:
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+        single_process = jax.process_count() == 1
+        # Python sets signal handlers only in the main thread.
+        if single_process and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
 
-    def is_due(self, train_step: int) -> bool:
-        """Whether to save and stop after this step."""
+    def should_stop(self, train_step: int) -> bool:
+        """Return whether to save and stop after this train step. Call it after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(train_step)
-        return self._asked
+        return self._received
 
 
 class Watchdog:
-    """Says so when a step takes too long, with the stack of every thread; a context.
+    """Warns when a train step takes too long, and prints the stack of every thread.
 
-    A dead peer, or storage that doesn't answer, can't be mended from inside, so the run isn't
-    ended.
+    A context manager around the training loop. It only reports: the cause, such as a dead process
+    or storage that doesn't respond, is outside this process, and the step may still finish.
     """
 
     def __init__(self, seconds: float) -> None:
-        """`seconds` without a step are a hang; 0 never looks."""
+        """Warn after `seconds` without a step; 0 disables the watchdog."""
         self._seconds, self._last, self._step = seconds, time.monotonic(), 0
-        self._paused, self._ended = False, threading.Event()
+        self._paused, self._stopped = False, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
@@ -65,17 +66,17 @@ class Watchdog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ended.set()
+        self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def beat(self, train_step: int) -> None:
-        """A step was taken."""
+        """Record that a train step was run."""
         self._last, self._step = time.monotonic(), train_step
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Doesn't look while something long, with a progress bar of its own, goes on."""
+        """Don't warn during the block, for long actions that have a progress bar of their own."""
         self._paused = True
         try:
             yield
@@ -83,16 +84,16 @@ class Watchdog:
             self._last, self._paused = time.monotonic(), False
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(self._seconds / 4, 10.0)):
+        while not self._stopped.wait(min(self._seconds / 4, 10.0)):
             silent = time.monotonic() - self._last
             if self._paused or silent < self._seconds:
                 continue
             print(
-                f"warning: process {jax.process_index()} has taken no step for {silent:.0f} s, the "
-                f"last was {self._step}; where every thread is:",
+                f"warning: process {jax.process_index()} has run no train step for {silent:.0f} s; "
+                f"the last was step {self._step}. Stack of every thread:",
                 file=sys.stderr,
                 flush=True,
             )
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
-            # Said again only after as long a time.
+            # Warn again only after another `seconds`.
             self._last = time.monotonic()

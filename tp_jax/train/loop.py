@@ -1,4 +1,4 @@
-"""Training, a phase after the other: check, build, restore, loop, end."""
+"""The training loop: check the config, build the train step, restore, then loop over batches."""
 
 from typing import Any
 
@@ -14,21 +14,24 @@ from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.train import metrics
 from tp_jax.train.checkpoint import Checkpoints
 from tp_jax.train.liveness import Preemption, Watchdog
-from tp_jax.train.periodic import Evaluation, Every, Log, Pictures, Save, WithAverage
+from tp_jax.train.periodic import EmaAction, Evaluation, Every, Log, SampleGrid, Save
 from tp_jax.train.setup import Checked, Program, Start, build, check, restore
-from tp_jax.train.state import TrainState, on_device
+from tp_jax.train.state import TrainState, to_device_memory
 from tp_jax.train.summary import start_lines
 from tp_jax.workdir.record import write_workdir
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> None:
-    """Trains to `config.train.steps`, from the newest checkpoint in the workdir if there is one.
+    """Train until `config.train.steps`, from the newest checkpoint in the workdir if there is one.
+
+    Args:
+      config: the config of the run, from `tp_jax.config.default`.
+      workdir: the folder for checkpoints, metrics and samples; created if it doesn't exist.
 
     Raises:
-      UserError: something in the config, the data, the base or the workdir doesn't fit; nothing
-        has been written then.
-      TrainingError: a loss or gradient isn't finite, or a checkpoint can't be written; the
-        checkpoints before it are kept.
+      UserError: the config, the data, the base or the workdir is wrong. Nothing has been written.
+      TrainingError: a loss or gradient isn't finite, or a checkpoint can't be written. Earlier
+        checkpoints are kept.
     """
     checked = check(config, workdir)
     model = checked.model
@@ -37,7 +40,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     if start is None:
         return
     write_workdir(workdir, config, checked.text_space)
-    # A killed run must leave the config before anything else, or the workdir would look foreign.
+    # The config was written first: a folder with checkpoints but no config isn't accepted as a
+    # workdir when a killed run resumes.
     checkpoints = start.checkpoints or Checkpoints(workdir, config.checkpoint)
     writer = metrics.open_writer(workdir)
     for text in start_lines(checked, program, start.first):
@@ -47,7 +51,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     writer.flush()
     checked.iterator.close()
     if last < config.train.steps:
-        say(f"stopped by SIGTERM after step {last}, which is saved: the same command goes on")
+        say(f"stopped by SIGTERM after step {last}, which is saved: run the same command to resume")
     else:
         seconds = metrics.duration(window.seconds)
         say(f"done: {last} steps in {seconds} of training; see {workdir}")
@@ -67,7 +71,7 @@ def _loop(
     window: metrics.Window,
     writer: Any,
 ) -> int:
-    """Runs all steps, or as many as there is time for; returns the last train_step."""
+    """Run until the last step or until SIGTERM. Return the last train step that was run."""
     config, steps, train_step = checked.config, checked.config.train.steps, start.first
     log = Log(Every(config.train.log_every, steps), window, writer)
     saved_every = Every(config.checkpoint.every_steps, steps)
@@ -83,7 +87,7 @@ def _loop(
                 window.leave_out_compilation()
             if log.due(train_step):
                 log.run(train_step)
-            stopping = preemption.is_due(train_step) and train_step < steps
+            stopping = preemption.should_stop(train_step) and train_step < steps
             if save.due(train_step) or stopping:
                 save.run(state)
             if stopping:
@@ -91,32 +95,32 @@ def _loop(
             for action in actions:
                 if action.due(train_step):
                     with watchdog.paused(), window.paused():
-                        action.run(train_step, _averaged(state, program))
+                        action.run(train_step, _ema_params(state, program))
     return train_step
 
 
-def _actions(checked: Checked, writer: Any) -> list[WithAverage]:
+def _actions(checked: Checked, writer: Any) -> list[EmaAction]:
     config, steps = checked.config, checked.config.train.steps
-    drawn, scored = config.train.sample_every, config.evaluation.every_steps
-    actions: list[WithAverage] = []
+    actions: list[EmaAction] = []
     if config.train.samples:
-        due = Every(drawn, steps)
-        actions.append(Pictures(due, checked.model, checked.conditions, writer))
+        due = Every(config.train.sample_every, steps)
+        actions.append(SampleGrid(due, checked.model, checked.conditions, writer))
     if checked.evaluate:
-        actions.append(Evaluation(Every(scored, steps), checked.model, checked.evaluate, writer))
+        due = Every(config.evaluation.every_steps, steps)
+        actions.append(Evaluation(due, checked.model, checked.evaluate, writer))
     return actions
 
 
-def _averaged(state: TrainState, program: Program) -> Params:
-    return state.params | on_device(state.ema, program.shardings.ema)
+def _ema_params(state: TrainState, program: Program) -> Params:
+    return state.params | to_device_memory(state.ema, program.shardings.ema)
 
 
 def _update(
     checked: Checked, program: Program, state: TrainState, train_step: int
 ) -> tuple[TrainState, metrics.Metrics]:
-    """One step, on the next batch."""
+    """Run one train step on the next batch."""
     mesh = checked.model.mesh
-    # With several processes, building global arrays counts as a transfer.
+    # Outside the transfer guard: with several processes, making global arrays counts as a transfer.
     batch = _to_devices(next(checked.iterator), mesh)
     with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
         if checked.encode:
@@ -126,9 +130,9 @@ def _update(
 
 
 def _to_devices(batch: Any, mesh: jax.sharding.Mesh) -> Any:
-    """This process's rows of the global batch, as global arrays cut over the mesh."""
+    """Make global arrays, sharded over the mesh, from this process's part of the batch."""
     rows = len(batch["x"])
-    # Process p reads every P-th sample of the global order, from the p-th on.
+    # Of P processes, process p reads samples p, p + P, p + 2P, … of the global order.
     index = np.arange(rows, dtype=np.int32) * jax.process_count() + jax.process_index()
     sharding = batch_sharding(mesh)
     return jax.tree.map(

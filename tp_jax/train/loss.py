@@ -1,4 +1,7 @@
-"""The loss of an update and its gradient. Pure; B samples in the batch."""
+"""The diffusion loss and its gradient, as pure functions.
+
+Axes: B samples in the batch.
+"""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -8,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from tp_jax.diffusion import Objective
-from tp_jax.diffusion.objective import expand
+from tp_jax.diffusion.objective import Objective, expand
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.randomness import sample_keys, stream_key
-from tp_jax.thinking import RoutingNoise, ThinkingOptions, Thought
+from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.layer import ThinkingOptions, Thought
 from tp_jax.thinking.recursion import balance_loss
 
 Metrics = dict[str, jax.Array]
@@ -25,7 +28,7 @@ Predict = Callable[..., tuple[jax.Array, dict[int, Thought]]]
 def make_loss(
     model: nn.Module, objective: Objective, config: ConfigDict
 ) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, Metrics]]:
-    """Loss of (params, batch, train_step) -> (scalar, metrics)."""
+    """Make the loss function (params, batch, train_step) -> (loss, metrics)."""
     diffusion_terms = make_diffusion_terms(model, objective, config)
 
     def loss_fn(params: Params, batch: Any, train_step: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -34,13 +37,13 @@ def make_loss(
             return cast(tuple[jax.Array, dict[int, Thought]], found)
 
         metrics, thoughts = diffusion_terms(predict, batch["x"], batch, train_step)
-        return with_balance(metrics["loss"], metrics, thoughts, config)
+        return add_balance_loss(metrics["loss"], metrics, thoughts, config)
 
     return loss_fn
 
 
 def make_gradient(model: nn.Module, objective: Objective, config: ConfigDict) -> Gradient:
-    """The gradient of `make_loss` with respect to what is trained."""
+    """Make the gradient of `make_loss` with respect to the trained parameters."""
     loss_fn = make_loss(model, objective, config)
 
     def gradient(
@@ -57,12 +60,12 @@ def make_gradient(model: nn.Module, objective: Objective, config: ConfigDict) ->
 def make_diffusion_terms(
     model: nn.Module, objective: Objective, config: ConfigDict
 ) -> Callable[[Predict, jax.Array, Any, jax.Array], tuple[Metrics, dict[int, Thought]]]:
-    """The objective's terms and the metrics of thinking.
+    """Make the function that computes the objective's loss terms and the thinking metrics.
 
     Returns:
-      (predict, x [B, H, W, C], batch, train_step) -> (metrics, {block index: Thought}). Every draw
-      is of (seed, stream, train_step, sample), so neither the mesh nor the number of micro-batches
-      changes it.
+      (predict, x [B, H, W, C], batch, train_step) -> (metrics, {block index: Thought}). All random
+      numbers depend only on (seed, stream, train_step, sample), not on the mesh or on the number of
+      micro-batches.
     """
     dropout = config.train.condition_dropout
 
@@ -93,16 +96,16 @@ def make_diffusion_terms(
         terms = objective.losses(predicted, x, noise, times)
         metrics = {name: value.mean() for name, value in terms.items()}
         for layer, thought in thoughts.items():
-            metrics |= thought_metrics(layer, thought)
+            metrics |= thinking_metrics(layer, thought)
         return metrics, thoughts
 
     return diffusion_terms
 
 
-def with_balance(
+def add_balance_loss(
     loss: jax.Array, metrics: Metrics, thoughts: dict[int, Thought], config: ConfigDict
 ) -> tuple[jax.Array, Metrics]:
-    """Adds the load-balance loss, where `config.model.thinking.balance_weight` asks for it."""
+    """Add the load-balance loss with weight `config.model.thinking.balance_weight`, unless 0."""
     weight = config.model.thinking.balance_weight
     if not weight:
         return loss, metrics
@@ -110,8 +113,12 @@ def with_balance(
     return loss + weight * balance, metrics | {"balance": balance}
 
 
-def thought_metrics(layer: int, thought: Thought) -> Metrics:
-    """Entropy of the gate, tokens that keep their expert, and each expert's share."""
+def thinking_metrics(layer: int, thought: Thought) -> Metrics:
+    """Return the metrics of one thinking layer.
+
+    They are the mean gate entropy, each expert's share of the tokens and, with several latent
+    steps, the share of tokens that keep their expert from one latent step to the next.
+    """
     metrics = {
         f"gate_entropy/layer_{layer}": thought.entropy.mean(),
         f"expert_use/layer_{layer}": thought.expert_use.mean(0),

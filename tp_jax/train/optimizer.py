@@ -6,12 +6,17 @@ from ml_collections import ConfigDict
 
 from tp_jax.parallel.sharding import path_name
 
-# Decayed are the matrices; norms, biases and embeddings of fixed things are not.
+# Names of the parameters with weight decay: matrices and embedding tables, not norms or biases.
 DECAYED = ("kernel", "embedding", "lora_a", "lora_b")
 
 
 def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate by train_step: linear warm-up, then constant or a cosine to 0."""
+    """Return the learning-rate schedule: linear warm-up, then constant or a cosine decay to 0.
+
+    Args:
+      config: `config.optimizer`.
+      steps: number of train steps of the run.
+    """
     rate, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0 if warmup else rate, rate, warmup, steps)
@@ -23,7 +28,12 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The optimizer; its state is float32 and mirrors the trained parameters."""
+    """Make AdamW with weight decay on matrices only, and gradient clipping.
+
+    Args:
+      config: `config.optimizer`.
+      steps: number of train steps of the run.
+    """
 
     def decay_mask(params):
         return jax.tree_util.tree_map_with_path(
@@ -37,6 +47,6 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
-    # In any case two links, so that a run can go on with another clip_norm.
+    # Always chain two transforms, so that opt_state keeps its structure when clip_norm changes.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, adamw)

@@ -1,4 +1,4 @@
-"""Actions that training repeats: log, save, pictures, evaluation. Each has its schedule."""
+"""Periodic actions of the training loop: log, save, sample grid, evaluation."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -22,39 +22,39 @@ from tp_jax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """Due every so many train_steps, and after the last.
+    """A schedule: due every `steps` train steps, and after the last one.
 
     Attributes:
-      steps: between two times.
-      last: the last train_step of the run.
+      steps: the interval in train steps.
+      last: the last train step of the run.
     """
 
     steps: int
     last: int
 
     def __call__(self, train_step: int) -> bool:
-        """Whether it is due after this train_step."""
+        """Return whether the action is due after this train step."""
         return train_step % self.steps == 0 or train_step == self.last
 
 
 class ResumableData(Protocol):
-    """The data iterator, as far as saving asks."""
+    """The part of the data iterator that `Save` uses."""
 
     def get_state(self) -> dict[str, Any]:
-        """Its position, as JSON."""
+        """Return the position in the data, as JSON."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """Writes the window's means to TensorBoard and as a line on the terminal."""
+    """Writes the means since the last log line to TensorBoard and to the terminal."""
 
     due: Every
     window: metrics.Window
     writer: Any
 
     def run(self, train_step: int) -> None:
-        """Closes the window."""
+        """Close the window of metrics, and log its means."""
         means = self.window.close()
         self.writer.write_scalars(train_step, metrics.scalars(means))
         say(metrics.line(train_step, self.due.last, means))
@@ -62,7 +62,7 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Save:
-    """Saves a checkpoint, from which the run can go on."""
+    """Saves a checkpoint from which the run can resume."""
 
     due: Every
     window: metrics.Window
@@ -70,10 +70,10 @@ class Save:
     data: ResumableData
 
     def run(self, state: TrainState) -> None:
-        """Saves; nothing is saved of a run whose numbers aren't finite.
+        """Save, after checking that all losses and gradients since the last log are finite.
 
         Raises:
-          TrainingError: they aren't, or the files can't be written.
+          TrainingError: one of them isn't finite, or the files can't be written.
         """
         self.window.check_finite()
         with self.window.paused():
@@ -81,30 +81,37 @@ class Save:
             self.checkpoints.save(state, progress)
 
 
-class WithAverage(Protocol):
-    """An action that takes long and works on the averaged parameters."""
+class EmaAction(Protocol):
+    """A long action on the EMA parameters; the clock and the watchdog are paused while it runs."""
 
     @property
     def due(self) -> Every:
-        """When."""
+        """The schedule."""
         ...
 
     def run(self, train_step: int, params: Params) -> None:
-        """What."""
+        """Run the action after a train step, with the EMA parameters."""
         ...
 
 
-class Pictures:
-    """A grid of samples of the averaged parameters, always from the same noise."""
+class SampleGrid:
+    """Samples a grid of images with the EMA parameters, always from the same noise."""
 
     def __init__(self, due: Every, model: ModelOnMesh, conditions: Any, writer: Any) -> None:
-        """`conditions` of the samples are arrays [num, …], num being `config.train.samples`."""
+        """Make a generator for `config.train.samples` images.
+
+        Args:
+          due: the schedule.
+          model: the model.
+          conditions: a tree of arrays [config.train.samples, …], one condition per image.
+          writer: a clu metric writer.
+        """
         self.due, count = due, model.config.train.samples
         self._generator = make_generator(model, batch_size=padded_batch_size(model.mesh, count))
         self._conditions, self._model, self._writer = conditions, model, writer
 
     def run(self, train_step: int, params: Params) -> None:
-        """Samples, writes `samples/<train_step>.png` and an image to TensorBoard."""
+        """Sample, and write the grid to `samples/<train_step>.png` and to TensorBoard."""
         seed = self._model.config.seed
         batches = self._generator.batches(params, self._conditions, seed)
         grid = make_grid(to_uint8(np.concatenate(list(batches))))
@@ -117,7 +124,10 @@ class Pictures:
 
 
 def open_evaluation(model: ModelOnMesh) -> EvaluateInTraining | None:
-    """What `config.evaluation` asks for, checked; None where it asks for nothing.
+    """Open the suite that `config.evaluation` names.
+
+    Returns:
+      A function that scores parameters; None if no suite is configured.
 
     Raises:
       UserError: the suite is unknown, or its settings don't fit the model.
@@ -128,7 +138,7 @@ def open_evaluation(model: ModelOnMesh) -> EvaluateInTraining | None:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of the averaged parameters, always from the same noise."""
+    """Scores the EMA parameters with a suite, always from the same noise."""
 
     due: Every
     model: ModelOnMesh
@@ -136,7 +146,7 @@ class Evaluation:
     writer: Any
 
     def run(self, train_step: int, params: Params) -> None:
-        """Scores, into TensorBoard and `evaluations/<train_step>.json`."""
+        """Score, and write the results to `evaluations/<train_step>.json` and TensorBoard."""
         folder = self.model.workdir / "evaluations"
         loaded = self.model.with_params(params, train_step)
         fields = self.evaluate(loaded, folder / f"{train_step:08d}")

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: checked, built, and restored or made."""
+"""The three phases before the first train step: check, build, and restore or initialize."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax import data
-from tp_jax.diffusion import Objective
+from tp_jax.diffusion.objective import Objective
 from tp_jax.evals.suite import EvaluateInTraining
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.progress import say
@@ -36,16 +36,17 @@ from tp_jax.workdir.record import check_text_space, check_workdir
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """Everything of a run that can be refused; nothing has been written yet.
+    """The parts of a run, after all checks that can raise a UserError about config or data.
 
     Attributes:
-      changes: a line for each field that differs from the last run in this workdir, and may.
+      model: the model, its config, mesh and codec.
+      changes: one line for each config field that changed since the last start in this workdir.
       images: number of records of the data source.
-      text_space: of what encodes the text; None where there is none.
-      conditions: of the pictures that are drawn in training, arrays [num, …].
-      iterator: batches {"x", "condition", …} of this process's share.
-      encode: pixels of a batch into latents; None where batches are what the model diffuses.
-      evaluate: scores the averaged parameters; None where nothing is asked for.
+      text_space: identifies the text encoder; None if the data have no text.
+      conditions: conditions of the sample grids, a tree of arrays [num, …].
+      iterator: batches {"x", "condition", …}, this process's part of each.
+      encode: encodes a batch of pixels into latents; None if the batches are ready for the model.
+      evaluate: scores the EMA parameters; None if no evaluation is configured.
     """
 
     model: ModelOnMesh
@@ -64,10 +65,10 @@ class Checked:
 
 
 def check(config: ConfigDict, workdir: epath.Path) -> Checked:
-    """Checks config, workdir, data and evaluation, and opens what they name.
+    """Check config, workdir, data and evaluation, and open the data and the autoencoder.
 
     Raises:
-      UserError: something doesn't fit; nothing has been written.
+      UserError: one of them is wrong. Nothing has been written.
     """
     built = config_lib.build(config)
     mesh = create_mesh(config.mesh)
@@ -96,14 +97,14 @@ def check(config: ConfigDict, workdir: epath.Path) -> Checked:
 
 
 def check_batches(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises a UserError unless batch and micro-batch divide over the mesh."""
+    """Raise a UserError unless the batch and the micro-batches divide evenly over the mesh."""
     check_batch_size(mesh, "config.train.batch_size", config.train.batch_size)
     micro_batch = config.train.batch_size // config.train.accumulate
     check_batch_size(mesh, "config.train.batch_size / accumulate", micro_batch)
 
 
 def _picture_conditions(model: ModelOnMesh, source: data.Source, encoder: Any) -> Any:
-    """All classes in turn, or the conditions of the first records."""
+    """Return conditions for the sample grid: all classes in turn, or those of the first records."""
     num = model.config.train.samples
     if not num:
         return {}
@@ -114,12 +115,13 @@ def _picture_conditions(model: ModelOnMesh, source: data.Source, encoder: Any) -
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The step, and the state that it takes.
+    """The jitted train step and the layout of its state.
 
     Attributes:
+      optimizer: the optimizer.
       abstract: shapes and dtypes of the state.
-      shardings: of its leaves.
-      step: jitted, the state donated.
+      shardings: the sharding of each leaf of the state.
+      step: the jitted train step, which donates the state.
     """
 
     optimizer: optax.GradientTransformation
@@ -129,7 +131,7 @@ class Program:
 
 
 def build(config: ConfigDict, model: nn.Module, objective: Objective, mesh: Mesh) -> Program:
-    """The step of a model on a mesh; compiled when it is first called."""
+    """Build the train step of a model on a mesh. It compiles when it is first called."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     abstract, shardings = abstract_state(
         model, optimizer, config.train.trainable, mesh, config.train.offload
@@ -141,12 +143,12 @@ def build(config: ConfigDict, model: nn.Module, objective: Objective, mesh: Mesh
 
 @dataclasses.dataclass
 class Start:
-    """Where a run begins.
+    """Where a run starts or resumes.
 
     Attributes:
-      checkpoints: of the workdir; None where there is no folder of them yet.
-      first: train_step of the checkpoint that it goes on from, or 0.
-      seconds: of training so far.
+      checkpoints: the workdir's checkpoints; None if their folder doesn't exist yet.
+      first: train step of the restored checkpoint, or 0.
+      seconds: seconds of training before this start.
     """
 
     checkpoints: Checkpoints | None
@@ -155,23 +157,30 @@ class Start:
     _state: TrainState | None
 
     def take_state(self) -> TrainState:
-        """The state; to be called once, because nothing else may keep its memory in use."""
+        """Return the state and drop the reference to it. Call it once.
+
+        The train step donates the state, so no other reference may keep its buffers in use.
+        """
         state, self._state = self._state, None
         if state is None:
-            raise RuntimeError("the state was taken already")
+            raise RuntimeError("take_state was called twice")
         return state
 
 
 def restore(checked: Checked, program: Program) -> Start | None:
-    """The newest good checkpoint, or a fresh state; None where the run is done already.
+    """Restore the newest undamaged checkpoint, or make an initial state.
+
+    Returns:
+      Where the run starts; None if it has reached `config.train.steps` already.
 
     Raises:
-      UserError: the base doesn't fit, or all checkpoints are damaged.
+      UserError: the base doesn't fit the model, or all checkpoints are damaged.
     """
     model, config = checked.model, checked.config
     workdir, steps = model.workdir, config.train.steps
     checkpoints = None
-    # Opening makes the folder, which waits until nothing can be refused and the config is written.
+    # Opening creates the folder, so open it only if it exists. In a new run `train` creates it
+    # after all checks have passed and the config is written.
     if (workdir / FOLDER).exists():
         checkpoints = Checkpoints(workdir, config.checkpoint)
         newest = max(checkpoints.steps(), default=0)

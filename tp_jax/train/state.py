@@ -1,4 +1,4 @@
-"""The training state: what is trained, its average, and the optimizer's memory."""
+"""The training state: parameters, their EMA, and the optimizer state."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from tp_jax.parallel.sharding import tree_shardings
 
 @struct.dataclass
 class TrainState:
-    """Everything that an update changes.
+    """Everything that a train step changes.
 
     Attributes:
-      train_step: int32 scalar, updates done.
+      train_step: int32 scalar, the number of updates done.
       params: {"base", "thinking"}, float32.
-      ema: moving average of what is trained, float32.
-      opt_state: the optimizer's.
+      ema: exponential moving average of the trained parts of `params`, float32.
+      opt_state: the optimizer state of the trained parts.
     """
 
     train_step: jax.Array
@@ -31,7 +31,12 @@ class TrainState:
 
 
 def split_trainable(params: Params, trainable: str) -> tuple[Params, Params]:
-    """(trained, frozen) parts of {"base", "thinking"}; together they are the whole."""
+    """Split parameters {"base", "thinking"} into (trained, frozen).
+
+    Args:
+      params: the parameters, or a tree with the same top level.
+      trainable: `config.train.trainable`: "all", or the one part that is trained.
+    """
     trained = {name: part for name, part in params.items() if trainable in ("all", name)}
     frozen = {name: part for name, part in params.items() if name not in trained}
     return trained, frozen
@@ -40,9 +45,9 @@ def split_trainable(params: Params, trainable: str) -> tuple[Params, Params]:
 def make_state(
     params: Params, optimizer: optax.GradientTransformation, trainable: str
 ) -> TrainState:
-    """A fresh state: the EMA starts at the parameters themselves."""
+    """Make the initial state: train step 0, and an EMA equal to the trained parameters."""
     trained, _ = split_trainable(params, trainable)
-    # A copy, because the state is donated and an array can be donated only once.
+    # Copy: the train step donates the state, and a buffer can be donated only once.
     ema = jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.int32(0), params, ema, optimizer.init(trained))
 
@@ -54,10 +59,14 @@ def abstract_state(
     mesh: Mesh,
     offload: bool = False,
 ) -> tuple[TrainState, TrainState]:
-    """Shapes and dtypes of a fresh state, and the sharding of each leaf.
+    """Return the shapes and dtypes of an initial state, and the sharding of each leaf.
 
     Args:
-      offload: the average and the optimizer's state stay in the memory of the hosts.
+      model: the model.
+      optimizer: its optimizer.
+      trainable: `config.train.trainable`.
+      mesh: the mesh.
+      offload: keep the EMA and the optimizer state in pinned host memory.
     """
     shapes = jax.eval_shape(
         lambda params: make_state(params, optimizer, trainable), abstract_params(model)
@@ -65,16 +74,16 @@ def abstract_state(
     shardings = tree_shardings(shapes, mesh)
     if offload:
         shardings = shardings.replace(
-            ema=_in_memory(shardings.ema, "pinned_host"),
-            opt_state=_in_memory(shardings.opt_state, "pinned_host"),
+            ema=_with_memory_kind(shardings.ema, "pinned_host"),
+            opt_state=_with_memory_kind(shardings.opt_state, "pinned_host"),
         )
     return shapes, shardings
 
 
-def _in_memory(shardings: Any, kind: str) -> Any:
+def _with_memory_kind(shardings: Any, kind: str) -> Any:
     return jax.tree.map(lambda sharding: sharding.with_memory_kind(kind), shardings)
 
 
-def on_device(tree: Any, shardings: Any) -> Any:
-    """A tree of arrays with these shardings, brought to the devices' memory where it isn't."""
-    return jax.device_put(tree, _in_memory(shardings, "device"))
+def to_device_memory(tree: Any, shardings: Any) -> Any:
+    """Copy the arrays of a tree that are in host memory to device memory, with these shardings."""
+    return jax.device_put(tree, _with_memory_kind(shardings, "device"))

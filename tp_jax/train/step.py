@@ -1,6 +1,6 @@
-"""One update: gradient, optimizer, EMA. Pure, to be jitted with the state donated.
+"""The train step: gradient, optimizer update and EMA, as a pure function and jitted.
 
-B samples in the global batch, A micro-batches.
+Axes: B samples in the global batch, A micro-batches.
 """
 
 from collections.abc import Callable
@@ -13,47 +13,49 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tp_jax.diffusion import Objective
+from tp_jax.diffusion.objective import Objective
 from tp_jax.models.dit import DiT
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.train.frames_loss import make_frames_gradient
 from tp_jax.train.loss import Gradient, Metrics, make_gradient
-from tp_jax.train.state import TrainState, on_device, split_trainable
+from tp_jax.train.state import TrainState, split_trainable, to_device_memory
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 class JittedStep(Protocol):
-    """A jitted `TrainStep`: to be called, or traced for devices that aren't here."""
+    """A jitted `TrainStep`, which can also be traced with abstract arrays for ahead-of-time use."""
 
     def __call__(self, state: TrainState, batch: Any, /) -> tuple[TrainState, Metrics]:
-        """The step."""
+        """Run the step. The arrays of `state` are donated and can't be used afterwards."""
         ...
 
     def trace(self, state: Any, batch: Any, /) -> jax.stages.Traced:
-        """The step of abstract arrays."""
+        """Trace the step for the shapes and dtypes of `state` and `batch`."""
         ...
 
 
 def choose_gradient(model: nn.Module, objective: Objective, config: ConfigDict) -> Gradient:
-    """The gradient for what a model takes."""
-    if isinstance(model, DiT) and model.config.takes == "frame" and _has_frames_before(model):
-        return make_frames_gradient(model, objective, config)
+    """Return the gradient function for a model, by what the model conditions on.
+
+    Models conditioned on a frame also predict the frames of earlier latent steps, if there are any.
+    """
+    if isinstance(model, DiT) and model.config.takes == "frame":
+        has_earlier_frames = model.config.thinking.latent_steps > 1
+        if has_earlier_frames:
+            return make_frames_gradient(model, objective, config)
     return make_gradient(model, objective, config)
-
-
-def _has_frames_before(model: DiT) -> bool:
-    """With one latent step there are no frames before the last one."""
-    return model.config.thinking.latent_steps > 1
 
 
 def make_train_step(
     gradient: Gradient, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> TrainStep:
-    """(state, batch {"x": [B, H, W, C], "index": [B], "condition": …}) -> (state, metrics).
+    """Make the train step (state, batch) -> (state, metrics).
 
-    "index" is each sample's row in this update's global batch.
+    The batch is {"x": [B, H, W, C], "index": [B], "condition": …}; "index" is each sample's row in
+    the global batch. With `config.train.accumulate` = A, the gradients of A micro-batches are
+    averaged.
     """
     accumulate, trainable = config.train.accumulate, config.train.trainable
 
@@ -66,7 +68,7 @@ def make_train_step(
         if accumulate == 1:
             grads, metrics = gradient_of(batch)
         else:
-            # Every A-th sample, so that a micro-batch is spread over the devices as a batch is.
+            # A micro-batch takes every A-th sample, so that it is sharded evenly like the batch.
             parts = jax.tree.map(
                 lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1),
                 batch,
@@ -97,14 +99,18 @@ def jit_train_step(
     mesh: Mesh,
     shardings: TrainState,
 ) -> JittedStep:
-    """`make_train_step`, jitted with the state donated; to be called under `jax.set_mesh`."""
+    """Jit `make_train_step` with the state donated. Call the result under `jax.set_mesh(mesh)`.
+
+    With `config.train.offload`, the step first copies the EMA and the optimizer state from host
+    memory to the devices.
+    """
     step = make_train_step(gradient, optimizer, config)
 
-    def brought(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        return step(on_device(state, shardings), batch)
+    def offloaded_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        return step(to_device_memory(state, shardings), batch)
 
     return jax.jit(
-        brought if config.train.offload else step,
+        offloaded_step if config.train.offload else step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
