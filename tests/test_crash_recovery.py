@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     assert list(losses) == list(range(5, STEPS + 1))
     assert losses.items() <= uninterrupted[1].items()
     said = capsys.readouterr().err
-    assert re.search(rf"checkpoint 8 is damaged \(.*{spoilt.name}.*set aside in .*/damaged", said)
+    assert re.search(rf"checkpoint 8 is damaged \(.*{spoilt.name}.*moved to .*/damaged", said)
     assert (workdir / "damaged" / "8_0").is_dir()
     assert_identical(
         read_checkpoint(workdir, STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
@@ -132,7 +132,7 @@ def test_without_checksums_what_cannot_be_read_is_set_aside(workdir, uninterrupt
 def test_without_a_good_one_nothing_is_begun_anew(workdir):
     for step in (4, 8):
         delete(files_of(workdir, step)[0], None)
-    with pytest.raises(UserError, match="all checkpoints in .* set aside .*start in a new workdir"):
+    with pytest.raises(UserError, match="all checkpoints in .* moved to .*start in a new workdir"):
         trained_losses(small_config(every_steps=4), workdir)
     assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["4_1", "8_0"]
 
@@ -178,7 +178,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
     # Orbax's own threads say more.
     lines = [line for line in said.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and "tp_jax/" not in said.partition("error:")[2], said
-    assert re.search(r"a checkpoint can't be written.*kept are 6\. Make room", lines[0])
+    assert re.search(r"a checkpoint can't be written.*kept: 6\. Free disk space", lines[0])
     assert 6 in saved_steps(run.workdir)
 
     losses = trained_losses(small_config(every_steps=6), run.workdir)
@@ -236,7 +236,7 @@ def test_it_outlives_random_deaths(tmp_path, cache):
     assert found_data == wanted_data
     aside = list(run.workdir.glob("damaged/*"))
     assert aside or died.total() < 50
-    print(f"\n{dict(died)}; {len(aside)} checkpoints were set aside")
+    print(f"\n{dict(died)}; {len(aside)} checkpoints were moved to damaged")
 
 
 def set_back(workdir):
@@ -264,7 +264,7 @@ def test_the_watchdog_reports_a_hang_and_nothing_else(capfd):
         assert "warning" not in capfd.readouterr().err
         time.sleep(0.8)
     said = capfd.readouterr().err
-    assert re.search(r"process 0 has taken no step for \d+ s, the last was 7", said)
+    assert re.search(r"process 0 has run no train step for \d+ s; the last was step 7", said)
     assert "test_the_watchdog_reports" in said
     with contextlib.redirect_stderr(io.StringIO()), Watchdog(0):
         pass
