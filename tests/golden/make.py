@@ -1,8 +1,9 @@
-"""Writes the golden files beside this script from public torch code.
+"""Write dit.npz, gaussian.npz, sd3.npz, sd35.npz and flow.npz next to this script.
 
     python make.py --dit=PATH_TO_A_CLONE_OF_facebookresearch/DiT
 
-Needs torch, diffusers and timm (README.md names the versions). The tests only read the files.
+The outputs come from public torch code. Needs torch, diffusers and timm in the versions that
+README.md lists. The tests only read the files.
 Letters: B batch, C channels, H height, W width, T tokens, S sampling steps.
 """
 
@@ -22,7 +23,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 STAND_IN = (0.9, 0.1, 0.2, 0.05)  # coefficients of `stand_in`
 VELOCITY = (0.5, 0.1)  # coefficients of `velocity`
 LATENT_SHAPE = (2, 2, 4, 4)  # B C H W of every sampling trajectory
-SEED_250 = 250  # of the noise that gaussian.npz does not store
+SEED_250 = 250  # seed of the 250-step noise, which gaussian.npz does not store
 
 DIT_CONFIG = {
     "depth": 3,
@@ -54,14 +55,14 @@ SD35_CONFIG = SD3_CONFIG | {"dual_attention_layers": (0, 1), "qk_norm": "rms_nor
 
 
 def normal(random, *shape):
-    """Standard normal float32 array from a RandomState."""
+    """Sample a standard normal float32 array from a RandomState."""
     return random.randn(*shape).astype(np.float32)
 
 
 def randomize(model, seed):
-    """Overwrites every weight, also those initialised to zero; keeps the position tables.
+    """Overwrite every weight, also those initialised to zero, but not the position tables.
 
-    Each value becomes an odd multiple of 2^-10: never zero, exact in float32, and cheap to store.
+    Each value is an odd multiple of 2^-10: never zero, exact in float32, and compressible.
     """
     random = np.random.RandomState(seed)
     state = model.state_dict()
@@ -72,7 +73,7 @@ def randomize(model, seed):
             mean, std = 0.0, 0.5
         elif name.endswith("bias"):
             mean, std = 0.0, 0.1
-        elif tensor.ndim == 1:  # the gain of a norm
+        elif tensor.ndim == 1:  # the scale of a norm
             mean, std = 1.0, 0.2
         else:
             mean, std = 0.0, tensor[0].numel() ** -0.5
@@ -84,14 +85,14 @@ def randomize(model, seed):
 
 
 def weights(model):
-    """The state dict as arrays under `w/<torch key>`."""
+    """The state dict as a dict of arrays with keys `w/<torch key>`."""
     return {f"w/{name}": tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
 def stand_in(x, timestep, coefficients=STAND_IN):
     """A formula in place of a network: x [B C H W], timestep [B] -> noise and variance [B 2C H W].
 
-    `timestep` counts on the original scale of 1000 steps, whatever the respacing.
+    `timestep` is on the original scale of 1000 steps, also for a respaced schedule.
     """
     a, b, c, d = coefficients
     t = timestep.float().view(-1, 1, 1, 1)
@@ -106,7 +107,7 @@ def velocity(x, timestep):
 
 @contextlib.contextmanager
 def torchvision_optional():
-    """Lets timm import where torchvision is missing; the layers used here do not call it."""
+    """Mock torchvision where it is missing; timm imports it, but no layer used here calls it."""
     if importlib.util.find_spec("torchvision") is not None:
         yield
         return
@@ -133,12 +134,12 @@ def torchvision_optional():
 
 @contextlib.contextmanager
 def injected_noise(noise):
-    """Makes `torch.randn_like` hand out noise[0], noise[1], …; all of it must be used."""
+    """Make `torch.randn_like` return noise[0], noise[1], …; fail if some of it is left unused."""
     remaining = list(torch.from_numpy(noise))
     with mock.patch.object(torch, "randn_like", lambda x: remaining.pop(0)):
         yield
     if remaining:
-        raise RuntimeError(f"{len(remaining)} noise arrays were not asked for")
+        raise RuntimeError(f"{len(remaining)} noise arrays were not used")
 
 
 def make_dit(dit_models):
@@ -172,7 +173,7 @@ def make_dit(dit_models):
 
 
 def sampling(loop, progressive_loop, x_start, noise, **options):
-    """Runs both forms of a sampling loop on `stand_in` -> samples, predicted x0 [S B C H W]."""
+    """Run both forms of a sampling loop on `stand_in` -> samples, predicted x0 [S B C H W]."""
     start = torch.from_numpy(x_start)
     options = {"noise": start, "clip_denoised": False, "device": "cpu"} | options
     with injected_noise(noise):
@@ -199,7 +200,7 @@ def make_gaussian(create_diffusion):
 
     random = np.random.RandomState(3)
     x0 = random.uniform(-1, 1, (6, *LATENT_SHAPE[1:])).astype(np.float32)
-    # The likelihood at t = 0 has branches of its own at both ends of the range.
+    # The likelihood at t = 0 has special cases at both ends of the range.
     x0[:, 0, 0, 0], x0[:, 1, 0, 0] = -1, 1
     noise = normal(random, *x0.shape)
     t = np.array([0, 1, 500, 999, 0, 250])
@@ -269,7 +270,7 @@ def make_flow():
         "train_timesteps": scheduler.timesteps.numpy(),
         "train_sigmas": scheduler.sigmas.numpy(),
     }
-    for steps in (28, 10):  # 10 last: the trajectory below follows it
+    for steps in (28, 10):  # 10 last: the trajectory below uses this schedule
         scheduler.set_timesteps(steps)
         arrays[f"timesteps_{steps}"] = scheduler.timesteps.numpy()
         arrays[f"sigmas_{steps}"] = scheduler.sigmas.numpy()
@@ -284,14 +285,14 @@ def make_flow():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes the golden files again.")
+    parser = argparse.ArgumentParser(description="Regenerate the golden files.")
     parser.add_argument("--dit", required=True, help="a clone of facebookresearch/DiT")
     parser.add_argument(
-        "--out", default=pathlib.Path(__file__).parent, type=pathlib.Path, help="folder to write"
+        "--out", default=pathlib.Path(__file__).parent, type=pathlib.Path, help="output folder"
     )
     args = parser.parse_args()
     if not (pathlib.Path(args.dit) / "diffusion").is_dir():
-        parser.error(f"--dit={args.dit} has no folder `diffusion`: not a clone of DiT")
+        parser.error(f"--dit={args.dit} has no folder `diffusion`: give a clone of DiT")
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)

@@ -1,6 +1,6 @@
-"""Writes `before_rooms.tar.xz`: what users have on disk from revision bbe81de, before the rooms.
+"""Write `before_rooms.tar.xz`: files as revision bbe81de wrote them, with its module layout.
 
-Run it in a checkout of that revision, whose modules and config keys it uses:
+Run it in a checkout of that revision, because it uses the modules and config keys of that time:
 
     JAX_PLATFORMS=cpu PYTHONPATH=.:tests python tests/golden/make_before_rooms.py OUT.tar.xz
 """
@@ -29,7 +29,7 @@ from tp_jax.train.loop import train
 
 
 def stopped_after(batches: int):
-    """Within the block, drawing stops after so many batches."""
+    """A context manager in which sampling stops after this many batches."""
     original = Generator.batches
 
     def some(self, *args, **kwargs):
@@ -57,7 +57,7 @@ def shrink(config) -> None:
 def main(out: str) -> None:
     place = pathlib.Path(tempfile.mkdtemp()) / "before_rooms"
     place.mkdir()
-    # A workdir of classes, half trained, whose config has the old keys.
+    # A workdir of a class-conditional model, stopped half-way; its config has the old keys.
     config = tiny_config(steps=3, samples=0)
     config.checkpoint.every_steps = 3
     config.evaluation.num = 12
@@ -66,13 +66,13 @@ def main(out: str) -> None:
     drawing = Drawing(epath.Path(place / "digits"), epath.Path("whole.npz"), num=12, batch_size=4)
     draw_samples(drawing)
     shutil.move("whole.npz", place / "whole.npz")
-    # The same drawing, killed. Parts are written when they are old or large enough.
+    # The same samples, interrupted. A part is written once it is old or large enough.
     from tp_jax import parts
 
     parts.ROWS = 4
     with stopped_after(2):
         draw_samples(Drawing(drawing.workdir, epath.Path(place / "out.npz"), num=12, batch_size=4))
-    # A workdir of FrozenLake, and one of Shapes with half of its images drawn.
+    # A workdir of FrozenLake, and one of Shapes for which half of the images are sampled.
     config = lake_config(steps=2, samples=0)
     shrink(config)
     train(config, epath.Path(place / "lake"))
@@ -97,14 +97,14 @@ def main(out: str) -> None:
     config.prepare.update(source="folder", dir=str(place / "photos"), split="")
     prepare(config, epath.Path(place / "latents"))
     shutil.rmtree(place / "photos")
-    # Scores over seeds, as `--collect` reads them.
+    # Scores of two seeds, as `--collect` reads them.
     part = {"all": {"plays": 4, "goal": 0.25, "hole": 0.5}}
     scores = {"suite": "navigation", "model": part, "random_walker": part, "oracle": part}
     for seed in ("0", "1"):
         folder = place / "scores" / "recursive" / seed
         folder.mkdir(parents=True)
         (folder / "scores.json").write_text(json.dumps(scores))
-    # What isn't read again, for size.
+    # Delete what the tests don't read, to keep the archive small.
     for path in place.rglob("events.out.*"):
         path.unlink()
     for name in ("lake", "shapes"):

@@ -1,10 +1,10 @@
-"""Writes dpg.json beside this script.
+"""Write dpg.json next to this script.
 
     PYTHONHASHSEED=0 python make_dpg.py --ella=PATH_TO_A_CLONE_OF_TencentQQGYLab/ELLA
 
-Needs numpy, pandas, pillow and tqdm. The official script's `main` runs as it is, in one process;
-in place of its network it gets answers from a formula, and in place of torch and accelerate,
-which it imports for that, empty ones. The order of its categories is that of a set of strings.
+Needs numpy, pandas, pillow and tqdm. The official script's `main` runs unchanged in one process.
+Its network is replaced by answers from a formula, and torch and accelerate, which only the network
+needs, by stubs. PYTHONHASHSEED fixes the order of categories, which the script keeps in a set.
 """
 
 import argparse
@@ -23,11 +23,11 @@ sys.path.insert(0, str(HERE.parent))
 
 from question_formula import CASES, ITEMS, answer, csv_text  # noqa: E402
 
-SIDE = 4  # of a tile
+SIDE = 4  # pixels per side of a tile
 
 
 class Network:
-    """Answers by the item and the tile, which the image's only colour says."""
+    """Answer questions by formula; the colour of the image encodes its item and tile."""
 
     def __init__(self, device):
         del device
@@ -38,7 +38,7 @@ class Network:
 
 
 class OneProcess:
-    """What the script asks of accelerate's class, in one process."""
+    """The part of accelerate's `Accelerator` that the script uses, for one process."""
 
     is_main_process, device, num_processes, process_index = True, "cpu", 1, 0
 
@@ -50,6 +50,7 @@ class OneProcess:
 
 
 def make_script(folder):
+    """Import the official script with stubs for torch, accelerate and its network."""
     module = types.SimpleNamespace(Module=object)
     sys.modules |= {
         "torch": types.SimpleNamespace(nn=module),
@@ -66,7 +67,7 @@ def make_script(folder):
 
 
 def run(script, case):
-    """The two files that the script writes."""
+    """Run the script on one case; return the contents of the two files that it writes."""
     folder = pathlib.Path("images")
     folder.mkdir(exist_ok=True)
     for index, item in enumerate(ITEMS):
@@ -86,9 +87,11 @@ def run(script, case):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes the golden scores again.")
-    parser.add_argument("--ella", type=pathlib.Path, required=True, help="a clone of it")
-    parser.add_argument("--out", default=HERE, type=pathlib.Path, help="folder to write")
+    parser = argparse.ArgumentParser(description="Regenerate the golden scores.")
+    parser.add_argument(
+        "--ella", type=pathlib.Path, required=True, help="a clone of TencentQQGYLab/ELLA"
+    )
+    parser.add_argument("--out", default=HERE, type=pathlib.Path, help="output folder")
     args = parser.parse_args()
     out = args.out.resolve()
     script = make_script((args.ella / "dpg_bench").resolve())

@@ -1,11 +1,11 @@
-"""Writes evals.json, resize_tf1.npz and resize_torch.npz beside this script.
+"""Write evals.json, resize_tf1.npz and resize_torch.npz next to this script.
 
     python make_evals.py --guided_diffusion=PATH_TO_A_CLONE_OF_openai/guided-diffusion
     python make_evals.py --torch
 
-The first needs tensorflow, scipy, requests and tqdm, the second torch (README.md names the
-versions). The evaluator is imported as it is; in place of its network it gets features and class
-weights from formulas.
+The first command needs tensorflow, scipy, requests and tqdm, the second torch, in the versions that
+README.md lists. The evaluator is imported unchanged; features and class weights from formulas
+replace its network.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from feature_formula import SIZES, class_weights, features, image  # noqa: E402
 
 # name -> (rows, factor). Multiplied by 64, squared norms overflow float16.
 CASES = {"2000": (2000, 1), "2000_overflow": (2000, 64), "10000": (10_000, 1)}
-SEEDS, SHIFT = (1, 2), 0.3  # of the reference and the sample; the sample is shifted
-SIDE, STRIDE = 299, 13  # the resized image; every 13th row and column of it is kept
+SEEDS, SHIFT = (1, 2), 0.3  # seeds of reference and sample; shift of the sample
+SIDE, STRIDE = 299, 13  # side of the resized image; every 13th row and column is stored
 
 
 def make_evaluator(path):
-    """The evaluator with the class weights in place of its network's."""
+    """The evaluator without its network, and with the class weights of the formula."""
     sys.path.insert(0, str(path))
     import evaluator
     import tensorflow.compat.v1 as tf
@@ -39,7 +39,7 @@ def make_evaluator(path):
 
 
 def scores(evaluator, rows, factor):
-    """The numbers of one case; the overflow case is about distances alone."""
+    """The scores of one case; for the overflow case only those that depend on distances."""
     reference = factor * features(SEEDS[0], rows)
     sample = factor * features(SEEDS[1], rows, SHIFT)
     precision, recall = evaluator.compute_prec_recall(reference, sample)
@@ -53,14 +53,14 @@ def scores(evaluator, rows, factor):
 
 
 def distances_to_origin(evaluator):
-    """Squared, of 16 rows: norms alone, which show the order that float16 is summed in."""
+    """Squared distances of 16 rows to zero: they show the order in which float16 is summed."""
     block = evaluator.manifold_estimator.distance_block
     rows = features(SEEDS[0], 16)
     return block.pairwise_distances(rows, np.zeros_like(rows[:1]))[:, 0].tolist()
 
 
 def tf1_resize(images):
-    """Float images [B H W C] in [0, 255], resized as by a TensorFlow 1 graph's ResizeBilinear."""
+    """Resize float images [B H W C] in [0, 255] by ResizeBilinear, as TensorFlow 1 graphs do."""
     import tensorflow as tf
 
     return tf.raw_ops.ResizeBilinear(
@@ -69,7 +69,7 @@ def tf1_resize(images):
 
 
 def torch_resize(images):
-    """The same with half-pixel centres, as in pytorch-fid's network."""
+    """Resize with half-pixel centres, as pytorch-fid does."""
     import torch
 
     resized = torch.nn.functional.interpolate(
@@ -82,7 +82,7 @@ def torch_resize(images):
 
 
 def write_resized(path, resize):
-    """Every 13th row and column of each formula image, resized: key HxW, [23, 23, 3] float32."""
+    """Store every 13th row and column of each resized image: key HxW, [23, 23, 3] float32."""
     resized = {
         f"{height}x{width}": resize(image(height, width)[None].astype(np.float32))[0]
         for height, width in SIZES
@@ -92,10 +92,12 @@ def write_resized(path, resize):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes the golden scores again.")
-    parser.add_argument("--guided_diffusion", type=pathlib.Path, help="a clone of that repository")
-    parser.add_argument("--torch", action="store_true", help="resize_torch.npz alone")
-    parser.add_argument("--out", default=HERE, type=pathlib.Path, help="folder to write")
+    parser = argparse.ArgumentParser(description="Regenerate the golden scores.")
+    parser.add_argument(
+        "--guided_diffusion", type=pathlib.Path, help="a clone of openai/guided-diffusion"
+    )
+    parser.add_argument("--torch", action="store_true", help="write only resize_torch.npz")
+    parser.add_argument("--out", default=HERE, type=pathlib.Path, help="output folder")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.torch:
@@ -103,7 +105,7 @@ def main():
         return
     folder = (args.guided_diffusion or pathlib.Path()) / "evaluations"
     if not (folder / "evaluator.py").is_file():
-        parser.error(f"{folder} has no evaluator.py: not a clone of guided-diffusion")
+        parser.error(f"{folder} has no evaluator.py: give a clone of guided-diffusion")
     write_resized(args.out / "resize_tf1.npz", tf1_resize)
     evaluator = make_evaluator(folder)
     found = {"distances_to_origin": distances_to_origin(evaluator)}

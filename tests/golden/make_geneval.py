@@ -1,10 +1,9 @@
-"""Writes geneval.json beside this script.
+"""Write geneval.json next to this script.
 
     python make_geneval.py --geneval=PATH_TO_A_CLONE_OF_djghosh13/geneval
 
-Needs numpy and pillow. The evaluator's own `evaluate_image` runs as it is; in place of its two
-networks it gets boxes and colours from formulas, and in place of the packages that it imports for
-them, empty ones.
+Needs numpy and pillow. The evaluator's `evaluate_image` runs unchanged. Boxes and colours from
+formulas replace its two networks, and stubs replace the packages that only the networks need.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from detection_formula import CASES, CLASSES, PAIRS, boxes, case, colour  # noqa
 
 
 def make_evaluator(folder):
-    """The evaluator's module with its defaults, no networks and three classes."""
+    """Import the evaluator with its default options, without networks and with three classes."""
     data = types.SimpleNamespace(Dataset=object)
     cuda = types.SimpleNamespace(is_available=lambda: True)
     api = types.SimpleNamespace(init_detector=None, inference_detector=None)
@@ -44,7 +43,7 @@ def make_evaluator(folder):
 
     evaluator.object_detector, evaluator.classnames = None, CLASSES
     evaluator.color_classification = lambda image, found, name: [colour(box) for box, _ in found]
-    # As its main program sets them where no option is given.
+    # The defaults of its command line.
     evaluator.THRESHOLD, evaluator.COUNTING_THRESHOLD = 0.3, 0.9
     evaluator.MAX_OBJECTS, evaluator.NMS_THRESHOLD = 16, 1.0
     evaluator.POSITION_THRESHOLD = 0.1
@@ -52,7 +51,7 @@ def make_evaluator(folder):
 
 
 def verdict(evaluator, picture, seed):
-    """[right or not, the boxes of each class that were looked at]."""
+    """Return [whether the image is correct, the number of boxes considered of each class]."""
     found, metadata = case(seed)
     evaluator.inference_detector = lambda detector, path: [found[name] for name in CLASSES]
     result = evaluator.evaluate_image(picture, metadata)
@@ -61,9 +60,11 @@ def verdict(evaluator, picture, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes the golden verdicts again.")
-    parser.add_argument("--geneval", type=pathlib.Path, required=True, help="a clone of it")
-    parser.add_argument("--out", default=HERE, type=pathlib.Path, help="folder to write")
+    parser = argparse.ArgumentParser(description="Regenerate the golden verdicts.")
+    parser.add_argument(
+        "--geneval", type=pathlib.Path, required=True, help="a clone of djghosh13/geneval"
+    )
+    parser.add_argument("--out", default=HERE, type=pathlib.Path, help="output folder")
     args = parser.parse_args()
     evaluator = make_evaluator(args.geneval / "evaluation")
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +77,7 @@ def main():
     path = args.out / "geneval.json"
     path.write_text(json.dumps({"verdicts": verdicts, "relations": relations}) + "\n")
     right = sum(correct for correct, _ in verdicts)
-    print(f"{path.name}: {path.stat().st_size} bytes, {right} of {CASES} right")
+    print(f"{path.name}: {path.stat().st_size} bytes, {right} of {CASES} correct")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Writes the golden files of the readers of published weights, from public torch code.
+"""Write the golden files for the readers of published weights next to this script.
 
     python make_pretrained.py --dit=… --sd=… --fid=…
 
-Each is a clone: facebookresearch/DiT, CompVis/stable-diffusion, mseitzer/pytorch-fid. Needs
-torch, torchvision, diffusers, timm and einops (README.md names the versions). The files hold no
-weights: `seeded.py` draws them from a seed, here and in the tests.
+The flags name clones of facebookresearch/DiT, CompVis/stable-diffusion and mseitzer/pytorch-fid.
+Needs torch, torchvision, diffusers, timm and einops in the versions that README.md lists. The files
+hold no weights: this script and the tests generate them from a seed by `seeded.py`.
 """
 
 import argparse
@@ -31,7 +31,6 @@ DIT_CONFIG = {
     "in_channels": 4,
     "num_classes": 1000,
 }
-# `sample_size` is the side of diffusers' tiles.
 VAE_4 = {"latent_channels": 4, "block_out_channels": [32, 64, 64], "layers_per_block": 1}
 VAE_16 = {"latent_channels": 16, "block_out_channels": [32, 32, 64], "layers_per_block": 2}
 VAE_REAL = {
@@ -43,7 +42,11 @@ ORIGINAL = {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "z_channels": 4
 
 
 def fill(model, seed, gain=1.0):
-    """Overwrites every weight but position tables by `seeded_weights`; evaluation mode."""
+    """Overwrite every weight but the position tables by `seeded_weights`; set evaluation mode.
+
+    Returns:
+      The model, and the arrays from which the tests generate the same weights.
+    """
     shapes = {
         key: tuple(tensor.shape)
         for key, tensor in model.state_dict().items()
@@ -53,7 +56,7 @@ def fill(model, seed, gain=1.0):
     state = {key: torch.from_numpy(array) for key, array in weights.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or any(not key.endswith("pos_embed") for key in missing):
-        raise RuntimeError(f"weights don't fit: {missing} {unexpected}")
+        raise RuntimeError(f"weights don't fit: missing {missing}, unexpected {unexpected}")
     return model.eval().requires_grad_(False), {
         "shapes": np.array(json.dumps(shapes)),
         "seed": np.array(seed),
@@ -62,12 +65,12 @@ def fill(model, seed, gain=1.0):
 
 
 def normal(seed, *shape):
-    """Standard normal float32 array from a seed."""
+    """Sample a standard normal float32 array from a seed."""
     return np.random.RandomState(seed).randn(*shape).astype(np.float32)
 
 
 def make_dit(dit_models):
-    """Arrays of dit_s2.npz: a DiT-S/2 of real size."""
+    """Arrays of dit_s2.npz, from a DiT-S/2 of the published size."""
     model, arrays = fill(dit_models.DiT(**DIT_CONFIG), seed=20)
     t, y = np.array([37]), np.array([1000])
     x = torch.from_numpy(normal(21, 1, 4, 32, 32))
@@ -77,7 +80,7 @@ def make_dit(dit_models):
 
 
 def make_vae(config, seed, image, latents, tile=0, **options):
-    """Arrays of a diffusers AutoencoderKL, whole and, with `tile`, in tiles of that side."""
+    """Arrays of a diffusers AutoencoderKL; `tile` adds images that are coded in tiles of that side."""
     levels = len(config["block_out_channels"])
     model, arrays = fill(
         AutoencoderKL(
@@ -85,7 +88,7 @@ def make_vae(config, seed, image, latents, tile=0, **options):
             **options,
             down_block_types=["DownEncoderBlock2D"] * levels,
             up_block_types=["UpDecoderBlock2D"] * levels,
-            sample_size=tile or 32,
+            sample_size=tile or 32,  # the side of a tile in diffusers
         ),
         seed,
     )
@@ -106,7 +109,7 @@ def make_vae(config, seed, image, latents, tile=0, **options):
 
 
 def make_original_vae(ldm):
-    """Arrays of vae_original.npz, from CompVis' encoder and decoder in the original layout."""
+    """Arrays of vae_original.npz, from CompVis' encoder and decoder with the original key names."""
     options = ORIGINAL | dict(
         in_channels=3, out_ch=3, resolution=16, attn_resolutions=[], double_z=True
     )
@@ -133,7 +136,7 @@ def make_original_vae(ldm):
 
 
 def make_inception(fid):
-    """Arrays of inception.npz, from pytorch-fid's network of real size."""
+    """Arrays of inception.npz, from pytorch-fid's network of the published size."""
     with mock.patch.object(fid, "load_state_dict_from_url", lambda *_, **__: {}):
         load = mock.patch.object(nn.Module, "load_state_dict")
         with load:
@@ -157,7 +160,7 @@ def make_inception(fid):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes the golden files again.")
+    parser = argparse.ArgumentParser(description="Regenerate the golden files.")
     for name in ("dit", "sd", "fid"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path, help="a clone")
     parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)

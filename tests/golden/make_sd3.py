@@ -1,9 +1,9 @@
-"""Writes sd3_original.npz and sd3_text.npz beside this script, from diffusers and transformers.
+"""Write sd3_original.npz and sd3_text.npz next to this script, from diffusers and transformers.
 
     python make_sd3.py
 
-Needs torch, diffusers and transformers (README.md names the versions). The tests only read the
-files.
+Needs torch, diffusers and transformers in the versions that README.md lists. The tests only read
+the files.
 """
 
 import argparse
@@ -24,7 +24,7 @@ T5_TOKENS = 12
 
 
 def original_shapes(config):
-    """Shapes of a state dict in the original layout, but for its position table."""
+    """Shapes of a state dict with the original key names, without its position table."""
     head = config["attention_head_dim"]
     width = head * config["num_attention_heads"]
     outputs = config["patch_size"] ** 2 * config["out_channels"]
@@ -61,7 +61,7 @@ def original_shapes(config):
 
 
 def make_original(seed):
-    """Arrays of sd3_original.npz: what diffusers makes of the original layout."""
+    """Arrays of sd3_original.npz, from weights in the original layout that diffusers converts."""
     model, shapes = SD3Transformer2DModel(**SD35_CONFIG), original_shapes(SD35_CONFIG)
     state = {key: torch.from_numpy(a) for key, a in seeded_weights(shapes, seed).items()}
     state["pos_embed"] = model.state_dict()["pos_embed.pos_embed"]
@@ -84,7 +84,7 @@ def make_original(seed):
 
 
 def make_text():
-    """Arrays of sd3_text.npz: what diffusers' pipeline makes of prompts."""
+    """Arrays of sd3_text.npz, from diffusers' pipeline for encoding prompts."""
     arrays = {"prompts": np.array(json.dumps(PROMPTS))}
     with tempfile.TemporaryDirectory() as place:
         folder = pathlib.Path(place)
@@ -119,7 +119,7 @@ def make_text():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes the golden files again.")
+    parser = argparse.ArgumentParser(description="Regenerate the golden files.")
     parser.add_argument("--out", default=pathlib.Path(__file__).parent, type=pathlib.Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

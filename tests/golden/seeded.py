@@ -1,4 +1,4 @@
-"""Random weights from a seed, so that a golden file of a large model needs to hold none."""
+"""Seeded random weights, so that the golden file of a large model needn't store them."""
 
 from collections.abc import Mapping
 
@@ -8,16 +8,17 @@ import numpy as np
 def seeded_weights(
     shapes: Mapping[str, tuple[int, ...]], seed: int, gain: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """Weights float32 for a torch state dict, drawn key by key in sorted order.
+    """Sample float32 weights for a torch state dict, key by key in sorted order.
 
-    By the last part of the key: "running_var" is uniform in 0.5 … 1.5, "running_mean" and "bias"
-    normal with deviation 0.1, "num_batches_tracked" 0 (int64). Of the rest, vectors (the gains of
-    norms) are normal around 1 with deviation 0.2, label tables have deviation 0.5, and matrices
-    and kernels gain/√fan_in.
+    The last part of a key decides: "running_var" is uniform in 0.5 … 1.5, "running_mean" and "bias"
+    are normal with standard deviation 0.1, and "num_batches_tracked" is 0 (int64). Other vectors
+    (scales of norms) are normal with mean 1 and deviation 0.2. Label tables have deviation 0.5,
+    matrices and kernels gain/√fan_in.
 
     Args:
-      shapes: of every entry of the state dict.
-      gain: 1, or √2 to keep the variance of a network of ReLUs.
+      shapes: the shape of every entry of the state dict.
+      seed: of NumPy's RandomState.
+      gain: 1, or √2 to preserve the variance in a network of ReLUs.
     """
     random = np.random.RandomState(seed)
     weights = {}
@@ -42,10 +43,10 @@ def seeded_weights(
 
 
 def seeded_images(seed: int, batch: int, side: int, block: int) -> np.ndarray:
-    """Images [B, 3, side, side] float32 in [-1, 1]: squares of one colour, and a little noise.
+    """Sample images [B, 3, side, side] float32 in [-1, 1]: coloured squares with a little noise.
 
     Args:
-      block: pixels a side of a square; divides `side`.
+      block: side of a square in pixels, a divisor of `side`.
     """
     random = np.random.RandomState(seed)
     squares = random.uniform(-0.9, 0.9, (batch, 3, side // block, side // block))

@@ -1,6 +1,6 @@
-"""A tiny repository of SD3's text encoders and tokenizers, laid out as diffusers lays out SD3's.
+"""Write tiny text encoders and tokenizers in the folder layout of diffusers' SD3 repository.
 
-Needs torch, transformers and tokenizers; its weights are drawn from seeds.
+Needs torch, transformers and tokenizers. The weights are random with fixed seeds.
 """
 
 import json
@@ -16,15 +16,16 @@ import transformers
 WORDS = ("a", "red", "cube", "on", "the", "blue", "ball", "cat")
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 T5_WIDTH = 48
-# Prompts of which one is empty, and one has words that aren't in the vocabulary.
+# The second prompt is empty; the third has words that the vocabulary lacks.
 PROMPTS = ("a red cube on the blue ball", "", "zebra, cat")
 
 
 def write_repository(folder: pathlib.Path, draw: Callable[..., Mapping[str, np.ndarray]]) -> None:
-    """Writes the folder.
+    """Write the encoders and tokenizers into a folder.
 
     Args:
-      draw: `seeded_weights`.
+      folder: where to write.
+      draw: the function `seeded_weights` of `seeded.py`.
     """
     words = clip_vocabulary()[0]
     clip = dict(
@@ -68,7 +69,7 @@ def _save(model, folder, seed, draw):
     shapes = {
         key: tuple(tensor.shape)
         for key, tensor in model.state_dict().items()
-        # The same as shared.weight.
+        # This key is tied to shared.weight.
         if key != "encoder.embed_tokens.weight"
     }
     state = {key: torch.from_numpy(array) for key, array in draw(shapes, seed).items()}
@@ -77,7 +78,7 @@ def _save(model, folder, seed, draw):
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Tokens and their numbers, and the merges of letters to the words."""
+    """The vocabulary (token to id), and the BPE merges from letters to words."""
     letters = ["!", ",", *string.ascii_lowercase]
     tokens, merges = [*letters, *(f"{letter}</w>" for letter in letters)], []
     for word in WORDS:
@@ -105,7 +106,7 @@ def _write_clip_tokenizer(folder, pad):
 
 
 def t5_pieces() -> list[tuple[str, float]]:
-    """Pieces and their log probabilities; a word is likelier than its letters."""
+    """Unigram pieces with log probabilities; a whole word is more probable than its letters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(f"▁{word}", -2.0) for word in WORDS]
     return pieces + [(letter, -6.0) for letter in ("▁", ",", *string.ascii_lowercase)]

@@ -1,1 +1,4 @@
-"""A model, a sampler, a source and a suite that the package doesn't have, each in one file."""
+"""Toy extensions, each in one file: a model, a sampler, a data source and an evaluation suite.
+
+`test_extending.py` registers and uses them; they also serve as examples for extensions of your own.
+"""

@@ -1,4 +1,4 @@
-"""The midpoint method along a flow."""
+"""The midpoint method for rectified flow."""
 
 import jax
 import numpy as np

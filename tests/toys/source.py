@@ -1,4 +1,4 @@
-"""Grey pictures, dark or bright as their label says."""
+"""Grey images in two classes, dark and bright."""
 
 import io
 
