@@ -89,7 +89,7 @@ def test_scores_against_images(extractor, expected, tmp_path):
     check_scores(found, expected, count=50, reference_count=60)
     assert found.protocol == "adm" and found.inception == "stand-in 1"
     assert found.reference == "a.npz"
-    assert found.notes == ("Inception Score: its last split has 50 images, not 5000",)
+    assert found.notes == ("Inception Score: the last split has 50 images instead of 5000",)
 
 
 def test_features_are_taken_in_by_groups(extractor, monkeypatch):
@@ -114,7 +114,7 @@ def test_scores_against_a_published_file(extractor, expected, tmp_path):
 def test_scores_against_a_published_file_without_images(extractor, expected, tmp_path):
     found = evaluated(extractor, published(extractor, tmp_path / "a.npz"))
     check_scores(found, expected, precision=None, recall=None)
-    assert "precision, recall: a.npz holds neither images nor features" in found.notes
+    assert "precision, recall: a.npz has neither images nor features" in found.notes
 
 
 def test_scores_against_saved_statistics(extractor, expected, tmp_path):
@@ -139,7 +139,7 @@ def test_a_file_of_pytorch_fid(tmp_path):
     pool = measured(extractor, REFERENCE).pool
     found = evaluated(extractor, save_npz(tmp_path / "a.npz", mu=pool.mean, sigma=pool.covariance))
     assert found.fid > 0 and found.precision is None
-    assert "a.npz doesn't say which protocol made it" in found.notes
+    assert "a.npz doesn't record the protocol it was made with" in found.notes
 
 
 def test_a_set_against_itself(extractor, tmp_path):
@@ -152,13 +152,16 @@ def test_few_images_are_noted_or_refused(extractor, tmp_path):
     path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
     found = evaluated(extractor, path, SAMPLE[:3])
     assert found.precision is None and found.fid > 0
-    assert "precision, recall: need more than 3 images on both sides" in found.notes
+    assert (
+        "precision, recall: need more than 3 samples and more than 3 reference images"
+        in found.notes
+    )
     assert any(
         note.startswith("samples: 3 images for 16 features, so the cov") for note in found.notes
     )
     with pytest.raises(UserError, match="a covariance needs at least 2 images, found 1"):
         evaluated(extractor, path, SAMPLE[:1])
-    with pytest.raises(UserError, match="there are no samples; give 2 or more"):
+    with pytest.raises(UserError, match="there are no samples: give at least 2"):
         adm.evaluate(iter([]), 50, read_reference(path), extractor)
 
 

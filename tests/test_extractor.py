@@ -17,7 +17,7 @@ from stand_in_extractor import (
     random_images,
 )
 
-from tp_jax.evals.adm.features import PROTOCOLS, rebatched
+from tp_jax.evals.adm.features import PROTOCOLS, rebatch
 from tp_jax.messages.errors import UserError
 
 
@@ -74,12 +74,12 @@ def test_each_of_two_processes_gets_all_features(extractor, tmp_path):
         np.testing.assert_allclose(np.load(out), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rebatched_keeps_the_order():
+def test_rebatch_keeps_the_order():
     parts = np.split(np.arange(23), [1, 2, 15, 15])
-    assert [list(part) for part in rebatched(parts, 6)] == [
+    assert [list(part) for part in rebatch(parts, 6)] == [
         list(range(start, min(start + 6, 23))) for start in range(0, 23, 6)
     ]
-    assert list(rebatched([], 6)) == []
+    assert list(rebatch([], 6)) == []
 
 
 def test_unknown_protocols_and_batches_are_refused():

@@ -147,7 +147,7 @@ def test_distances_that_overflow_float16_are_computed_in_float32(golden):
 
 
 def test_float16_is_summed_in_the_adm_evaluators_order(golden):
-    [rows] = manifold._blocks(features(1, 16), 16)
+    [rows] = manifold._split_into_blocks(features(1, 16), 16)
     np.testing.assert_array_equal(rows.half_norms, golden["distances_to_origin"])
 
 

@@ -1,4 +1,4 @@
-"""Scores of a generator: in training, and in sweeps beside the base; the network is a stand-in."""
+"""Scores of generated images, in training and in sweeps; a fake network replaces Inception."""
 
 import csv
 import dataclasses
@@ -60,7 +60,9 @@ def sweep(trained, reference, tmp_path):
     )  # fmt: skip
 
 
-def test_a_cell_scores_what_sample_draws(sweep, trained, reference, extractor, tmp_path):
+def test_a_sweep_cell_scores_what_tp_jax_sample_generates(
+    sweep, trained, reference, extractor, tmp_path
+):
     run_sweep(sweep)
     with (sweep.out / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -74,32 +76,34 @@ def test_a_cell_scores_what_sample_draws(sweep, trained, reference, extractor, t
     wanted = scores_of_file(drawing.out, reference, extractor)
     cells = json.loads((sweep.out / "sweep.json").read_text())["cells"]
     assert_same_scores(cells[4], wanted)
-    # So short a training shows under strong guidance alone.
+    # After so few updates the parameters differ visibly only under strong guidance.
     assert cells[3]["fid"] != cells[4]["fid"] != cells[1]["fid"]
     height, width, _ = read_rgb(sweep.out / "sweep.png").shape
     assert width > height > 300
 
 
-def test_a_sweep_goes_on_cell_by_cell_and_not_into_another(sweep, monkeypatch):
+def test_a_sweep_resumes_at_the_next_cell_and_refuses_other_settings(sweep, monkeypatch):
     score, scored, stop_at = scoring.Scorer.score, [], 2
 
-    def recorded(self, generator, *args):
+    def record_score(self, generator, *args):
         if len(scored) == stop_at:
             raise KeyboardInterrupt
         scored.append((generator.sampler.guidance_scale, generator.latent_steps))
         return score(self, generator, *args)
 
-    monkeypatch.setattr(scoring.Scorer, "score", recorded)
+    monkeypatch.setattr(scoring.Scorer, "score", record_score)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(sweep)
     stop_at = None
     run_sweep(sweep)
     assert scored == [(scale, steps) for scale in (1.0, 90.0) for steps in (None, 1, 2)]
-    with pytest.raises(UserError, match="cells of another sweep: seed was 0, now 1; name another"):
+    with pytest.raises(
+        UserError, match="cells of a different sweep: seed was 0, now 1: choose another"
+    ):
         run_sweep(dataclasses.replace(sweep, seed=1))
 
 
-def test_the_base_is_what_the_model_was_trained_from(trained, tmp_path):
+def test_the_base_of_a_run_is_the_checkpoint_it_started_from(trained, tmp_path):
     config = tiny_config(steps=2)
     config.init.base = str(trained)
     train(config, epath.Path(tmp_path) / "run")
@@ -112,7 +116,7 @@ def test_the_base_is_what_the_model_was_trained_from(trained, tmp_path):
     assert without_thinking(load(trained))[1] == "the same weights, thinking off"
 
 
-def test_training_scores_its_average(reference, extractor, tmp_path):
+def test_training_scores_the_averaged_parameters(reference, extractor, tmp_path):
     config, workdir = tiny_config(), epath.Path(tmp_path) / "run"
     config.evaluation.update(suite="adm", every_steps=4, batch_size=8)
     config.evaluation.adm.update(num=NUM, reference=str(reference), inception="x")
@@ -131,16 +135,16 @@ def test_a_reference_of_another_size_is_refused_before_training(reference, tmp_p
     config.data.source = "synthetic"
     config.evaluation.suite = "adm"
     config.evaluation.adm.update(reference=str(reference), inception="x")
-    with pytest.raises(UserError, match="images are 16×16, those of real.npz 8×8"):
+    with pytest.raises(UserError, match="images are 16×16, but those of real.npz are 8×8"):
         train(config, workdir)
     assert not workdir.exists()
 
 
-def test_sweeps_that_are_refused_before_anything_is_drawn(sweep, tmp_path):
+def test_invalid_sweeps_are_refused_before_sampling(sweep, tmp_path):
     (tmp_path / "file").write_text("")
     cases = [
-        (dict(num=1), "--num=1: 2 or more"),
-        (dict(guidance_scales=()), "give one or more of each"),
+        (dict(num=1), "--num=1: must be 2 or more"),
+        (dict(guidance_scales=()), "give at least one of each"),
         (dict(out=epath.Path(tmp_path) / "file"), "is a file: name a folder"),
         (dict(out=epath.Path(tmp_path)), "holds files but no description.json"),
         (dict(sampler_changes={"guidance_channels": 9}), "guidance_channels=9: the model has 1"),
@@ -152,7 +156,7 @@ def test_sweeps_that_are_refused_before_anything_is_drawn(sweep, tmp_path):
     assert not sweep.out.exists()
 
 
-def test_latents_that_nothing_decodes_are_not_scored(reference, tmp_path):
+def test_scoring_latents_without_an_autoencoder_is_refused(reference, tmp_path):
     config = tiny_config()
     config.model.channels, config.data.source = 4, "synthetic"
     config.evaluation.suite = "adm"
@@ -164,13 +168,13 @@ def test_latents_that_nothing_decodes_are_not_scored(reference, tmp_path):
         train(config, epath.Path(tmp_path) / "run")
 
 
-def test_flags_of_a_sweep(trained, reference, tmp_path):
-    code, said, errors = run_entry(
+def test_a_sweep_from_the_command_line(trained, reference, tmp_path):
+    code, output, errors = run_entry(
         "evaluate", "--sweep", f"--workdir={trained}", f"--out={tmp_path / 's'}", "--inception=x",
         f"--reference={reference}", "--guidance_scales=1", "--latent_steps=2", "--num=8",
         "--batch_size=8",
     )  # fmt: skip
     assert code == 0, errors
-    assert len([line for line in said.splitlines() if line.strip().startswith("1 ")]) == 2, said
+    assert len([line for line in output.splitlines() if line.strip().startswith("1 ")]) == 2, output
     code, _, errors = run_entry("evaluate", "--sweep", "--guidance_scales=a", "--workdir=W")
     assert code == 2 and "--out is missing" in errors

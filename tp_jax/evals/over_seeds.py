@@ -1,4 +1,4 @@
-"""Mean and spread over seeds of the scores in ROOT/VARIANT/SEED/scores.json."""
+"""Mean and standard deviation over seeds of the scores in ROOT/VARIANT/SEED/scores.json."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,30 +10,40 @@ from tp_jax.files.atomic import write_json
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 
-# Columns of {row: share of 0 to 1}, but for rows of this end, which are numbers.
+# {column: {row: value}}. Values are shares from 0 to 1, except in rows whose name ends in
+# COUNT_SUFFIX, which hold counts.
 Columns = dict[str, dict[str, float]]
-COUNTED = "plays"
+COUNT_SUFFIX = "plays"
 
 
-# (content of a scores.json, its variant) -> columns
+# (content of a scores.json, name of its variant) -> columns
 ReadColumns = Callable[[dict[str, Any], str], Columns]
 
 
 def collect(
     root: epath.Path, out: epath.Path, suite: str, read_columns: ReadColumns
 ) -> dict[str, Any]:
-    """Writes FILE.json and, beside it, the same as a table FILE.md.
+    """Summarise scores over seeds: write `out`, and the same as a Markdown table next to it.
 
     Args:
-      suite: name of the suite that made the scores.
-      read_columns: the suite's own reading of one file.
+      root: folder with the files VARIANT/SEED/scores.json.
+      out: FILE.json; the table is written to FILE.md and printed.
+      suite: name of the suite that wrote the scores.
+      read_columns: the suite's function that reads the content of one scores.json.
+
+    Returns:
+      The content of `out`.
 
     Raises:
-      UserError: there are no scores of this suite, or a variant hasn't the same seeds as another.
+      UserError: a scores.json is missing or isn't of this suite, or the variants have different
+        seeds.
     """
     files = sorted(root.glob("*/*/scores.json"))
     if not files:
-        raise UserError(f"--collect={root}: has no VARIANT/SEED/scores.json; see launch/compare.sh")
+        raise UserError(
+            f"--collect={root}: no VARIANT/SEED/scores.json in this folder; launch/compare.sh "
+            f"writes them"
+        )
     found: dict[str, dict[str, Any]] = {}
     keys: list[str] = []
     for file in files:
@@ -41,22 +51,27 @@ def collect(
         try:
             columns = read_columns(read_json(file), variant)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{file} isn't a whole score of {suite}: score it again") from error
+            raise UserError(
+                f"{file} isn't a complete score file of suite {suite}: run the evaluation again"
+            ) from error
         for name, rows in columns.items():
             keys = keys or list(rows)
             if set(rows) != set(keys):
-                other = sorted(set(rows) ^ set(keys))
+                different = sorted(set(rows) ^ set(keys))
                 raise UserError(
-                    f"{file} has other scores than {files[0]}, as {', '.join(other[:3])}: score "
-                    f"all with the same options"
+                    f"{file} has different scores than {files[0]} (for example "
+                    f"{', '.join(different[:3])}): evaluate all runs with the same options"
                 )
             found.setdefault(name, {}).setdefault(seed, rows)
-    # Walkers that have nothing to learn come last.
-    learned = {file.parent.parent.name for file in files}
-    found = dict(sorted(found.items(), key=lambda item: item[0] not in learned))
+    # Baselines without training (a random walker, an oracle) come after the trained variants.
+    trained = {file.parent.parent.name for file in files}
+    found = dict(sorted(found.items(), key=lambda item: item[0] not in trained))
     seeds = {name: sorted(runs) for name, runs in found.items()}
-    if len({tuple(one) for one in seeds.values()}) > 1:
-        raise UserError(f"--collect={root}: variants have other seeds: {seeds}")
+    if len({tuple(names) for names in seeds.values()}) > 1:
+        raise UserError(
+            f"--collect={root}: the variants have different seeds, {seeds}: run every variant with "
+            f"the same seeds"
+        )
     content = {"suite": suite, "seeds": next(iter(seeds.values())), "variants": {}}
     for name, runs in found.items():
         rows = {key: [run[key] for run in runs.values()] for key in next(iter(runs.values()))}
@@ -73,7 +88,7 @@ def collect(
 
 
 def as_table(content: dict[str, Any]) -> str:
-    """Markdown: a row a score, a column a variant, in percent with the spread over seeds."""
+    """Return a Markdown table: one row per score, one column per variant, values in percent."""
     variants = content["variants"]
     lines = [
         f"Percent, mean ± standard deviation over {len(content['seeds'])} seeds.",
@@ -82,7 +97,7 @@ def as_table(content: dict[str, Any]) -> str:
         "|---|" + "---|" * len(variants),
     ]
     for key in next(iter(variants.values()))["mean"]:
-        if key.endswith(COUNTED):
+        if key.endswith(COUNT_SUFFIX):
             cells = [f"{scores['mean'][key]:g}" for scores in variants.values()]
             lines.append(f"| {key} (number) | " + " | ".join(cells) + " |")
             continue

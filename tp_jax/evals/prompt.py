@@ -6,13 +6,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """One prompt of a benchmark.
 
     Attributes:
-      index: its place in the benchmark, from 0.
-      name: unique; names its files: "00042" in GenEval, "partiprompts42" in DPG-Bench.
-      text: what is drawn.
-      metadata: what its rules are, as the benchmark gives them; empty in DPG-Bench.
+      index: position in the benchmark, from 0.
+      name: unique name used for the prompt's files: "00042" in GenEval, "partiprompts42" in
+        DPG-Bench.
+      text: the text that the images are generated from.
+      metadata: the benchmark's own fields, such as GenEval's rules; empty in DPG-Bench.
     """
 
     index: int

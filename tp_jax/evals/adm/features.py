@@ -1,4 +1,4 @@
-"""Inception features of images, on all devices. B images, H×W pixels."""
+"""Inception features of images, computed on all devices. B images, H×W pixels."""
 
 import dataclasses
 import functools
@@ -20,22 +20,29 @@ from tp_jax.pretrained.inception import KIND, load_inception
 
 
 def prepare_adm(images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] -> [B, 299, 299, 3] float32, about [-1, 1], as the 2015 graph does."""
+    """Preprocess uint8 [B, H, W, 3] into [B, 299, 299, 3] float32, about [-1, 1].
+
+    Source: the input ops of the Inception graph of 2015, which openai/guided-diffusion uses.
+    """
     return (resize(images.astype(jnp.float32), half_pixel=False) - 128) / 128
 
 
 def prepare_pytorch_fid(images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] -> [B, 299, 299, 3] float32 in [-1, 1], as mseitzer/pytorch-fid does."""
+    """Preprocess uint8 [B, H, W, 3] into [B, 299, 299, 3] float32 in [-1, 1].
+
+    Source: mseitzer/pytorch-fid.
+    """
     return 2 * resize(images.astype(jnp.float32) / 255, half_pixel=True) - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How images are shown to the network, and what is computed from its features.
+    """How images are preprocessed, and which scores are computed from their features.
 
     Attributes:
+      prepare: preprocesses uint8 [B, H, W, 3] into the network's input [B, 299, 299, 3] float32.
       spatial: whether sFID is defined.
-      half: whether distances for precision and recall are rounded to float16.
+      half: whether the distances of precision and recall are rounded to float16.
     """
 
     prepare: Callable[[jax.Array], jax.Array]
@@ -50,18 +57,28 @@ PROTOCOLS = {
 
 
 def interpolation_matrix(size: int, side: int, *, half_pixel: bool) -> np.ndarray:
-    """Weights [side, size] float32 of bilinear interpolation, without antialiasing.
+    """Return the weights [side, size] float32 of 1-D linear interpolation, without antialiasing.
+
+    Positions are computed in float32, as in torch and TensorFlow.
 
     Args:
-      half_pixel: pixel i lies at i + 1/2, as in torch with align_corners=False; else at i, as in
-        TensorFlow 1's default. Positions are computed in float32, as both do.
+      size: number of input pixels.
+      side: number of output pixels.
+      half_pixel: whether the centre of pixel i is at i + 1/2 (torch with align_corners=False) or
+        at i (TensorFlow 1's default).
+
+    Example:
+      >>> interpolation_matrix(2, 4, half_pixel=True).tolist()
+      [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
+      >>> interpolation_matrix(2, 4, half_pixel=False).tolist()
+      [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.0, 1.0]]
     """
     scale = np.float32(size) / np.float32(side)
-    place = np.arange(side, dtype=np.float32)
+    target = np.arange(side, dtype=np.float32)
     if half_pixel:
-        source = np.maximum((place + np.float32(0.5)) * scale - np.float32(0.5), 0)
+        source = np.maximum((target + np.float32(0.5)) * scale - np.float32(0.5), 0)
     else:
-        source = place * scale
+        source = target * scale
     low = np.minimum(source.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
     matrix = np.zeros((side, size), np.float32)
@@ -71,7 +88,7 @@ def interpolation_matrix(size: int, side: int, *, half_pixel: bool) -> np.ndarra
 
 
 def resize(images: jax.Array, *, half_pixel: bool) -> jax.Array:
-    """Bilinear [B, H, W, C] -> [B, 299, 299, C], float32."""
+    """Resize images [B, H, W, C] bilinearly to [B, 299, 299, C], float32."""
     rows, columns = (
         interpolation_matrix(size, SIDE, half_pixel=half_pixel) for size in images.shape[1:3]
     )
@@ -84,11 +101,13 @@ class Extractor:
     """A feature network on a mesh.
 
     Attributes:
-      network: (params, [B, 299, 299, 3] float32) -> an object with `pool` [B, D], `spatial`
-        [B, S] and `logits` [B, K]: models.inception.InceptionFeatures, or what is like it.
-      protocol: a name in PROTOCOLS.
-      identity: SHA-256 of the weights; scores of different ones can't be compared.
-      batch_size: images at once, a multiple of the mesh's batch shards.
+      network: (params, [B, 299, 299, 3] float32) -> a pytree with the attributes `pool` [B, D],
+        `spatial` [B, S] and `logits` [B, K], such as `models.inception.InceptionFeatures`.
+      params: parameters of the network.
+      protocol: key of `PROTOCOLS`.
+      identity: SHA-256 of the weights; scores are comparable only for equal weights.
+      mesh: the devices.
+      batch_size: images per batch, a multiple of the number of batch shards of the mesh.
     """
 
     network: Callable[[Any, jax.Array], Any]
@@ -103,56 +122,62 @@ class Extractor:
         check_batch_size(self.mesh, "batch_size", self.batch_size)
 
     def batches(self, images: Iterable[np.ndarray]) -> Iterator[Any]:
-        """Yields what the network gives, as NumPy arrays of at most `batch_size` rows, in order.
+        """Yield the network's outputs as NumPy arrays of at most `batch_size` rows, in order.
 
         Args:
-          images: uint8 batches [?, H, W, 3] of any sizes; with several processes, the same
-            ones on each, and each gets all rows.
+          images: uint8 batches [?, H, W, 3] of any sizes. With several processes, every process
+            must pass the same images, and every process receives all rows.
         """
-        before = None
-        for batch in rebatched(images, self.batch_size):
+        previous = None
+        for batch in rebatch(images, self.batch_size):
             padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * 3
-            cut = _place(np.pad(batch, padding), batch_sharding(self.mesh))
-            after = self._run(self._placed_params, cut), len(batch)
-            # Fetched while the devices are at the next batch.
-            if before:
-                yield _fetch(*before)
-            before = after
-        if before:
-            yield _fetch(*before)
+            sharded = _to_devices(np.pad(batch, padding), batch_sharding(self.mesh))
+            current = self._run(self._replicated_params, sharded), len(batch)
+            # Fetch the previous batch while the devices compute this one.
+            if previous:
+                yield _fetch(*previous)
+            previous = current
+        if previous:
+            yield _fetch(*previous)
 
-    def widths(self, image_size: tuple[int, int]) -> Any:
-        """What the network gives of one image, as ShapeDtypeStructs; nothing is computed."""
+    def output_shapes(self, image_size: tuple[int, int]) -> Any:
+        """Return the network's outputs for one image as ShapeDtypeStructs, without computing."""
         image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.uint8)
         return jax.eval_shape(self._extract, self.params, image)
 
     @functools.cached_property
-    def _placed_params(self) -> Any:
-        return jax.tree.map(lambda leaf: _place(leaf, replicated(self.mesh)), self.params)
+    def _replicated_params(self) -> Any:
+        return jax.tree.map(lambda leaf: _to_devices(leaf, replicated(self.mesh)), self.params)
 
     @functools.cached_property
     def _run(self) -> Callable[..., Any]:
         whole = replicated(self.mesh)
-        cut = batch_sharding(self.mesh)
-        return jax.jit(self._extract, in_shardings=(whole, cut), out_shardings=whole)
+        sharded = batch_sharding(self.mesh)
+        return jax.jit(self._extract, in_shardings=(whole, sharded), out_shardings=whole)
 
     def _extract(self, params: Any, images: jax.Array) -> Any:
-        # On TPU the default would round to bfloat16, which FID sees.
+        # The TPU default would round matrix products to bfloat16, which changes FID noticeably.
         with jax.default_matmul_precision("highest"):
             return self.network(params, PROTOCOLS[self.protocol].prepare(images))
 
 
 def check_protocol(name: str) -> None:
-    """Raises a UserError unless the protocol exists."""
+    """Raise a UserError unless `name` is a key of `PROTOCOLS`."""
     if name not in PROTOCOLS:
         raise UserError(f"protocol {name!r} is unknown: choose one of {', '.join(PROTOCOLS)}")
 
 
 def load_extractor(folder: epath.Path, protocol: str, batch_size: int) -> Extractor:
-    """The Inception network of a folder, on all devices here.
+    """Load the Inception network from a folder onto all devices.
+
+    Args:
+      folder: converted Inception weights.
+      protocol: key of `PROTOCOLS`.
+      batch_size: images per batch.
 
     Raises:
-      UserError: there is no such network, protocol, or division of the batch.
+      UserError: the folder or the protocol doesn't exist, or the devices can't share the batch
+        evenly.
     """
     check_protocol(protocol)
     mesh = create_mesh(DATA_PARALLEL)
@@ -168,22 +193,27 @@ def load_extractor(folder: epath.Path, protocol: str, batch_size: int) -> Extrac
     )
 
 
-def rebatched(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same rows in batches of `size`; the last may be shorter."""
-    kept, count = [], 0
+def rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield the same rows in batches of `size`; the last batch may be smaller.
+
+    Example:
+      >>> [len(batch) for batch in rebatch([np.zeros(3), np.zeros(4)], 5)]
+      [5, 2]
+    """
+    waiting, count = [], 0
     for batch in batches:
-        kept.append(batch)
+        waiting.append(batch)
         count += len(batch)
         while count >= size:
-            rows = kept[0] if len(kept) == 1 else np.concatenate(kept)
+            rows = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
             yield rows[:size]
-            kept, count = [rows[size:]], count - size
+            waiting, count = [rows[size:]], count - size
     if count:
-        yield np.concatenate(kept)
+        yield np.concatenate(waiting)
 
 
-def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Each process brings its own part of an array that all of them hold."""
+def _to_devices(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Shard an array that every process holds in full."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

@@ -1,4 +1,7 @@
-"""Precision and recall of features. N, M rows, D features; R, C rows of two blocks."""
+"""Precision and recall of features. N, M rows, D features; R, C rows of two blocks.
+
+Pairwise distances are computed block by block, so that memory doesn't grow with the number of rows.
+"""
 
 import functools
 from typing import NamedTuple
@@ -7,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 4096  # rows on each side of a block of distances: 64 MiB of float32
+BLOCK = 4096  # rows and columns of a block of distances: 64 MiB of float32
 
 
 def precision_recall(
@@ -18,20 +21,31 @@ def precision_recall(
     half: bool = True,
     block: int = BLOCK,
 ) -> tuple[float, float]:
-    """Shares of samples inside the reference's manifold, and of references inside the samples'.
+    """Return precision and recall: the shares of samples and of references in the other's manifold.
 
-    A manifold is the union of balls around its rows, each reaching to the row's `neighbours`-th
-    nearest other row, its border included.
+    The manifold of a set is the union of closed balls around its rows. The radius of a ball is the
+    distance from its row to the `neighbours`-th nearest other row of the same set.
 
     Args:
-      reference, sample: features [N, D] and [M, D], both longer than `neighbours`.
-      half: distances rounded to float16 at every step wherever a whole block stays finite, as
-        the ADM evaluator's are; it moves the shares by about half a percent. Else float32.
-      block: distances [block, block] are held at a time.
+      reference: features [N, D], N > neighbours.
+      sample: features [M, D], M > neighbours.
+      neighbours: k of the radii.
+      half: round distances to float16 after every operation, as the ADM evaluator does, except in
+        blocks where float16 overflows. This changes the shares by about half a percent. If False,
+        distances are float32.
+      block: size of the blocks [block, block] that distances are computed in.
+
+    Returns:
+      (precision, recall), each from 0 to 1.
 
     Source: Kynkäänniemi et al. 2019, arXiv 1904.06991; the arithmetic of openai/guided-diffusion.
+
+    Example:
+      >>> reference = np.array([[0.0], [1.0], [2.0], [3.0]])
+      >>> precision_recall(reference, np.array([[0.5], [1.5], [9.0], [10.0]]), neighbours=1)
+      (0.5, 0.75)
     """
-    a, b = _blocks(reference, block), _blocks(sample, block)
+    a, b = _split_into_blocks(reference, block), _split_into_blocks(sample, block)
     radii_a = [_radii(rows, a, neighbours, half) for rows in a]
     radii_b = [_radii(rows, b, neighbours, half) for rows in b]
     a_inside, b_inside = [False] * len(a), [False] * len(b)
@@ -47,49 +61,51 @@ def precision_recall(
 
 
 class _Block(NamedTuple):
-    """Rows [R, D] and their squared norms [R], float32 and rounded to float16.
+    """Rows [R, D] and their squared norms [R], in float32 and rounded to float16.
 
-    The first `real` rows are real, the others zeros.
+    Only the first `num_rows` rows are data; the rest are zero padding, so that all blocks have the
+    same shape.
     """
 
     rows: jax.Array
     norms: jax.Array
     half_rows: jax.Array
     half_norms: jax.Array
-    real: int
+    num_rows: int
 
 
-def _blocks(features: np.ndarray, block: int) -> list[_Block]:
+def _split_into_blocks(features: np.ndarray, block: int) -> list[_Block]:
     size = min(block, len(features))
-    found = []
+    blocks = []
     for start in range(0, len(features), size):
         rows = np.asarray(features[start : start + size], np.float32)
         padded = jnp.asarray(np.pad(rows, ((0, size - len(rows)), (0, 0))))
-        values, norms, half_rows, half_norms = _prepared(padded)
-        found.append(_Block(values, norms, half_rows, half_norms, len(rows)))
-    return found
+        values, norms, half_rows, half_norms = _with_norms(padded)
+        blocks.append(_Block(values, norms, half_rows, half_norms, len(rows)))
+    return blocks
 
 
 @jax.jit
-def _prepared(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    half_rows = _half(rows)
+def _with_norms(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    half_rows = _round_to_float16(rows)
     norms = jnp.square(rows).sum(axis=1)
-    return rows, norms, half_rows, _half_sum(_half(jnp.square(half_rows)))
+    return rows, norms, half_rows, _sum_in_float16(_round_to_float16(jnp.square(half_rows)))
 
 
 def _radii(rows: _Block, columns: list[_Block], neighbours: int, half: bool) -> jax.Array:
-    """Squared radii [R]; the row itself is neighbour 0. Padding gets -1: nothing is inside."""
+    """Return squared radii [R]; padding rows get -1, so that no point is inside their ball."""
+    # Each row is its own nearest neighbour, so keep one distance more than `neighbours`.
     nearest = jnp.full((len(rows.rows), neighbours + 1), jnp.inf)
     for column in columns:
-        nearest = _nearer(nearest, rows, column, half)
-    return jnp.where(jnp.arange(len(rows.rows)) < rows.real, nearest[:, neighbours], -1)
+        nearest = _update_nearest(nearest, rows, column, half)
+    return jnp.where(jnp.arange(len(rows.rows)) < rows.num_rows, nearest[:, neighbours], -1)
 
 
 @functools.partial(jax.jit, static_argnames="half")
-def _nearer(nearest: jax.Array, rows: _Block, columns: _Block, half: bool) -> jax.Array:
-    """The smallest of `nearest` [R, k] and of the distances to the real columns."""
-    real = jnp.arange(len(columns.rows)) < columns.real
-    distances = jnp.where(real, _squared_distances(rows, columns, half), jnp.inf)
+def _update_nearest(nearest: jax.Array, rows: _Block, columns: _Block, half: bool) -> jax.Array:
+    """Return the k smallest of `nearest` [R, k] and the distances to `columns` without padding."""
+    valid = jnp.arange(len(columns.rows)) < columns.num_rows
+    distances = jnp.where(valid, _squared_distances(rows, columns, half), jnp.inf)
     both = jnp.concatenate([nearest, distances], axis=1)
     return -jax.lax.top_k(-both, nearest.shape[1])[0]
 
@@ -98,7 +114,7 @@ def _nearer(nearest: jax.Array, rows: _Block, columns: _Block, half: bool) -> ja
 def _inside(
     rows: _Block, columns: _Block, row_radii: jax.Array, column_radii: jax.Array, half: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Whether each row is inside a column's ball [R], and each column inside a row's [C]."""
+    """Return whether each row is in a column's ball [R], and each column in a row's ball [C]."""
     distances = _squared_distances(rows, columns, half)
     return (
         (distances <= column_radii).any(axis=1),
@@ -107,7 +123,7 @@ def _inside(
 
 
 def _squared_distances(a: _Block, b: _Block, half: bool) -> jax.Array:
-    """Squared L2 distances [R, C] float32; with `half`, rounded unless that overflows."""
+    """Return squared L2 distances [R, C] float32; `half` rounds them unless float16 overflows."""
 
     def full() -> jax.Array:
         products = jnp.matmul(a.rows, b.rows.T, precision=jax.lax.Precision.HIGHEST)
@@ -116,29 +132,34 @@ def _squared_distances(a: _Block, b: _Block, half: bool) -> jax.Array:
     if not half:
         return full()
     products = jnp.matmul(a.half_rows, b.half_rows.T, precision=jax.lax.Precision.HIGHEST)
-    twice = _half(2 * _half(products))
-    rough = jnp.maximum(_half(_half(a.half_norms[:, None] - twice) + b.half_norms), 0)
+    twice = _round_to_float16(2 * _round_to_float16(products))
+    rough = jnp.maximum(
+        _round_to_float16(_round_to_float16(a.half_norms[:, None] - twice) + b.half_norms), 0
+    )
     return jax.lax.cond(jnp.isfinite(rough).all(), lambda: rough, full)
 
 
-def _half(x: jax.Array) -> jax.Array:
-    """Rounds float32 to the values of float16; a cast there and back may be optimised away."""
+def _round_to_float16(x: jax.Array) -> jax.Array:
+    """Round float32 to values that float16 can represent.
+
+    XLA may remove a cast to float16 and back, so use `reduce_precision`.
+    """
     return jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
 
 
-def _half_sum(x: jax.Array) -> jax.Array:
-    """Sums [R, D] over D with float16 partial sums, for x that is rounded already.
+def _sum_in_float16(x: jax.Array) -> jax.Array:
+    """Sum [R, D] over D with float16 partial sums; x must be rounded to float16 already.
 
-    The order is that of TensorFlow's CPU kernel at D = 2048: in each 1024 columns 32 running
-    sums; these folded to 8, which are added in float32.
+    The order of additions is that of TensorFlow's CPU kernel at D = 2048: each 1024 columns are
+    summed into 32 float16 accumulators, these are reduced to 8, and the 8 are added in float32.
     """
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 1024)))
     parts = x.reshape(len(x), -1, 32, 4, 8)
-    running = _add_in_turn(parts, axis=2)
-    folded = _add_in_turn(running, axis=2)
-    return _add_in_turn(_half(folded.sum(axis=-1)), axis=1)
+    running = _add_sequentially(parts, axis=2)
+    folded = _add_sequentially(running, axis=2)
+    return _add_sequentially(_round_to_float16(folded.sum(axis=-1)), axis=1)
 
 
-def _add_in_turn(x: jax.Array, axis: int) -> jax.Array:
+def _add_sequentially(x: jax.Array, axis: int) -> jax.Array:
     terms = [jax.lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis])]
-    return functools.reduce(lambda a, b: _half(a + b), terms)
+    return functools.reduce(lambda a, b: _round_to_float16(a + b), terms)

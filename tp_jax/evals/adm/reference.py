@@ -1,4 +1,7 @@
-"""Statistics of a set of images, on disk and off, and what samples are compared with."""
+"""Feature statistics of image sets, and the references that samples are compared with.
+
+N images, D features.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -16,8 +19,8 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import ARRAY, UNREADABLE, ImageSet, array_names, open_images
 
-GROUP = 1024  # rows whose scatter is computed at once
-# Arrays of a statistics file: the first four are named as in the published ADM references.
+MIN_GROUP = 1024  # batches are joined to at least this many rows before the moments are updated
+# Array names in a statistics file. The first four are those of the published ADM references.
 GAUSSIANS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 FEATURES, SCORE, COUNT = "features", "inception_score", "count"
 PROTOCOL, IDENTITY, SIZE = "protocol", "inception", "image_size"
@@ -25,7 +28,7 @@ PROTOCOL, IDENTITY, SIZE = "protocol", "inception", "image_size"
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """mean [D] and covariance [D, D], float64."""
+    """Mean [D] and covariance [D, D] of features, float64."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -33,12 +36,14 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What the scores need to know of a set of images; None is what isn't known.
+    """Statistics of a set of images; a field that isn't known is None.
 
     Attributes:
-      count: images behind the Gaussians.
-      spatial: of sFID's features.
-      features: pool features [N, D] float32 for precision and recall.
+      pool: Gaussian of the pooled features, for FID.
+      spatial: Gaussian of the spatial features, for sFID.
+      features: pooled features [N, D] float32, for precision and recall.
+      inception_score: Inception Score of the set.
+      count: number of images that the Gaussians were computed from.
     """
 
     pool: Gaussian
@@ -50,7 +55,7 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Measured(Statistics):
-    """The statistics of images that were at hand."""
+    """Statistics computed from images, so that only `spatial` can be None."""
 
     features: np.ndarray
     inception_score: float
@@ -59,12 +64,15 @@ class Measured(Statistics):
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What samples are compared with; None is what its file doesn't say.
+    """The images or statistics that samples are compared with; unknown fields are None.
 
     Attributes:
-      statistics: as far as the file has them.
-      images: to compute from them what the statistics lack.
-      identity: of the Inception weights.
+      name: file name, for messages and results.
+      statistics: the statistics that the file contains.
+      images: the images that the file contains, from which missing statistics are computed.
+      size: height and width of the images.
+      protocol: key of `PROTOCOLS` that the statistics were computed with.
+      identity: SHA-256 of the Inception weights that computed the statistics.
     """
 
     name: str
@@ -76,67 +84,75 @@ class Reference:
 
 
 def measure(images: Iterable[np.ndarray], count: int, extractor: Extractor, what: str) -> Measured:
-    """The statistics of images, whose features are extracted here.
+    """Extract the features of images and compute their statistics.
 
     Args:
       images: uint8 batches [?, H, W, 3].
-      count: how many are expected, for the progress bar.
-      what: they are, for the progress bar and messages.
+      count: expected number of images, for the progress bar.
+      extractor: the feature network.
+      what: label for the progress bar and messages.
 
     Raises:
-      UserError: there are fewer than two images, or one can't be read.
+      UserError: there are fewer than two images, or an image can't be read.
     """
     pools, logits, pool, spatial = [], [], None, None
-    for group in _grouped(_progress(extractor.batches(images), count, what)):
+    for group in _join_batches(_with_progress_bar(extractor.batches(images), count, what)):
         pools.append(group.pool)
         logits.append(group.logits)
-        pool = _merged(pool, group.pool)
+        pool = _add_rows(pool, group.pool)
         if PROTOCOLS[extractor.protocol].spatial:
-            spatial = _merged(spatial, group.spatial)
+            spatial = _add_rows(spatial, group.spatial)
     if pool is None or pool.count < 2:
         found = pool.count if pool else 0
-        raise UserError(f"{what}: {found} images have no covariance; give 2 or more")
+        raise UserError(f"{what}: a covariance needs at least 2 images, found {found}")
     return Measured(
-        _gaussian(pool),
-        _gaussian(spatial) if spatial else None,
+        _to_gaussian(pool),
+        _to_gaussian(spatial) if spatial else None,
         np.concatenate(pools),
         inception_score(np.concatenate(logits)),
         pool.count,
     )
 
 
-def _progress(batches: Iterable[Any], count: int, what: str) -> Iterator[Any]:
+def _with_progress_bar(batches: Iterable[Any], count: int, what: str) -> Iterator[Any]:
     with progress_bar(count, what) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch.pool))
 
 
-def _grouped(batches: Iterable[Any]) -> Iterator[Any]:
-    """Joins batches of features until they have GROUP rows or more."""
-    kept, count = [], 0
+def _join_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Join consecutive batches of features into groups of at least MIN_GROUP rows."""
+    waiting, count = [], 0
     for batch in batches:
-        kept.append(batch)
+        waiting.append(batch)
         count += len(batch.pool)
-        if count >= GROUP:
-            yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *kept)
-            kept, count = [], 0
-    if kept:
-        yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *kept)
+        if count >= MIN_GROUP:
+            yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *waiting)
 
 
-def _merged(before: Moments | None, rows: np.ndarray) -> Moments:
+def _add_rows(before: Moments | None, rows: np.ndarray) -> Moments:
     return merge(before, moments(rows)) if before else moments(rows)
 
 
-def _gaussian(found: Moments) -> Gaussian:
+def _to_gaussian(found: Moments) -> Gaussian:
     return Gaussian(found.mean, found.covariance())
 
 
 def save_statistics(
     path: epath.Path, statistics: Measured, extractor: Extractor, size: tuple[int, int]
 ) -> None:
-    """Writes measured statistics as an npz that `read_reference` reads."""
+    """Write computed statistics as an npz that `read_reference` can read.
+
+    Args:
+      path: FILE.npz.
+      statistics: the statistics to write.
+      extractor: the network that computed them; its protocol and weights are recorded.
+      size: height and width of the images.
+    """
     arrays: dict[str, Any] = {
         FEATURES: statistics.features,
         SCORE: statistics.inception_score,
@@ -154,17 +170,20 @@ def save_statistics(
 
 
 def read_reference(path: epath.Path) -> Reference:
-    """A reference: images, a published ADM file (mu, sigma, mu_s, sigma_s and images), a file of
-    pytorch-fid (mu, sigma) or of `save_statistics`.
+    """Read a reference from a file or folder.
+
+    Args:
+      path: images (npz or folder), a published ADM file (mu, sigma, mu_s, sigma_s and images), a
+        pytorch-fid file (mu, sigma), or a file written by `save_statistics`.
 
     Raises:
-      UserError: it is none of these, or damaged.
+      UserError: the file is none of these, or is damaged.
     """
     names = set() if path.is_dir() or not path.exists() else array_names(path)
     if "mu" not in names and ARRAY not in names and names:
         raise UserError(
-            f"{path} has neither mu nor {ARRAY} but {', '.join(sorted(names))}: name images, "
-            f"published ADM statistics or a file of --save_statistics"
+            f"{path} has the arrays {', '.join(sorted(names))} but neither mu nor {ARRAY}: give "
+            f"images, published ADM statistics or a file written by --save_statistics"
         )
     images = open_images(path) if ARRAY in names or not names else None
     size = images.size if images else None
@@ -179,7 +198,8 @@ def read_reference(path: epath.Path) -> Reference:
         float(arrays[SCORE]) if SCORE in arrays else None,
         int(arrays[COUNT]) if COUNT in arrays else None,
     )
-    # Only the ADM evaluator and we write spatial statistics.
+    # Other tools write no spatial statistics, so a file that has them but names no protocol is a
+    # published ADM reference.
     protocol = (
         str(arrays[PROTOCOL]) if PROTOCOL in arrays else "adm" if statistics.spatial else None
     )
@@ -194,7 +214,7 @@ def _read_arrays(path: epath.Path, names: set[str]) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in sorted(names)}
     except UNREADABLE as error:
-        raise UserError(f"{path} is damaged ({error}): write it again") from error
+        raise UserError(f"{path} is damaged ({error}): create it again") from error
     return arrays
 
 
@@ -205,55 +225,60 @@ def _read_gaussian(
     if covariance is None or mean.ndim != 1 or covariance.shape != 2 * mean.shape:
         shape = "missing" if covariance is None else list(covariance.shape)
         raise UserError(
-            f"{path}: {mean_name} is {list(mean.shape)} and {covariance_name} {shape}, but must "
-            f"be [D] and [D, D]: write it again"
+            f"{path}: {mean_name} is {list(mean.shape)} and {covariance_name} is {shape}, but the "
+            f"shapes must be [D] and [D, D]: create the file again"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path}: {mean_name} or {covariance_name} isn't finite: write it again")
+        raise UserError(
+            f"{path}: {mean_name} or {covariance_name} isn't finite: create the file again"
+        )
     return Gaussian(mean.astype(np.float64), covariance.astype(np.float64))
 
 
 def check_reference(reference: Reference, extractor: Extractor, size: tuple[int, int]) -> None:
-    """Checks all that can be checked before any image is read.
+    """Check that a reference can be compared with images, before any image is read.
 
     Args:
-      size: height and width of the images to compare.
+      reference: the reference to check.
+      extractor: the feature network of the images.
+      size: height and width of the images.
 
     Raises:
-      UserError: the reference is of another protocol, Inception, resolution or feature width.
+      UserError: the reference has a different protocol, Inception, resolution or feature width.
     """
     name = reference.name
     if reference.protocol not in (None, extractor.protocol):
         raise UserError(
             f"{name} was made with protocol {reference.protocol}, not {extractor.protocol}: "
-            f"set --protocol={reference.protocol} or name another reference"
+            f"set --protocol={reference.protocol} or use another reference"
         )
     if reference.identity not in (None, extractor.identity):
         raise UserError(
-            f"{name} was made with other Inception weights ({reference.identity}, here "
-            f"{extractor.identity}): use those, or make the reference again"
+            f"{name} was made with other Inception weights (it has {reference.identity}, these are "
+            f"{extractor.identity}): use the same weights, or create the reference again"
         )
     if reference.size not in (None, size):
         raise UserError(
-            f"the images are {size[0]}×{size[1]}, those of {name} "
-            f"{reference.size[0]}×{reference.size[1]}: name a reference of the same size"
+            f"the images are {size[0]}×{size[1]}, but those of {name} are "
+            f"{reference.size[0]}×{reference.size[1]}: use a reference of the same size"
         )
     if reference.statistics:
-        widths = extractor.widths(size)
+        shapes = extractor.output_shapes(size)
         for feature in ("pool", "spatial"):
             gaussian = getattr(reference.statistics, feature)
-            width = getattr(widths, feature).shape[-1]
+            width = getattr(shapes, feature).shape[-1]
             if gaussian and len(gaussian.mean) != width:
                 raise UserError(
-                    f"{name} has {len(gaussian.mean)} {feature} features, the network {width}: "
-                    f"name a reference made with this Inception"
+                    f"{name} has {len(gaussian.mean)} {feature} features, but the network has "
+                    f"{width}: use a reference made with this Inception"
                 )
 
 
 def complete(reference: Reference, extractor: Extractor) -> Reference:
-    """The reference with what can be computed from its images; it must have been checked.
+    """Return the reference with the statistics that were missing, computed from its images.
 
-    Where the file has Gaussians they stay: the published ones are of more images than it holds.
+    Gaussians from the file are kept, because those of the published references were computed from
+    more images than the file contains. Call `check_reference` first.
     """
     known, images = reference.statistics, reference.images
     if images is None or (known and known.features is not None):

@@ -1,4 +1,4 @@
-"""Scores of what a generator draws, without writing the images: in training, and in sweeps."""
+"""Score the images of a generator without writing them to disk, in training and in sweeps."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tp_jax.sampling.generator import Generator, choose_labels
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """The ADM suite against one reference, whose own features are computed once."""
+    """Scores generated images against one reference; the reference's features are computed once."""
 
     reference: Reference
     extractor: Extractor
@@ -25,7 +25,15 @@ class Scorer:
     def score(
         self, generator: Generator, params: Any, num: int, num_classes: int, seed: int
     ) -> Scores:
-        """Draws `num` samples, going round the classes, and scores them as they come."""
+        """Generate `num` samples, cycling through the classes, and score them batch by batch.
+
+        Args:
+          generator: the generator.
+          params: parameters of its model.
+          num: number of samples.
+          num_classes: number of classes.
+          seed: seed of the samples.
+        """
         labels = choose_labels((), num, num_classes)
 
         def images() -> Iterator[np.ndarray]:
@@ -38,13 +46,18 @@ class Scorer:
 def load_scorer(
     reference: str, inception: str, protocol: str, batch_size: int, size: tuple[int, int]
 ) -> Scorer:
-    """A scorer of images of `size`, height and width, on all devices here.
+    """Load the network and the reference of a scorer, on all local devices.
 
     Args:
-      reference, inception: a file, and a folder of converted weights.
+      reference: file or folder that `read_reference` accepts.
+      inception: folder of converted Inception weights.
+      protocol: key of `PROTOCOLS`.
+      batch_size: images per batch.
+      size: height and width of the generated images.
 
     Raises:
-      UserError: either isn't there, or the reference doesn't fit the other three.
+      UserError: the reference or the weights don't exist, or the reference doesn't fit the
+        protocol, the weights or the image size.
     """
     extractor = load_extractor(epath.Path(inception), protocol, batch_size)
     found = read_reference(epath.Path(reference))

@@ -1,4 +1,4 @@
-"""The ADM suite: FID, sFID, Inception Score, precision and recall of images.
+"""FID, sFID, Inception Score, precision and recall from image batches or from their statistics.
 
 Source: Dhariwal and Nichol 2021, arXiv 2105.05233, and the evaluator of openai/guided-diffusion.
 """
@@ -23,18 +23,24 @@ from tp_jax.evals.adm.reference import (
 from tp_jax.evals.adm.statistics import frechet_distance
 from tp_jax.messages.errors import UserError
 
-NEIGHBOURS = 3
-SPLIT = 5000  # images of an Inception Score
+NEIGHBOURS = 3  # k of the k-nearest-neighbour balls of precision and recall
+SPLIT_SIZE = 5000  # images per split of the Inception Score
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The scores of one set of images, and what they depend on; None is not defined, see notes.
+    """Scores of one set of images, and the settings they were computed with.
+
+    A score that isn't defined is None, and `notes` gives the reason.
 
     Attributes:
-      count: of the images.
-      reference_count: of the images behind the reference's FID statistics, if its file says.
-      notes: what to know before these numbers are compared with others.
+      count: number of images scored.
+      protocol: key of `PROTOCOLS`.
+      inception: SHA-256 of the Inception weights.
+      reference: file name of the reference.
+      reference_count: number of images that the reference's FID statistics were computed from;
+        None if its file doesn't record it.
+      notes: caveats for comparing these numbers with published ones.
     """
 
     fid: float | None
@@ -53,48 +59,53 @@ class Scores:
 def evaluate(
     images: Iterator[np.ndarray], count: int, reference: Reference, extractor: Extractor
 ) -> Scores:
-    """Scores images as they come, as from a generator in training.
+    """Score batches of images as an iterator yields them, for example from a generator in training.
 
     Args:
       images: uint8 batches [?, H, W, 3] of any sizes.
-      count: how many are expected, for the progress bar.
-      reference: where this is called again and again, one that `check_reference` and `complete`
-        have seen, so that its own images aren't read every time.
+      count: expected number of images, for the progress bar.
+      reference: the reference. For repeated calls pass the result of `complete`, so that the
+        reference's own images aren't read every time.
+      extractor: the feature network.
 
     Raises:
-      UserError: the reference doesn't fit the first images (nothing is computed then), or there
-        are fewer than two.
+      UserError: the reference doesn't fit the first batch (checked before anything is computed), or
+        there are fewer than two images.
     """
     first = next(images, None)
     if first is None:
-        raise UserError("there are no samples; give 2 or more")
+        raise UserError("there are no samples: give at least 2")
     check_reference(reference, extractor, first.shape[1:3])
     statistics = measure(itertools.chain([first], images), count, extractor, "features of samples")
     return compare(statistics, complete(reference, extractor), extractor)
 
 
 def compare(sample: Measured, reference: Reference | None, extractor: Extractor) -> Scores:
-    """Scores from statistics; without a reference the Inception Score alone."""
+    """Score computed statistics; without a reference, only the Inception Score is defined."""
     protocol, notes = PROTOCOLS[extractor.protocol], _count_notes("samples", sample)
-    if sample.count % SPLIT:
+    if sample.count % SPLIT_SIZE:
         notes.append(
-            f"Inception Score: its last split has {sample.count % SPLIT} images, not {SPLIT}"
+            f"Inception Score: the last split has {sample.count % SPLIT_SIZE} images instead of "
+            f"{SPLIT_SIZE}"
         )
     fid = sfid = precision = recall = None
     known = reference.statistics if reference else None
     if reference and known:
         notes += _count_notes("reference", known)
         if reference.protocol is None and reference.images is None:
-            notes.append(f"{reference.name} doesn't say which protocol made it")
+            notes.append(f"{reference.name} doesn't record the protocol it was made with")
         fid, sfid = _distance(sample.pool, known.pool), _distance(sample.spatial, known.spatial)
         if known.features is None:
-            notes.append(f"precision, recall: {reference.name} holds neither images nor features")
+            notes.append(f"precision, recall: {reference.name} has neither images nor features")
         elif min(len(sample.features), len(known.features)) > NEIGHBOURS:
             precision, recall = precision_recall(
                 known.features, sample.features, NEIGHBOURS, half=protocol.half
             )
         else:
-            notes.append(f"precision, recall: need more than {NEIGHBOURS} images on both sides")
+            notes.append(
+                f"precision, recall: need more than {NEIGHBOURS} samples and more than "
+                f"{NEIGHBOURS} reference images"
+            )
         if sfid is None:
             missing = f"{reference.name} has no spatial statistics"
             missing = missing if protocol.spatial else f"not defined by {extractor.protocol}"
@@ -123,6 +134,6 @@ def _count_notes(what: str, statistics: Statistics) -> list[str]:
     if statistics.count is None or statistics.count > width:
         return []
     return [
-        f"{what}: {statistics.count} images for {width} features, so the covariance has no full "
-        f"rank and FID is too high; published numbers are of 50,000"
+        f"{what}: {statistics.count} images for {width} features, so the covariance is "
+        f"rank-deficient and FID is biased upward; published numbers use 50,000 images"
     ]

@@ -1,4 +1,7 @@
-"""Scores from features alone. N rows, D features, K classes."""
+"""FID, Inception Score and the moments they need, from features. N images, D features, K classes.
+
+NumPy in float64; nothing here reads files or runs a network.
+"""
 
 import dataclasses
 from typing import Any, cast
@@ -9,9 +12,9 @@ import scipy.linalg
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Of the rows seen so far: their count, mean [D] and scatter [D, D], float64.
+    """Count, mean [D] and scatter matrix [D, D] of the rows seen so far, float64.
 
-    The scatter is the sum of (x - mean)(x - mean)ᵀ.
+    The scatter matrix is the sum of (x - mean)(x - mean)ᵀ over the rows x.
     """
 
     count: int
@@ -19,21 +22,32 @@ class Moments:
     scatter: np.ndarray
 
     def covariance(self) -> np.ndarray:
-        """[D, D] float64, divided by count - 1; there must be two rows or more."""
+        """Return the unbiased covariance [D, D] float64; needs at least two rows."""
         return self.scatter / (self.count - 1)
 
 
 def moments(rows: np.ndarray) -> Moments:
-    """The moments of rows [N, D] of any float type, N ≥ 1."""
+    """Return the moments of rows [N, D] of any float type, N ≥ 1.
+
+    Example:
+      >>> moments(np.array([[0.0, 0.0], [2.0, 4.0]])).covariance().tolist()
+      [[2.0, 4.0], [4.0, 8.0]]
+    """
     rows = np.asarray(rows, np.float64)
     mean = rows.mean(axis=0)
     return Moments(len(rows), mean, (rows - mean).T @ (rows - mean))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of the rows of both; means are subtracted, never sums of squares.
+    """Return the moments of the rows of `a` and `b` together.
+
+    Subtracts means instead of sums of squares, which would cancel catastrophically.
 
     Source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance".
+
+    Example:
+      >>> merge(moments(np.array([[0.0], [2.0]])), moments(np.array([[4.0]]))).mean.tolist()
+      [2.0]
     """
     count, shift = a.count + b.count, b.mean - a.mean
     between = np.outer(shift, shift) * (a.count * b.count / count)
@@ -45,14 +59,19 @@ def frechet_distance(
 ) -> float:
     """|mean1 - mean2|² + tr(covariance1 + covariance2 - 2·(covariance1·covariance2)^½).
 
-    With covariance = R·Rᵀ the last trace is the sum of the singular values of R1ᵀ·R2, which
-    loses no digits where fewer rows than features leave the covariances without full rank.
+    With covariance = R·Rᵀ, the trace of the square root is the sum of the singular values of
+    R1ᵀ·R2. This stays accurate when the covariances are rank-deficient, as they are with fewer
+    rows than features.
 
     Args:
       mean1, mean2: [D] float64.
       covariance1, covariance2: [D, D] float64, symmetric.
 
     Source: Dowson and Landau 1982; FID as in Heusel et al. 2017, arXiv 1706.08500, eq. 6.
+
+    Example:
+      >>> round(frechet_distance(np.zeros(2), np.eye(2), np.array([3.0, 4.0]), 4 * np.eye(2)), 6)
+      27.0
     """
     shift = mean1 - mean2
     singular = scipy.linalg.svdvals(_root(covariance1).T @ _root(covariance2))
@@ -61,8 +80,9 @@ def frechet_distance(
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """R [D, rank] with R·Rᵀ = covariance, by a Cholesky decomposition with pivots."""
-    # Its functions are there only when it is imported.
+    """Return R [D, rank] with R·Rᵀ = covariance, by a Cholesky decomposition with pivoting."""
+    # Typed as Any because scipy creates the LAPACK functions at import, where no type checker sees
+    # them.
     lapack: Any = scipy.linalg.lapack
     factor, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
     root = np.empty((len(covariance), rank))
@@ -71,12 +91,17 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 
 def inception_score(logits: np.ndarray, split_size: int = 5000) -> float:
-    """Mean over splits of exp(mean KL(p(class | image), p(class))).
+    """Return the mean over splits of exp(mean KL(p(class | image) ‖ p(class))).
 
     Args:
-      logits: [N, K], in the order of the images; the last split may be shorter.
+      logits: [N, K], in the order of the images.
+      split_size: images per split; the last split may be smaller.
 
     Source: Salimans et al. 2016, arXiv 1606.03498; splits as in openai/guided-diffusion.
+
+    Example:
+      >>> inception_score(np.zeros((4, 10)))
+      1.0
     """
     scores = []
     for start in range(0, len(logits), split_size):
@@ -84,7 +109,7 @@ def inception_score(logits: np.ndarray, split_size: int = 5000) -> float:
         part = part - part.max(axis=1, keepdims=True)
         log_p = part - np.log(np.exp(part).sum(axis=1, keepdims=True))
         p = np.exp(log_p)
-        # A class of which every probability underflows to 0 adds 0.
+        # The clamp makes a class whose probability underflows to 0 in every image contribute 0.
         log_mean = np.log(np.maximum(p.mean(axis=0), np.finfo(np.float64).tiny))
         scores.append(np.exp((p * (log_p - log_mean)).sum(axis=1).mean()))
     return float(np.mean(scores))

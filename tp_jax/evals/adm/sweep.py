@@ -1,6 +1,7 @@
-"""Scores over guidance scales and latent steps with the same seeds, the base model beside them.
+"""Sweep guidance scales and latent steps, and score the base model with the same seeds.
 
-So a gain is seen at matched guidance or not at all: a base with better guidance is no gain.
+Compare models only at equal guidance scale: a better-tuned guidance scale also improves the base.
+A cell of the sweep is one model (the base, or thinking with T latent steps) at one guidance scale.
 """
 
 import csv
@@ -32,21 +33,28 @@ from tp_jax.sampling.request import (
     sampler_fields,
 )
 
-# Says what the cells of a folder are of.
+# Records the settings that all cells of a folder share.
 DESCRIPTION = "description.json"
 COLUMNS = ("fid", "sfid", "inception_score", "precision", "recall")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What to sweep; flags of `tp_jax.evaluate`.
+    """Settings of a sweep; the fields are flags of `tp_jax.evaluate`.
 
     Attributes:
+      workdir: training run to score.
       out: folder for the cells, the table and the plot.
-      guidance_scales, latent_steps: whose product is drawn; the base is drawn at each scale.
-      num: samples of each cell, all from the same noise.
-      base: base checkpoint or workdir to put beside; None is what the workdir was trained from.
-      sampler_changes, dtype, matmul_precision: as of `drawing.Drawing`.
+      reference: file or folder that the samples are compared with.
+      inception: folder of converted Inception weights.
+      guidance_scales, latent_steps: the workdir is sampled at every pair of these; the base is
+        sampled at every guidance scale.
+      num: samples per cell; all cells start from the same noise.
+      protocol: key of `PROTOCOLS`.
+      checkpoint: train_step of the checkpoint; None is the newest.
+      base: base checkpoint or workdir to compare with; None is the one the workdir started from.
+      seed, batch_size, sampler_changes, dtype, matmul_precision, autoencoder: as in
+        `sampling.request.Request`.
     """
 
     workdir: epath.Path
@@ -68,21 +76,21 @@ class Sweep:
 
 
 def run_sweep(sweep: Sweep) -> None:
-    """Scores every cell that isn't there yet, and writes `table.csv`, `sweep.json`, `sweep.png`.
+    """Score all cells that have no result yet; write `table.csv`, `sweep.json` and `sweep.png`.
 
     Raises:
-      UserError: anything that was asked for can't be had, or the folder is of another sweep.
+      UserError: a setting or an input file is invalid, or `out` contains a different sweep.
     """
     if sweep.num < 2:
-        raise UserError(f"--num={sweep.num}: 2 or more make a score")
+        raise UserError(f"--num={sweep.num}: must be 2 or more")
     if not sweep.guidance_scales or not sweep.latent_steps:
-        raise UserError("--guidance_scales and --latent_steps: give one or more of each")
+        raise UserError("--guidance_scales or --latent_steps is empty: give at least one of each")
     can_resume(sweep.out, sweep.out / DESCRIPTION, f"--out={sweep.out}", "a sweep")
     loaded = load(sweep.workdir, sweep.checkpoint, dtype=sweep.dtype, autoencoder=sweep.autoencoder)
     if loaded.built.model.takes == "text":
         raise UserError(
-            f"--workdir={sweep.workdir}: a {loaded.config.model.kind} model takes text, and sweeps "
-            f"draw classes; score prompts with --suite=geneval, dpg or shapes"
+            f"--workdir={sweep.workdir}: --sweep needs a class-conditional model, but this "
+            f"{loaded.config.model.kind} model takes text: use --suite=geneval, dpg or shapes"
         )
     check_no_frame(loaded, sweep.workdir)
     base, base_name = without_thinking(loaded, sweep.base)
@@ -94,8 +102,8 @@ def run_sweep(sweep: Sweep) -> None:
         for steps in sweep.latent_steps:
             generators[f"T={steps}", scale] = (loaded, changes, steps)
     generators = {
-        name: (of, make_generator(of, changes, sweep.batch_size, steps))
-        for name, (of, changes, steps) in generators.items()
+        name: (model, make_generator(model, changes, sweep.batch_size, steps))
+        for name, (model, changes, steps) in generators.items()
     }
     scorer = load_scorer(
         str(sweep.reference),
@@ -107,14 +115,14 @@ def run_sweep(sweep: Sweep) -> None:
     _open_folder(sweep, loaded, base_name, scorer.extractor.identity)
 
     cells = []
-    for number, ((series, scale), (of, generator)) in enumerate(generators.items(), 1):
+    for number, ((series, scale), (model, generator)) in enumerate(generators.items(), 1):
         path = sweep.out / "cells" / f"{series.replace('=', '')}_guidance{scale:g}.json"
-        # The first process alone reads and writes; the others need only do as it does.
+        # Only the first process reads and writes cells, so it decides for all whether to sample.
         if not broadcast_from_first(path.exists()):
             say(f"cell {number} of {len(generators)}: {series}, guidance {scale:g}")
             with matmul_precision(sweep.matmul_precision):
                 scores = scorer.score(
-                    generator, of.params, sweep.num, of.built.model.classes, sweep.seed
+                    generator, model.params, sweep.num, model.built.model.classes, sweep.seed
                 )
             _write_cell(path, series, scale, scores)
         if jax.process_index() == 0:
@@ -129,7 +137,7 @@ def run_sweep(sweep: Sweep) -> None:
 
 
 def _open_folder(sweep: Sweep, loaded: Loaded, base: str, inception: str) -> None:
-    """Cells of another description don't go beside these."""
+    """Make the output folder, or check that its cells come from the same settings."""
     description = {
         "workdir": str(sweep.workdir.absolute()),
         "checkpoint": loaded.train_step,
@@ -148,8 +156,8 @@ def _open_folder(sweep: Sweep, loaded: Loaded, base: str, inception: str) -> Non
     changed = first_difference(read_json(path), description) if path.exists() else None
     if changed:
         raise UserError(
-            f"{sweep.out} holds cells of another sweep: {changed.name} was {changed.old}, now "
-            f"{changed.new}; name another --out"
+            f"{sweep.out} contains cells of a different sweep: {changed.name} was {changed.old}, "
+            f"now {changed.new}: choose another --out"
         )
     if jax.process_index() == 0:
         make_folder(sweep.out / "cells", f"--out={sweep.out}")
@@ -163,7 +171,7 @@ def _write_cell(path: epath.Path, series: str, scale: float, scores: Scores) -> 
 
 
 def as_csv(cells: Sequence[dict[str, Any]]) -> str:
-    """One row a cell."""
+    """Return a CSV table with one row per cell."""
     file = io.StringIO()
     names = ["series", "guidance_scale", *COLUMNS, "count"]
     writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
@@ -173,7 +181,7 @@ def as_csv(cells: Sequence[dict[str, Any]]) -> str:
 
 
 def as_table(cells: Sequence[dict[str, Any]]) -> str:
-    """For the terminal: at each guidance scale the base first, and the difference to it in FID."""
+    """Return a table for the terminal: per guidance scale the base, then the others with ΔFID."""
     lines = [f"{'guidance':>8}  {'':6}" + "".join(f"{name:>16}" for name in COLUMNS) + "     ΔFID"]
     for scale, group in itertools.groupby(cells, key=lambda cell: cell["guidance_scale"]):
         group = list(group)
@@ -182,14 +190,14 @@ def as_table(cells: Sequence[dict[str, Any]]) -> str:
                 f"{'-' if cell[name] is None else format(cell[name], '.4f'):>16}"
                 for name in COLUMNS
             )
-            gain = cell["fid"] - group[0]["fid"]
-            difference = "" if cell is group[0] else f"{gain:+9.3f}"
+            delta = cell["fid"] - group[0]["fid"]
+            difference = "" if cell is group[0] else f"{delta:+9.3f}"
             lines.append(f"{scale:8g}  {cell['series']:6}{values}{difference}")
     return "\n".join(lines)
 
 
 def plot(cells: Sequence[dict[str, Any]], path: epath.Path) -> None:
-    """FID by guidance scale, and FID by Inception Score; a line a series, the base dashed."""
+    """Plot FID over guidance scale and FID over Inception Score, one line per series."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
