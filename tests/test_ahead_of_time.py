@@ -1,4 +1,4 @@
-"""What a program takes, known before there is a machine: FLOPs, exchanges, memory of TPUs."""
+"""Predictions from compiled programs: FLOPs, collective communication and memory of TPUs."""
 
 import json
 import re
@@ -34,10 +34,10 @@ def debug_config(*, remat="none", trainable="all"):
     return config
 
 
-# FLOPs.
+# FLOPs
 
 
-def test_flops_of_loops_and_conditions_by_hand():
+def test_flops_of_loops_and_conditionals_match_a_count_by_hand():
     a, b = jnp.ones((3, 4)), jnp.ones((4, 4))
 
     def program(a, b):
@@ -49,7 +49,7 @@ def test_flops_of_loops_and_conditions_by_hand():
     assert traced_flops(jax.jit(program).trace(a, b).jaxpr) == wanted
 
 
-def test_flops_inside_shard_map_are_of_all_devices():
+def test_flops_in_shard_map_are_summed_over_devices():
     mesh = create_mesh(ONE_DEVICE | dict(data=4))
     cut = PartitionSpec("data")
 
@@ -61,19 +61,19 @@ def test_flops_inside_shard_map_are_of_all_devices():
     assert traced_flops(jax.jit(program).trace(a, b).jaxpr) == 2 * 8 * 4 * 5
 
 
-def test_rematerialisation_costs_another_forward_of_the_blocks():
+def test_rematerialization_adds_one_forward_pass_of_the_blocks():
     mesh = create_mesh(ONE_DEVICE, jax.devices()[:1])
     flops = {}
     for remat in ("none", "full"):
         program = trace(debug_config(remat=remat), "train", mesh)
         flops[remat] = traced_flops(program.traced.jaxpr)
-    # No gradient of the images is wanted, and adaLN's is of one row a sample.
+    # Not exactly equal: there is no gradient of the images, and adaLN acts on one row per sample.
     assert flops["none"] == pytest.approx(program.model_flops, rel=0.05)
     forward = program.model_flops / 3
     assert flops["full"] - flops["none"] == pytest.approx(forward, rel=0.15)
 
 
-def test_sampling_counts_both_halves_of_guidance():
+def test_sampling_flops_count_the_guided_and_the_unguided_half():
     mesh = create_mesh(ONE_DEVICE, jax.devices()[:1])
     config = debug_config()
     config.model.thinking.layers = ()
@@ -83,7 +83,7 @@ def test_sampling_counts_both_halves_of_guidance():
     assert program.model_flops == 10 * 2 * 16 * forward_flops(model)
 
 
-# Exchanges.
+# Collectives
 
 
 def compiled_text(f, *args):
@@ -96,7 +96,7 @@ def shard_mapped(body, mesh, out=PartitionSpec()):
     )
 
 
-def test_exchanges_of_real_programs_are_those_written():
+def test_collectives_of_compiled_programs():
     mesh = create_mesh(ONE_DEVICE | dict(data=4))
     x = jax.device_put(
         jnp.arange(8 * 1024.0).reshape(8, 1024), NamedSharding(mesh, PartitionSpec("data"))
@@ -113,7 +113,7 @@ def test_exchanges_of_real_programs_are_those_written():
         compiled_text(shard_mapped(looped, mesh), x), 4
     )}  # fmt: skip
     gathered, summed = found["all-gather"], found["all-reduce"]
-    # 8 rows of 4 KiB, of which 6 come from others, five times.
+    # 8 rows of 4 KiB, 6 of them from other devices, in five iterations.
     assert (gathered.count, gathered.received) == (5, 5 * 6 * 4096)
     assert (summed.count, summed.received) == (1, 2 * 2 * 4096 * 3 / 4)
     assert gathered.between_slices == 0
@@ -188,25 +188,25 @@ ENTRY %main (p: bf16[8,4]) -> bf16[8,4] {
 """  # noqa: E501
 
 
-def test_exchanges_of_a_tpu_program_by_hand():
+def test_collectives_of_a_tpu_program_match_a_count_by_hand():
     found = {each.kind: each for each in read_collectives(TPU_TEXT, 16, slices=2)}
-    # One exchange in two fusions, twelve times: 15 of 16 parts of 1,024 bytes.
+    # One all-gather, split into two fusions, in twelve iterations: 15/16 of 1,024 bytes.
     assert (found["all-gather"].count, found["all-gather"].received) == (12, 12 * 960)
     assert found["all-gather"].between_slices == 12 * 960
     ragged = found["ragged-all-to-all"]
     assert (ragged.count, ragged.received) == (2, 2 * 40 * 128 * 4 * 3 / 4)
     assert ragged.between_slices == 0
-    # Devices 0, 2, … and 1, 3, …: both slices; and what the runtime carries between the two.
+    # The groups 0, 2, … and 1, 3, … span both slices; the runtime sends 1,200 bytes between them.
     assert found["all-reduce"].received == 2 * 600 * 7 / 8 + 1200
     assert found["all-reduce"].between_slices == found["all-reduce"].received
     assert found["collective-permute"].received == 256
     assert found["collective-permute"].between_slices == 0
-    # A sum of which each keeps a part, by 16; and of pairs of devices 8 apart.
+    # A reduce-scatter over 16 devices, and one over pairs of devices in different slices.
     assert (found["reduce-scatter"].count, found["reduce-scatter"].received) == (2, 600 + 40)
     assert found["reduce-scatter"].between_slices == 600 + 40
 
 
-# The tool.
+# The entry
 
 
 @pytest.mark.parametrize(
@@ -218,11 +218,11 @@ def test_exchanges_of_a_tpu_program_by_hand():
         (["--topology=v5e:4x4", "--job=think"], "--job='think': choose one of train, sample"),
     ],
 )
-def test_bad_flags(flags, match, refused):
+def test_wrong_flags_are_refused(flags, match, refused):
     refused("aot", f"--config={CONFIG}:debug", *flags, match=match)
 
 
-def test_without_libtpu_the_extra_is_named(refused, monkeypatch):
+def test_without_libtpu_the_error_names_the_extra(refused, monkeypatch):
     monkeypatch.setattr(topology_lib, "find_spec", lambda name: None)
     match = r"needs libtpu, also without a TPU: pip install -e '.\[tpu\]'"
     refused("aot", f"--config={CONFIG}:debug", "--topology=v5e:4x4", match=match)
@@ -242,26 +242,26 @@ def full_size(*, experts=2, dispatch="auto", **mesh):
 
 
 @pytest.mark.libtpu
-def test_xl_2_from_scratch_fits_sixteen_v5e(libtpu, tmp_path):
+def test_dit_xl_2_from_scratch_fits_on_sixteen_v5e(libtpu, tmp_path):
     mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=-1"]
     out = tmp_path / "report.json"
-    code, said, errors = run_entry(
+    code, stdout, stderr = run_entry(
         "aot", f"--config={CONFIG}:scratch", "--topology=v5e:4x4", f"--json={out}", *mesh
     )
-    print(said)
-    assert code == 0, errors
-    assert "MFU at most" in said and "16 chips, fsdp 16" in said
+    print(stdout)
+    assert code == 0, stderr
+    assert "MFU at most" in stdout and "16 chips, fsdp 16" in stdout
     found = json.loads(out.read_text())
     assert found["fits"] and found["peak"] <= 4 * 2**30
     kinds = {each["kind"]: each for each in found["collectives"]}
-    # Weights travel, and activations don't: each block's twice, in bfloat16, 15 of 16 parts.
+    # Only weights are gathered: those of each block twice, in bfloat16, 15/16 from other chips.
     block = 18 * 1152**2 * 2 * 15 / 16
     assert kinds["all-gather"]["received"] == pytest.approx(2 * 28 * block, rel=0.1)
     assert sum(each["received"] for each in kinds.values()) < 2.5 * 2 * 28 * block
 
 
 @pytest.mark.libtpu
-def test_more_experts_cost_no_more_and_no_chip_holds_them_all(libtpu):
+def test_more_experts_add_few_flops_and_are_sharded_over_the_chips(libtpu):
     topology = open_topology("v5e:4x4")
     flops = {}
     for experts in (2, 64):
@@ -275,7 +275,7 @@ def test_more_experts_cost_no_more_and_no_chip_holds_them_all(libtpu):
     print(flops)
     assert flops[64] < 1.2 * flops[2]
     assert "ragged-all-to-all" in text
-    # Four experts on each of sixteen chips, in whatever layout.
+    # Each of sixteen chips holds four experts; their layout may differ.
     shapes = {tuple(map(int, dims.split(","))) for dims in _shapes(text)}
     whole = 64 * 1152 * 3 * 128
     with_rank = [shape for shape in shapes if (1152 in shape and 128 in shape) or 384 in shape]
@@ -288,12 +288,12 @@ def _shapes(text):
 
 
 def reported(**fields):
-    """A report of nothing but what is said."""
+    """A report in which only `memory` and these fields are set."""
     empty = dict.fromkeys(report_lib.Report.__dataclass_fields__)
     return report_lib.Report(**empty | dict(memory=100) | fields)
 
 
-def test_advice_keeps_what_helps_and_drops_what_cannot_be():
+def test_advice_keeps_changes_that_help_and_skips_impossible_ones():
     config, tried = debug_config(), []
 
     def compile_changed(changed):
@@ -311,24 +311,24 @@ def test_advice_keeps_what_helps_and_drops_what_cannot_be():
 
 
 @pytest.mark.libtpu
-def test_what_does_not_fit_is_told_what_would(libtpu):
-    code, said, errors = run_entry(
+def test_a_program_that_does_not_fit_gets_advice_that_does(libtpu):
+    code, stdout, stderr = run_entry(
         "aot", f"--config={CONFIG}:scratch", "--topology=v5e:2x2", "--config.mesh.data=4",
         "--config.model.remat=none", "--config.model.dtype=float32",
     )  # fmt: skip
-    assert code == 0, errors
-    advice = said.partition("It doesn't fit. What does: ")[2]
+    assert code == 0, stderr
+    advice = stdout.partition("It doesn't fit. What does: ")[2]
     assert "--config.model.remat=full" in advice and "GiB" in advice
 
 
 @pytest.mark.libtpu
 @pytest.mark.parametrize(("kind", "shape"), [("v4", "2x2x1"), ("v5p", "2x2x1"), ("v6e", "2x2")])
-def test_every_kind_compiles_to_train_and_to_sample(kind, shape, libtpu, tmp_path):
+def test_every_tpu_generation_compiles_training_and_sampling(kind, shape, libtpu, tmp_path):
     for job in ("train", "sample"):
-        code, said, errors = run_entry(
+        code, stdout, stderr = run_entry(
             "aot", f"--config={CONFIG}:debug", f"--topology={kind}:{shape}", f"--job={job}"
         )
-        assert code == 0, errors
-        assert "the bound" in said
-    code, _, errors = run_entry("aot", f"--config={CONFIG}:debug", f"--topology={kind}:3x5x7")
-    assert code == 2 and f"--topology={kind}:3x5x7: " in errors
+        assert code == 0, stderr
+        assert "the bound" in stdout
+    code, _, stderr = run_entry("aot", f"--config={CONFIG}:debug", f"--topology={kind}:3x5x7")
+    assert code == 2 and f"--topology={kind}:3x5x7: " in stderr
