@@ -1,6 +1,6 @@
-"""What revision bbe81de, before the rooms, left on disk still works or is refused with a remedy.
+"""Files of revision bbe81de still work, or are refused with an error that says what to do.
 
-`golden/make_before_rooms.py` made the files.
+`golden/make_before_rooms.py` wrote the files, with that revision's module layout and config keys.
 """
 
 import json
@@ -26,7 +26,7 @@ ARCHIVE = pathlib.Path(__file__).parent / "golden" / "before_rooms.tar.xz"
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
-    """The folder, whose drawings name their workdirs where they are now."""
+    """The unpacked files; requests for samples name their workdirs in the unpacked folder."""
     place = tmp_path_factory.mktemp("before")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(place, filter="data")
@@ -43,59 +43,61 @@ def arrays(path):
         return file["arr_0"].astype(int), file["arr_1"]
 
 
-def test_a_workdir_draws_what_it_drew(before, tmp_path):
+def test_old_workdir_gives_the_same_samples(before, tmp_path):
     out = tmp_path / "again.npz"
     arguments = [f"--workdir={before / 'digits'}", "--num=12", "--batch_size=4"]
-    code, _, said = run_entry("sample", *arguments, f"--out={out}")
-    assert code == 0, said
+    code, _, stderr = run_entry("sample", *arguments, f"--out={out}")
+    assert code == 0, stderr
     found, wanted = arrays(out), arrays(before / "whole.npz")
     assert np.abs(found[0] - wanted[0]).max() <= 1
     np.testing.assert_array_equal(found[1], wanted[1])
 
 
-def test_a_killed_drawing_goes_on(before):
+def test_interrupted_sampling_resumes(before):
     parts = before / "out.npz.parts"
     assert len(list(parts.glob("*.npy"))) == 2
     arguments = [f"--workdir={before / 'digits'}", "--num=12", "--batch_size=4"]
-    code, _, said = run_entry("sample", *arguments, f"--out={before / 'out.npz'}")
-    assert code == 0, said
+    code, _, stderr = run_entry("sample", *arguments, f"--out={before / 'out.npz'}")
+    assert code == 0, stderr
     assert np.abs(arrays(before / "out.npz")[0] - arrays(before / "whole.npz")[0]).max() <= 1
     assert not parts.exists()
 
 
-def test_training_goes_on(before, capsys, monkeypatch):
+def test_training_resumes(before, capsys, monkeypatch):
     monkeypatch.setattr(metrics, "open_writer", lambda workdir: FakeWriter())
     workdir = epath.Path(before / "digits")
     config = read_config(workdir)
     assert config.evaluation.adm.num == 12
     config.train.steps = 4
     train(config, workdir)
-    said = capsys.readouterr().err
-    assert "going on from checkpoint 3" in said
-    assert said.count("changed since the last start") == said.count("train.steps: 3 -> 4") == 1
+    stderr = capsys.readouterr().err
+    assert "going on from checkpoint 3" in stderr
+    assert stderr.count("changed since the last start") == stderr.count("train.steps: 3 -> 4") == 1
     assert (workdir / "checkpoints" / "4").exists()
 
 
-def test_walks_of_a_workdir_with_the_old_section(before, tmp_path):
+def test_workdir_with_the_old_navigation_section_is_evaluated(before, tmp_path):
     assert "navigation" in json.loads((before / "lake/config.json").read_text())
     assert read_config(epath.Path(before / "lake")).frozenlake.sizes == (3, 4)
     arguments = ["--suite=frozenlake", f"--workdir={before / 'lake'}", "--num=1", "--batch_size=4"]
-    code, _, said = run_entry("evaluate", *arguments, f"--out={tmp_path / 'out'}")
-    assert code == 0, said
+    code, _, stderr = run_entry("evaluate", *arguments, f"--out={tmp_path / 'out'}")
+    assert code == 0, stderr
 
 
-def test_half_drawn_images_are_drawn_to_their_end(before):
+def test_interrupted_image_generation_resumes(before):
     images = before / "images"
     kept = {path: path.stat().st_mtime_ns for path in images.rglob("*.png")}
     assert len(kept) == 4
     arguments = [f"--workdir={before / 'shapes'}", "--num=6", "--batch_size=4", "--sampler_steps=1"]
-    code, _, said = run_entry("evaluate", "--suite=shapes", "--make", *arguments, f"--out={images}")
-    assert code == 0, said
+    code, _, stderr = run_entry(
+        "evaluate", "--suite=shapes", "--make", *arguments, f"--out={images}"
+    )
+    assert code == 0, stderr
     assert len(list(images.rglob("*.png"))) == 6
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-def test_latents_are_read_and_their_preparation_goes_on(before):
+def test_latents_are_read_and_their_preparation_resumes(before):
     source = open_latents(str(before / "latents"))
     assert len(source.records) == 4 and source.class_names == ("class0", "class1")
     example = source.decoder(8, False)(source.records[0], np.random.default_rng(0))
@@ -106,16 +108,16 @@ def test_latents_are_read_and_their_preparation_goes_on(before):
 def test_scores_are_collected(before, tmp_path):
     out = tmp_path / "frozenlake.json"
     arguments = ["--suite=frozenlake", f"--collect={before / 'scores'}", f"--out={out}"]
-    code, said, _ = run_entry("evaluate", *arguments)
-    assert code == 0 and "| all goal | 25.0 ± 0.0 |" in said
+    code, stdout, _ = run_entry("evaluate", *arguments)
+    assert code == 0 and "| all goal | 25.0 ± 0.0 |" in stdout
 
 
-def test_the_old_name_of_a_suite_is_refused_with_the_new_one(refused):
+def test_old_suite_name_is_refused_with_the_new_name(refused):
     refused("evaluate", "--suite=navigation", match="--suite=navigation.* is called frozenlake now")
 
 
 @pytest.mark.parametrize("old", CONFIG_KEYS)
-def test_old_config_keys_are_refused_with_the_new_ones(old, refused, tmp_path):
+def test_old_config_keys_are_refused_with_the_new_names(old, refused, tmp_path):
     wanted = f"config.{old} is called config.{CONFIG_KEYS[old]} now"
     config = f"--config={config_file(tmp_path)}"
     flags = [config, f"--config.{old}=1", f"--workdir={tmp_path / 'place' / 'run'}"]
@@ -126,13 +128,13 @@ def test_old_config_keys_are_refused_with_the_new_ones(old, refused, tmp_path):
     assert config_key_hint(f"{old}.more").endswith(".more now")
 
 
-def test_another_unknown_key_gets_no_such_hint(refused, tmp_path):
+def test_other_unknown_keys_get_no_hint(refused, tmp_path):
     in_file = config_file(tmp_path, "config.model.m = 3")
     flags = [f"--config={in_file}", f"--workdir={tmp_path / 'place' / 'run'}"]
     refused("main", *flags, match=r"error: (?!.*is called)")
 
 
-def test_a_config_file_that_updates_an_old_section_is_refused(refused, tmp_path):
+def test_config_file_that_updates_an_old_section_is_refused(refused, tmp_path):
     in_file = config_file(tmp_path, "config.navigation.update(tile=16)")
     flags = [f"--config={in_file}", f"--workdir={tmp_path / 'place' / 'run'}"]
     refused("main", *flags, match="config.navigation is called config.frozenlake now")

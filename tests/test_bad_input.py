@@ -1,4 +1,4 @@
-"""What a person can get wrong ends in one line that says what would be right, and harms nothing."""
+"""Mistakes of users end with a one-line error that says what is right, and change no file."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ TESTS = pathlib.Path(__file__).parent
 
 @pytest.fixture
 def refused_config(refused, tmp_path):
-    """As `refused`, for training by a config with these overrides, into a workdir that isn't."""
+    """Like `refused`, for training with config overrides in a workdir that doesn't exist."""
 
     def check(*overrides, match, file=None):
         file = file or config_file(tmp_path)
@@ -36,7 +36,7 @@ def refused_config(refused, tmp_path):
     return check
 
 
-# How flags are written.
+# Flags and config files
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def refused_config(refused, tmp_path):
         ("sample", ["--workdir={new}", "--out={new}", "--labels=1.5"], "--labels=1.5.*whole"),
     ],
 )
-def test_bad_flags(module, arguments, match, refused, tmp_path):
+def test_wrong_flags_are_refused(module, arguments, match, refused, tmp_path):
     names = dict(config=config_file(tmp_path), new=tmp_path / "place" / "new")
     refused(module, *(argument.format(**names) for argument in arguments), match=match)
 
 
 @pytest.mark.parametrize("override", [[], ["--config.train.steps=3"], ["--config.a.b=3"]])
-def test_a_config_file_that_is_not_there(override, refused_config, tmp_path):
+def test_missing_config_file_is_refused(override, refused_config, tmp_path):
     file = tmp_path / "nowhere.py"
     refused_config(*override, file=file, match="No such file.*nowhere.py'; name a config file")
 
@@ -81,11 +81,11 @@ def test_a_config_file_that_is_not_there(override, refused_config, tmp_path):
         ("--config.data.flip=perhaps", "config.data.flip=perhaps.*[Bb]oolean"),
     ],
 )
-def test_bad_overrides(override, match, refused_config):
+def test_wrong_config_overrides_are_refused(override, match, refused_config):
     refused_config(override, match=match)
 
 
-def test_an_unknown_key_is_named_however_the_flags_are_written(refused, tmp_path):
+def test_unknown_key_is_named_also_when_flags_use_spaces(refused, tmp_path):
     file, new = config_file(tmp_path), tmp_path / "place" / "new"
     arguments = ["--config", file, "--workdir", new, "--config.train.stepz", "3"]
     refused("main", *arguments, match="config.train has no 'stepz'; did you mean 'steps'")
@@ -104,16 +104,16 @@ def test_an_unknown_key_is_named_however_the_flags_are_written(refused, tmp_path
         ('config = {"seed": 1}', r"get_config\(\) must return.*tp_jax.config.default"),
     ],
 )
-def test_bad_config_files(change, match, refused_config, tmp_path):
+def test_wrong_config_files_are_refused(change, match, refused_config, tmp_path):
     refused_config(file=config_file(tmp_path, change), match=match)
 
 
-def test_a_config_file_without_get_config(refused_config, tmp_path):
+def test_config_file_without_get_config_is_refused(refused_config, tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     refused_config(file=tmp_path / "empty.py", match="no attribute 'get_config")
 
 
-# What a config asks for.
+# Values in a config
 
 
 @pytest.mark.parametrize(
@@ -164,25 +164,19 @@ def test_a_config_file_without_get_config(refused_config, tmp_path):
         ("sampling.guidance_interval=0.5,", r"guidance_interval=\(0.5,\): give two numbers"),
     ],
 )
-def test_bad_values(override, match, refused_config):
+def test_wrong_config_values_are_refused(override, match, refused_config):
     refused_config(f"--config.{override}", match=match)
 
 
 @pytest.mark.parametrize(("steps", "match"), [(1, "choose 2 to 1000"), (1001, "choose 2 to 1000")])
-def test_sampler_steps_that_gaussian_diffusion_does_not_have(steps, match):
+def test_impossible_sampler_steps_of_gaussian_diffusion_are_refused(steps, match):
     config = config_lib.default("dit", "gaussian")
     config.sampling.steps = steps
     with pytest.raises(UserError, match=f"steps={steps}: {match}"):
         config_lib.build(config)
 
 
-# Workdirs.
-
-
-# Bases.
-
-
-# Sampling.
+# Sampling
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +186,7 @@ def loaded(trained):
 
 @pytest.fixture
 def refused_samples(refused, loaded, trained, tmp_path, monkeypatch):
-    """As `refused`, for sampling from the trained workdir, which is loaded once."""
+    """Like `refused`, for sampling from the trained workdir, which is loaded only once."""
 
     def check(*arguments, match, loaded=loaded, out=None):
         monkeypatch.setattr(request, "load", lambda *args, **kwargs: loaded)
@@ -220,17 +214,17 @@ def refused_samples(refused, loaded, trained, tmp_path, monkeypatch):
         ("--latent_steps=-1", "latent_steps=-1: must be 1 or more"),
     ],
 )
-def test_bad_sampling_flags(flag, match, refused_samples):
+def test_wrong_sampling_flags_are_refused(flag, match, refused_samples):
     refused_samples(flag, match=match)
 
 
-def test_a_checkpoint_that_is_not_there(refused, trained, tmp_path):
+def test_missing_checkpoint_is_refused(refused, trained, tmp_path):
     arguments = [f"--workdir={trained}", f"--out={tmp_path / 'place' / 'out.npz'}"]
     match = "no checkpoint 4 in .*: there are 3, 6"
     refused("sample", *arguments, "--checkpoint=4", match=match, watch=[trained])
 
 
-def test_more_latent_steps_than_there_are_experts_for(refused_samples, loaded):
+def test_more_latent_steps_than_separate_experts_are_refused(refused_samples, loaded):
     config = loaded.model.config
     thinking = dataclasses.replace(config.thinking, share_across_steps=False)
     model = build_model(dataclasses.replace(config, thinking=thinking))
@@ -239,7 +233,7 @@ def test_more_latent_steps_than_there_are_experts_for(refused_samples, loaded):
     refused_samples("--latent_steps=3", loaded=loaded, match=match)
 
 
-def test_guiding_a_model_without_classes(refused_samples, loaded):
+def test_guidance_of_a_model_without_classes_is_refused(refused_samples, loaded):
     model = dataclasses.replace(loaded.built.model, num_classes=0)
     built = dataclasses.replace(loaded.built, model=model)
     loaded = dataclasses.replace(loaded, built=built)
@@ -247,7 +241,7 @@ def test_guiding_a_model_without_classes(refused_samples, loaded):
     refused_samples("--guidance_scale=4", loaded=loaded, match=match)
 
 
-def test_labels_of_a_model_without_classes():
+def test_labels_for_a_model_without_classes_are_refused():
     with pytest.raises(UserError, match="label 1 is out of range: the model has 0 to 0"):
         choose_labels((1,), 2, 0)
 
@@ -261,35 +255,35 @@ def test_labels_of_a_model_without_classes():
         ("picture.png/out", "--out=.*out can't be created.*name another"),
     ],
 )
-def test_an_out_that_can_not_be_written(name, match, refused_samples, tmp_path):
+def test_output_path_that_cannot_be_written_is_refused(name, match, refused_samples, tmp_path):
     (tmp_path / "place" / "picture.png").write_text("a picture")
     (tmp_path / "place" / "folder.npz").mkdir()
     refused_samples("--num=4", "--batch_size=4", out=tmp_path / "place" / name, match=match)
 
 
-def test_a_damaged_checkpoint_is_named(trained, tmp_path):
+def test_damaged_checkpoint_is_named(trained, tmp_path):
     copy = epath.Path(tmp_path / "copy")
     shutil.copytree(trained, copy)
     shutil.rmtree(copy / "checkpoints" / "6" / "ema")
     with pytest.raises(UserError, match="6 in .*checkpoints is damaged .ema/_METADATA is missing"):
         loading.load(copy)
-    # What the message says helps.
+    # The error advises to load another checkpoint, which works.
     assert loading.load(copy, 3).train_step == 3
 
 
-# Data.
+# Data
 
 
-def test_data_smaller_than_a_batch():
+def test_data_smaller_than_a_batch_is_refused():
     source = Source([{}] * 7, image_size=8, channels=1, class_names=tuple("0123456789"))
     with pytest.raises(UserError, match="batch_size=8 is larger than digits.* 7 images"):
         data.make_iterator(source, tiny_config())
 
 
-# The same from outside.
+# New processes
 
 
-def test_processes_end_with_one_line_and_code_2(trained, tmp_path):
+def test_processes_end_with_a_one_line_error_and_exit_code_2(trained, tmp_path):
     config, foreign = config_file(tmp_path), make_foreign(tmp_path / "foreign")
     main = [sys.executable, "-m", "tp_jax.main", f"--config={config}"]
     sample = [sys.executable, "-m", "tp_jax.sample", f"--workdir={trained}"]
@@ -297,8 +291,8 @@ def test_processes_end_with_one_line_and_code_2(trained, tmp_path):
     expected = {
         "error: unknown config key --config.train.stepz: config.train has no 'stepz'; did you "
         "mean 'steps'?": [*main, f"--workdir={out}", "--config.train.stepz=3"],
-        f"error: --workdir={foreign} holds files but no config.json, so it wasn't created by tp_jax: "
-        f"name a new or empty folder": [*main, f"--workdir={foreign}"],
+        f"error: --workdir={foreign} holds files but no config.json, so it wasn't created by "
+        f"tp_jax: name a new or empty folder": [*main, f"--workdir={foreign}"],
         "error: label 10 is out of range: the model has 0 to 9": [
             *sample, f"--out={out}", "--labels=10",
         ],

@@ -1,4 +1,4 @@
-"""Workdirs and bases that are none, or of another model."""
+"""Folders that are not a workdir or base, or belong to another model, are refused."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from tp_jax.workdir.checkpoints import load_base
         ("other version", 'config.json can\'t be read as a config.*"old".*name another workdir'),
     ],
 )
-def test_sampling_from_what_is_no_workdir(kind, match, refused, tmp_path):
+def test_sampling_from_a_folder_that_is_no_workdir_is_refused(kind, match, refused, tmp_path):
     folder, config = tmp_path / "place" / "run", tiny_config().to_dict()
     if kind == "foreign":
         make_foreign(folder)
@@ -46,7 +46,7 @@ def test_sampling_from_what_is_no_workdir(kind, match, refused, tmp_path):
     refused("sample", f"--workdir={folder}", f"--out={out}", match=match)
 
 
-def test_training_into_what_is_no_workdir(refused, tmp_path):
+def test_training_in_a_folder_that_is_no_workdir_is_refused(refused, tmp_path):
     config = config_file(tmp_path)
     foreign = make_foreign(tmp_path / "place" / "foreign")
     match = "foreign holds files but no config.json.*name a new or empty folder"
@@ -56,19 +56,19 @@ def test_training_into_what_is_no_workdir(refused, tmp_path):
     refused("main", f"--config={config}", f"--workdir={file}", match=match)
 
 
-def test_a_workdir_that_can_not_be_made(tmp_path):
+def test_write_workdir_refuses_a_path_that_cannot_be_created(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--workdir=.*can't be created.*name another"):
         workdir.write_workdir(epath.Path(tmp_path / "file" / "new"), tiny_config())
 
 
-def test_training_into_a_workdir_that_can_not_be_made(refused, tmp_path):
+def test_training_in_a_workdir_that_cannot_be_created_is_refused(refused, tmp_path):
     (tmp_path / "place" / "file").touch()
     arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'place/file/new'}"]
     refused("main", *arguments, match="--workdir=.*can't be created.*name another")
 
 
-def test_the_config_is_written_before_the_folder_of_checkpoints(tmp_path, monkeypatch):
+def test_config_is_written_before_the_checkpoint_folder(tmp_path, monkeypatch):
     def killed(*arguments):
         assert (tmp_path / "run" / workdir.CONFIG).exists()
         raise InterruptedError
@@ -79,7 +79,7 @@ def test_the_config_is_written_before_the_folder_of_checkpoints(tmp_path, monkey
     assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == []
 
 
-def test_a_workdir_that_was_killed_before_its_first_file_is_whole_is_free(tmp_path):
+def test_folder_with_only_a_half_written_config_counts_as_new(tmp_path):
     (tmp_path / f"{workdir.CONFIG}.tmp").write_text("{")
     assert workdir.check_workdir(epath.Path(tmp_path), tiny_config()) == []
 
@@ -93,7 +93,7 @@ def test_a_workdir_that_was_killed_before_its_first_file_is_whole_is_free(tmp_pa
         ("init.base=/somewhere", "another config: init.base: '' -> '/somewhere'"),
     ],
 )
-def test_going_on_with_another_model(override, match, refused, trained, tmp_path):
+def test_resuming_with_another_model_is_refused(override, match, refused, trained, tmp_path):
     arguments = [f"--config={config_file(tmp_path)}", f"--workdir={trained}"]
     refused("main", *arguments, f"--config.{override}", match=match, watch=[trained])
 
@@ -102,11 +102,11 @@ def test_going_on_with_another_model(override, match, refused, trained, tmp_path
     ("kind", "match"),
     [("none", "there is no such folder; name a base"), ("foreign", "neither a base checkpoint")],
 )
-def test_no_base_there(kind, match, refused, tmp_path):
+def test_missing_or_foreign_base_is_refused(kind, match, refused, tmp_path):
     folder = tmp_path / "place" / "base"
     if kind == "foreign":
         make_foreign(folder)
-    # An empty folder stays empty: filled, it would be taken for a foreign one at the next start.
+    # An empty folder must stay empty: with files in it, the next start would refuse it.
     (tmp_path / "place" / "new").mkdir()
     arguments = [f"--config={config_file(tmp_path)}", f"--workdir={tmp_path / 'place' / 'new'}"]
     refused("main", *arguments, f"--config.init.base={folder}", match=f"{folder}.*{match}")
@@ -134,12 +134,12 @@ def base_folder(tmp_path_factory):
         ({"blocks": {"bias": jnp.zeros(3)}, "final": BASE["final"]}, r"\(and 1 more\)"),
     ],
 )
-def test_a_base_that_does_not_fit(wanted, match, base_folder):
+def test_base_that_does_not_fit_the_model_is_refused(wanted, match, base_folder):
     with pytest.raises(UserError, match=f"{re.escape(str(base_folder))} doesn't fit .*{match}"):
         load_base(str(base_folder), jax.eval_shape(lambda: wanted))
 
 
-def test_a_base_may_be_named_from_here(base_folder, monkeypatch):
+def test_base_may_be_a_relative_path(base_folder, monkeypatch):
     monkeypatch.chdir(base_folder.parent)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = jax.tree.map(
@@ -149,7 +149,7 @@ def test_a_base_may_be_named_from_here(base_folder, monkeypatch):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), found, BASE))
 
 
-def test_a_damaged_base(base_folder, tmp_path):
+def test_damaged_base_is_refused(base_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(base_folder, broken)
     (broken / "_METADATA").write_text("?")
@@ -157,7 +157,7 @@ def test_a_damaged_base(base_folder, tmp_path):
         load_base(str(broken), jax.eval_shape(lambda: BASE))
 
 
-def test_a_bucket_is_left_as_it_is_named(monkeypatch):
+def test_bucket_path_is_passed_on_unchanged(monkeypatch):
     seen = []
     monkeypatch.setattr(type(epath.Path("gs://x")), "exists", lambda path: seen.append(str(path)))
     with pytest.raises(UserError, match="gs://bucket/base: there is no such folder"):

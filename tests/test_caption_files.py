@@ -1,4 +1,4 @@
-"""Images with captions as they lie on disk: MSCOCO, folders with JSON lines, TFDS."""
+"""Sources of captioned images: MSCOCO, folders with JSON lines, and TFDS."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def write_lines(path, entries):
 
 
 def write_jsonl(folder, name, make):
-    """Photos in a folder, and a JSONL of what `make` says of each."""
+    """Write images to a folder, and a JSON lines file with the line `make(i)` for each of them."""
     folder.mkdir(parents=True)
     for i in range(IMAGES):
         (folder / f"{i}.jpg").write_bytes(photo(i))
@@ -34,7 +34,7 @@ def check_records(source, count=IMAGES):
         assert record["captions"] == tuple(captions_of(i))
 
 
-def test_coco_is_read_in_the_order_of_its_ids(coco):
+def test_coco_is_read_in_the_order_of_image_ids(coco):
     source = open_named("config.data", "coco", str(coco), "train2017")
     check_records(source)
     assert source.record_name(3).endswith("train2017/000000000003.jpg")
@@ -49,17 +49,17 @@ def test_coco_is_read_in_the_order_of_its_ids(coco):
         ("train/metadata.jsonl", lambda i: {"file_name": f"{i}.jpg", "text": captions_of(i)}),
     ],
 )
-def test_a_folder_with_a_jsonl_is_read_in_the_order_of_its_lines(tmp_path, name, make):
+def test_folder_with_json_lines_is_read_in_the_order_of_lines(tmp_path, name, make):
     place = tmp_path / "set" / name
     write_jsonl(place.parent, place.name, make)
     if place.name == "train.jsonl":
-        # Another split's images lie beside this one's.
+        # The folder also has the images of another split.
         write_lines(place.with_name("captions.jsonl"), [{"file": "x.jpg", "caption": "a ring"}])
         place.with_name("x.jpg").write_bytes(photo(0))
     check_records(open_named("config.data", "captions", str(tmp_path / "set"), "train"))
 
 
-def test_lines_of_one_image_are_its_captions(tmp_path):
+def test_several_lines_of_an_image_are_its_captions(tmp_path):
     write_jsonl(tmp_path / "set", "captions.jsonl", lambda i: {})
     lines = [{"file": f"{i}.jpg", "caption": c} for i in range(IMAGES) for c in captions_of(i)]
     write_lines(tmp_path / "set" / "captions.jsonl", lines[::-1])
@@ -67,24 +67,24 @@ def test_lines_of_one_image_are_its_captions(tmp_path):
     assert source.records[IMAGES - 1]["captions"] == tuple(captions_of(0)[::-1])
 
 
-def test_tfds_sets_with_captions_give_captions(tmp_path):
+def test_tfds_data_sets_with_captions_give_captions(tmp_path):
     make_fake_captions(tmp_path)
     source = open_named("config.data", "tfds/fake_captions", str(tmp_path), "train")
-    # TFDS shuffles what it writes.
+    # TFDS shuffles the records.
     records = [source.records[i] for i in range(IMAGES)]
     found = {bytes(record["image"]): record["captions"] for record in records}
     assert found == {photo(i): tuple(captions_of(i)) for i in range(IMAGES)}
     assert source.gives == "caption" and len(source.records) == IMAGES
 
 
-def test_one_of_the_captions_is_drawn_beside_the_same_pixels(coco):
+def test_a_random_caption_is_chosen_and_the_pixels_stay_the_same(coco):
     source = open_named("config.data", "coco", str(coco), "train2017")
     decode = source.decoder(32, False)
-    drawn = [decode(source.records[2], np.random.default_rng(seed)) for seed in range(60)]
-    said = [example["condition"]["caption"] for example in drawn]
-    assert all(said.count(caption) > 8 for caption in captions_of(2))
-    assert drawn[0]["x"].shape == (32, 32, 3) and drawn[0]["x"].dtype == np.float32
-    assert all((example["x"] == drawn[0]["x"]).all() for example in drawn)
+    examples = [decode(source.records[2], np.random.default_rng(seed)) for seed in range(60)]
+    captions = [example["condition"]["caption"] for example in examples]
+    assert all(captions.count(caption) > 8 for caption in captions_of(2))
+    assert examples[0]["x"].shape == (32, 32, 3) and examples[0]["x"].dtype == np.float32
+    assert all((example["x"] == examples[0]["x"]).all() for example in examples)
     np.testing.assert_array_equal(
         source.decoder(32, True)(source.records[2], np.random.default_rng(0))["x"],
         data.source.DecodeImage(32, 3, True)(
@@ -136,7 +136,7 @@ COCO = [
 
 
 @pytest.mark.parametrize(("spoil", "match"), COCO)
-def test_what_is_wrong_with_coco_is_named(coco, tmp_path, spoil, match):
+def test_errors_in_coco_files_are_named(coco, tmp_path, spoil, match):
     shutil.copytree(coco, tmp_path / "coco")
     spoil(tmp_path / "coco")
     with pytest.raises(UserError, match=match):
@@ -157,7 +157,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("line", "match"), LINES)
-def test_what_is_wrong_with_a_line_is_named(tmp_path, line, match):
+def test_errors_in_json_lines_are_named(tmp_path, line, match):
     for i in range(2):
         (tmp_path / f"{i}.jpg").write_bytes(photo(i))
     (tmp_path / "captions.jsonl").write_text(f'{{"file": "1.jpg", "caption": "a ring"}}\n{line}\n')
@@ -165,7 +165,7 @@ def test_what_is_wrong_with_a_line_is_named(tmp_path, line, match):
         open_named("config.data", "captions", str(tmp_path), "train")
 
 
-def test_a_folder_without_captions_is_named(tmp_path):
+def test_folder_without_captions_is_refused(tmp_path):
     with pytest.raises(UserError, match="has none of train.jsonl, captions.jsonl, metadata.jsonl"):
         open_named("config.data", "captions", str(tmp_path), "train")
     (tmp_path / "captions.jsonl").write_text("\n")

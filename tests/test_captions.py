@@ -1,4 +1,4 @@
-"""Images with captions: read, prepared as latents with their text, trained on."""
+"""Captioned images: preparing them as latents with text embeddings, and training on them."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from tp_jax.train.loop import train
 from tp_jax.workdir.record import read_text_space
 from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
 
-# The runs of this file share what they compile.
+# The tests of this file share compiled programs.
 pytestmark = pytest.mark.usefixtures("cache")
 ENCODER = WordEncoder(WORDS, LONGEST)
 
@@ -39,7 +39,7 @@ def autoencoder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_codec(autoencoder):
-    """Compiled once for all tests here; `test_latents` is about codecs."""
+    """Load and compile one codec for all tests of this file."""
     fields = config_lib.default().autoencoder
     fields.path = str(autoencoder)
     codec = load_codec(fields, create_mesh(ONE_DEVICE, jax.devices()[:1]))
@@ -74,7 +74,7 @@ def config(coco, autoencoder, tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(coco, autoencoder, tmp_path_factory, one_codec):
-    """A folder of latents and text, read only."""
+    """A folder of latents and text embeddings. Tests must not change it."""
     folder = epath.Path(tmp_path_factory.mktemp("prepared")) / "latents"
     prepare(captions_config(coco, autoencoder, folder), folder)
     return folder
@@ -82,16 +82,16 @@ def prepared(coco, autoencoder, tmp_path_factory, one_codec):
 
 @pytest.fixture
 def copied(prepared, config):
-    """The folder of the config, with latents to spoil."""
+    """A copy of the latents in the folder that the config names; tests may damage it."""
     shutil.copytree(prepared, config.data.dir)
     return epath.Path(config.data.dir)
 
 
-def written(folder):
+def file_contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_prepared_text_is_the_encoders(prepared):
+def test_prepared_text_equals_the_encoder_output(prepared):
     source = open_latents(str(prepared))
     assert source.gives == "text" and source.text_space == ENCODER.space
     assert len(source.records) == IMAGES and len(list(prepared.glob("*.arrayrecord"))) == 3
@@ -115,7 +115,7 @@ def test_prepared_text_is_the_encoders(prepared):
     assert seen == set(range(CAPTIONS_PER_IMAGE))
 
 
-def test_latents_with_text_are_those_with_labels(prepared, coco, config, tmp_path):
+def test_latents_are_the_same_with_text_as_with_labels(prepared, coco, config, tmp_path):
     (tmp_path / "classes").mkdir()
     shutil.copytree(coco / "train2017", tmp_path / "classes" / "one")
     labels = config_lib.default("dit", "flow")
@@ -128,13 +128,13 @@ def test_latents_with_text_are_those_with_labels(prepared, coco, config, tmp_pat
         found, wanted = with_text.header.plan.decode(a), with_labels.header.plan.decode(b)
         np.testing.assert_array_equal(found[1], wanted[1])
     assert with_text.header.mean == with_labels.header.mean
-    # As it was written before there were captions.
+    # The header of labels has no fields for text, as before captions were supported.
     fields = json.loads((tmp_path / "labels" / HEADER).read_text())
     assert not {"text", "num", "seed", "captions"} & set(fields["plan"])
     assert "null_text" not in fields
 
 
-def test_bytes_ignore_the_batch_and_a_kill(prepared, config, monkeypatch):
+def test_files_depend_on_neither_the_batch_size_nor_an_interruption(prepared, config, monkeypatch):
     folder, write_shard = epath.Path(config.data.dir), preparation.write_shard
     config.prepare.batch_size = 3
 
@@ -156,10 +156,10 @@ def test_bytes_ignore_the_batch_and_a_kill(prepared, config, monkeypatch):
     config.prepare.batch_size = 7
     prepare(config, folder)
     assert made == [1, 2]
-    assert written(folder) == written(prepared)
+    assert file_contents(folder) == file_contents(prepared)
 
 
-def test_images_are_chosen_by_the_seed_and_captions_are_the_first(config, tmp_path):
+def test_seed_chooses_the_images_and_the_first_captions_are_kept(config, tmp_path):
     config.prepare.update(num=5, captions=2)
 
     def chosen(seed):
@@ -175,7 +175,7 @@ def test_images_are_chosen_by_the_seed_and_captions_are_the_first(config, tmp_pa
         ]
 
     first = chosen(0)
-    # These are to stay the same for good.
+    # The choice for a seed must never change.
     assert first == [0, 1, 3, 6, 7] and chosen(1) == [0, 1, 8, 10, 11]
     config.prepare.num = IMAGES + 1
     with pytest.raises(UserError, match="config.prepare.num=13, but coco has 12 images: choose"):
@@ -185,16 +185,14 @@ def test_images_are_chosen_by_the_seed_and_captions_are_the_first(config, tmp_pa
         prepare(config, epath.Path(tmp_path / "1"))
 
 
-def test_another_encoder_does_not_go_on_in_the_folder(copied, config, monkeypatch):
+def test_preparation_does_not_resume_with_another_encoder(copied, config, monkeypatch):
     other = WordEncoder((*WORDS[1:], WORDS[0]), LONGEST)
     monkeypatch.setattr(preparation, "load_encoder", lambda fields: other)
     with pytest.raises(UserError, match="begun with other settings: text was TextSpace"):
         prepare(config, copied)
 
 
-def test_a_long_caption_is_refused_with_its_record_before_anything_is_written(
-    coco, config, tmp_path
-):
+def test_too_long_caption_is_refused_before_anything_is_written(coco, config, tmp_path):
     shutil.copytree(coco, tmp_path / "coco")
     long = "a red circle left of a blue square and a ring"
     edit_coco_annotations(lambda c: c["annotations"][1].update(caption=long), tmp_path / "coco")
@@ -203,12 +201,12 @@ def test_a_long_caption_is_refused_with_its_record_before_anything_is_written(
     with pytest.raises(UserError, match="000000000010.jpg: the prompt .* has 11 words.*takes 8"):
         prepare(config, folder)
     assert not folder.exists()
-    # Not one of those that are kept.
+    # The long caption is not among the first two.
     config.prepare.captions = 2
     prepare(config, folder)
 
 
-def test_a_number_that_float16_cannot_hold_is_refused(config, monkeypatch):
+def test_embeddings_that_overflow_float16_are_refused(config, monkeypatch):
     for value in (1e5, np.nan):
 
         class Loud(WordEncoder):
@@ -224,7 +222,7 @@ def test_a_number_that_float16_cannot_hold_is_refused(config, monkeypatch):
             prepare(config, epath.Path(config.data.dir))
 
 
-def test_a_broken_captioned_image_is_named_or_left_out_with_its_text(coco, config, tmp_path):
+def test_corrupt_captioned_image_is_named_or_skipped_with_its_text(coco, config, tmp_path):
     shutil.copytree(coco, tmp_path / "coco")
     broken = tmp_path / "coco" / "train2017" / "000000000002.jpg"
     broken.write_bytes(broken.read_bytes()[:100])
@@ -239,7 +237,7 @@ def test_a_broken_captioned_image_is_named_or_left_out_with_its_text(coco, confi
         np.testing.assert_array_equal(found, ENCODER.encode(captions_of(i))["pooled"])
 
 
-def test_the_empty_prompts_text_is_checked_and_made_again(copied, prepared, config):
+def test_text_of_the_empty_prompt_is_checked_and_restored(copied, prepared, config):
     path = copied / NULL_TEXT
     for spoil, match in (
         (lambda: path.write_bytes(path.read_bytes()[:-1] + b"x"), "null_text.npz is damaged"),
@@ -249,40 +247,40 @@ def test_the_empty_prompts_text_is_checked_and_made_again(copied, prepared, conf
         with pytest.raises(UserError, match=match):
             data.open_source(config)
         prepare(config, copied)
-        assert written(copied) == written(prepared)
+        assert file_contents(copied) == file_contents(prepared)
 
 
-def test_what_does_not_fit_together_is_refused(prepared, config):
+def test_settings_that_do_not_fit_together_are_refused(prepared, config):
     def refused(match, call, **fields):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
         with pytest.raises(UserError, match=match):
             call(changed)
 
-    def prepare_anew(config):
+    def prepare_from_scratch(config):
         prepare(config, epath.Path(config.data.dir))
 
     dit = config_lib.default("dit", "flow")
     dit.prepare.update(**config.prepare.to_dict())
     dit.autoencoder.path = config.autoencoder.path
     with pytest.raises(UserError, match="'coco' has captions, but a dit model takes labels"):
-        prepare_anew(dit)
-    refused("'digits' has labels, but a mmdit", prepare_anew, prepare__source="digits")
-    refused("'shapes' is drawn as it is asked for", prepare_anew, prepare__source="shapes")
-    refused("text_width=9, but that of config.text", prepare_anew, model__text_width=9)
-    refused("prepare.captions=-1: must be 0", prepare_anew, prepare__captions=-1)
+        prepare_from_scratch(dit)
+    refused("'digits' has labels, but a mmdit", prepare_from_scratch, prepare__source="digits")
+    refused("'shapes' is drawn as it is asked for", prepare_from_scratch, prepare__source="shapes")
+    refused("text_width=9, but that of config.text", prepare_from_scratch, model__text_width=9)
+    refused("prepare.captions=-1: must be 0", prepare_from_scratch, prepare__captions=-1)
     dit.prepare.update(source="digits", captions=1)
     with pytest.raises(UserError, match="captions=1, but .*'digits' has labels: set 0"):
-        prepare_anew(dit)
+        prepare_from_scratch(dit)
     assert not epath.Path(config.data.dir).exists()
     config.data.dir = str(prepared)
     refused("model.text_tokens=9, but that of the text in", data.open_source, model__text_tokens=9)
 
 
-def test_a_model_trains_on_prepared_captions_and_goes_on(prepared, config, tmp_path, monkeypatch):
+def test_training_on_prepared_captions_resumes(prepared, config, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "open_writer", lambda workdir: FakeWriter())
     config.data.dir, workdir = str(prepared), epath.Path(tmp_path / "run")
-    # The decoder is for pictures alone.
+    # Training needs no autoencoder; only sample grids would.
     config.autoencoder.path = ""
     train(config, workdir)
     assert read_text_space(workdir) == ENCODER.space
@@ -300,11 +298,11 @@ def test_a_model_trains_on_prepared_captions_and_goes_on(prepared, config, tmp_p
         train(config, workdir)
 
 
-def test_pictures_are_drawn_of_the_first_captions(prepared, config):
+def test_sample_grids_use_the_captions_of_the_first_records(prepared, config):
     config.data.dir = str(prepared)
     source = data.open_source(config)
     found = data.example_conditions(source, None, IMAGES + 2)
     assert found["text"].shape == (IMAGES + 2, LONGEST, ENCODER.space.width)
-    # Again the first record.
+    # After the last record, the first follows again.
     drawn = (ENCODER.encode(captions_of(0))["pooled"] == found["pooled"][-2]).all(1)
     assert drawn.sum() == 1 and found["null_text"].shape == found["text"].shape

@@ -1,4 +1,4 @@
-"""Converting published weights: the folders it writes, the files it reads, and what it refuses."""
+"""Convert published weights: the folders it writes, the files it reads, and its errors."""
 
 import json
 import pathlib
@@ -18,10 +18,10 @@ from tp_jax.pretrained import load_autoencoder, load_inception
 from tp_jax.pretrained.files import load_state_dict
 from tp_jax.pretrained.folder import save_folder
 
-# Folders.
+# Folders
 
 
-def test_what_is_written_and_said(converted):
+def test_description_and_log(converted):
     folder = converted("vae16")
     description = json.loads((folder / "description.json").read_text())
     assert description.keys() == {"kind", "config", "sha256", "source"}
@@ -39,7 +39,7 @@ def test_what_is_written_and_said(converted):
     assert f"--config.init.base={converted('dit')}" in log
 
 
-def test_the_identity_is_that_of_the_weights(tmp_path):
+def test_identity_depends_only_on_names_and_values_of_the_weights(tmp_path):
     params = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "b": np.zeros(2)}
     other = {"b": params["b"], "a": {"kernel": np.asfortranarray(params["a"]["kernel"])}}
     trees = [params, other, params | {"b": np.ones(2)}, {"c": params["b"], "a": params["a"]}]
@@ -51,7 +51,7 @@ def test_the_identity_is_that_of_the_weights(tmp_path):
     assert len({first, *others}) == 3
 
 
-def test_folders_that_can_not_be_loaded(converted, tmp_path):
+def test_folders_that_cannot_be_loaded_are_refused(converted, tmp_path):
     folder = epath.Path(tmp_path)
     with pytest.raises(UserError, match="nowhere: there is no such folder; .*--kind=sd-vae"):
         load_autoencoder(folder / "nowhere")
@@ -68,7 +68,7 @@ def test_folders_that_can_not_be_loaded(converted, tmp_path):
         load_autoencoder(folder)
 
 
-def test_a_kill_leaves_nothing_that_loads(tmp_path, monkeypatch):
+def test_interrupted_conversion_leaves_no_folder_that_loads(tmp_path, monkeypatch):
     folder, params = epath.Path(tmp_path), {"a": np.zeros(2)}
 
     def killed(*_, **__):
@@ -90,7 +90,7 @@ def test_a_kill_leaves_nothing_that_loads(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load_inception(folder / "whole")[1]["a"], np.zeros(2))
 
 
-def test_out_may_be_empty_and_nothing_else(refused, tmp_path):
+def test_output_folder_must_be_new_or_empty(refused, tmp_path):
     place = tmp_path / "place"
     (place / "empty").mkdir()
     save_folder(epath.Path(place / "empty"), {"a": np.zeros(2)}, "dit", {}, "file")
@@ -109,7 +109,7 @@ def test_out_may_be_empty_and_nothing_else(refused, tmp_path):
     refused("convert", *arguments, f"--out={place / 'file' / 'x'}", match="can't be written")
 
 
-# Files.
+# Files
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_out_may_be_empty_and_nothing_else(refused, tmp_path):
         ),
     ],
 )
-def test_bad_flags(arguments, match, refused, tmp_path):
+def test_wrong_flags_are_refused(arguments, match, refused, tmp_path):
     names = {name: tmp_path / name for name in ("text", "bad.safetensors")}
     for path in names.values():
         path.write_text("no weights")
@@ -142,7 +142,7 @@ def test_bad_flags(arguments, match, refused, tmp_path):
     refused("convert", *(argument.format(**names) for argument in arguments), match=match)
 
 
-def test_without_its_extra(refused, tmp_path, monkeypatch):
+def test_without_torch_the_error_names_the_extra(refused, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     source = tmp_path / "weights.pt"
     source.write_text("")
@@ -150,12 +150,12 @@ def test_without_its_extra(refused, tmp_path, monkeypatch):
     refused("convert", *arguments, match=r"needs torch: pip install -e '.\[convert\]'")
 
 
-def test_half_precision(tmp_path):
+def test_half_precision_is_read_from_safetensors(tmp_path):
     import ml_dtypes
 
     value = np.array([[1.5, -0.25, 3.0]], np.float32)
     halves = {"b": value.astype(ml_dtypes.bfloat16), "h": value.astype(np.float16), "f": value}
-    # safetensors.numpy can't write bfloat16; this is the format itself.
+    # safetensors.numpy can't write bfloat16, so write the file format by hand.
     header, data = {}, b""
     for (key, array), dtype in zip(halves.items(), ("BF16", "F16", "F32"), strict=True):
         offsets = [len(data), len(data) + array.nbytes]
@@ -173,7 +173,7 @@ def test_half_precision(tmp_path):
 
 
 @pytest.mark.parametrize("nested", ["", "ema", "state_dict", "model"])
-def test_torch_files(nested, tmp_path):
+def test_torch_files_are_read(nested, tmp_path):
     torch = pytest.importorskip("torch")
     import argparse
 
@@ -193,7 +193,7 @@ def test_torch_files(nested, tmp_path):
     }
 
 
-def test_torch_files_that_hold_more_than_weights(tmp_path):
+def test_torch_files_with_more_than_weights_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     path = epath.Path(tmp_path / "weights.ckpt")
     torch.save({"state_dict": {"a": torch.zeros(1)}, "callback": pathlib.PurePosixPath("x")}, path)

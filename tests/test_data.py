@@ -1,4 +1,4 @@
-"""The input pipeline: order, elasticity, decoding."""
+"""The input pipeline: order, sharding over hosts, resuming, decoding."""
 
 import io
 
@@ -14,16 +14,17 @@ from tp_jax.data.transforms import DecodeImage, centre_crop
 from tp_jax.messages.errors import UserError
 
 
-def batches(config, count, shard=(0, 1), monkeypatch=None, state=None):
+def batches(config, count, state=None):
+    """The next `count` batches, and the state of the iterator after them."""
     source = data.open_source(config)
     iterator = data.make_iterator(source, config)
     if state:
         iterator.set_state(state)
-    taken = [next(iterator) for _ in range(count)]
-    return taken, iterator.get_state()
+    found = [next(iterator) for _ in range(count)]
+    return found, iterator.get_state()
 
 
-def test_digits_are_the_real_scans():
+def test_digits_equal_those_of_scikit_learn():
     digits, source = load_digits(), data.open_source(tiny_config())
     decode = DecodeImage(8, 1, flip=False)
     for i in (0, 7, 1796):
@@ -33,10 +34,10 @@ def test_digits_are_the_real_scans():
         assert element["x"].dtype == np.float32
 
 
-def test_an_epoch_has_every_image_once_and_the_next_is_shuffled_anew():
+def test_an_epoch_has_every_image_once_and_the_next_has_another_order():
     config = tiny_config(batch_size=599)  # 3 · 599 = 1797
-    taken, _ = batches(config, 6)
-    epochs = [np.concatenate([b["x"] for b in taken[i : i + 3]]) for i in (0, 3)]
+    found, _ = batches(config, 6)
+    epochs = [np.concatenate([b["x"] for b in found[i : i + 3]]) for i in (0, 3)]
 
     def sort(images):
         return np.sort(images.reshape(len(images), -1).view("S256").ravel())
@@ -45,7 +46,7 @@ def test_an_epoch_has_every_image_once_and_the_next_is_shuffled_anew():
     assert (epochs[0] != epochs[1]).any()
 
 
-def test_seed_decides_the_order():
+def test_seed_determines_the_order():
     first, again = batches(tiny_config(), 2)[0], batches(tiny_config(), 2)[0]
     np.testing.assert_array_equal(first[1]["x"], again[1]["x"])
     config = tiny_config()
@@ -54,7 +55,7 @@ def test_seed_decides_the_order():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_state_resumes_whatever_the_workers(workers):
+def test_iterator_state_resumes_with_any_number_of_workers(workers):
     config = tiny_config()
     _, state = batches(config, 3)
     wanted = batches(config, 5)[0][3:]
@@ -65,7 +66,7 @@ def test_state_resumes_whatever_the_workers(workers):
         np.testing.assert_array_equal(a["condition"]["label"], b["condition"]["label"])
 
 
-def test_two_hosts_read_what_one_reads(monkeypatch):
+def test_two_hosts_together_read_the_batches_of_one(monkeypatch):
     wanted, _ = batches(tiny_config(), 2)
     shares = []
     for host in range(2):
@@ -73,12 +74,12 @@ def test_two_hosts_read_what_one_reads(monkeypatch):
         monkeypatch.setattr("jax.process_index", lambda host=host: host)
         shares.append(batches(tiny_config(), 2)[0])
     for i, batch in enumerate(wanted):
-        # Host p has every second sample, from the p-th on.
+        # Host p reads every second sample, starting at the p-th.
         np.testing.assert_array_equal(shares[0][i]["x"], batch["x"][0::2])
         np.testing.assert_array_equal(shares[1][i]["x"], batch["x"][1::2])
 
 
-def test_flip_mirrors_about_half():
+def test_flip_mirrors_half_of_the_images():
     picture = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png")
@@ -93,7 +94,7 @@ def test_flip_mirrors_about_half():
 
 @pytest.mark.parametrize("size", [(640, 481), (97, 300), (64, 64), (50, 70)])
 def test_centre_crop_is_square_and_centred(size):
-    # A picture whose value is its column: the crop keeps the middle, symmetric to a pixel.
+    # The value of a pixel is its column, so a centred crop is symmetric around half of 255.
     ramp = np.tile(np.linspace(0, 255, size[0]), (size[1], 1)).astype(np.uint8)
     cropped = np.asarray(centre_crop(Image.fromarray(ramp), 64), np.float32)
     assert cropped.shape == (64, 64)
@@ -134,7 +135,7 @@ def fake_tfds(tmp_path_factory):
     return folder
 
 
-def test_any_tfds_image_set_goes_through_the_same_pipeline(fake_tfds):
+def test_a_tfds_image_data_set_is_read(fake_tfds):
     config = tiny_config(batch_size=6)
     config.data.update(source="tfds/fake_photos", dir=str(fake_tfds))
     config.model.update(image_size=16, channels=3, num_classes=2)
@@ -144,20 +145,20 @@ def test_any_tfds_image_set_goes_through_the_same_pipeline(fake_tfds):
     np.testing.assert_array_equal(batch["condition"]["label"], light)
 
 
-def test_a_tfds_set_that_is_not_there_is_named(tmp_path):
+def test_missing_tfds_data_set_is_named(tmp_path):
     config = tiny_config()
     config.data.update(source="tfds/no_such_photos", dir=str(tmp_path))
     with pytest.raises(UserError, match="tfds/no_such_photos.*download_and_prepare.*data.dir"):
         data.open_source(config)
 
 
-def test_the_unconditional_model_sees_one_label():
+def test_model_without_classes_gets_label_zero():
     config = tiny_config()
     config.model.num_classes = 0
     (batch,), _ = batches(config, 1)
     assert not batch["condition"]["label"].any()
 
 
-def test_the_pipeline_is_grains():
+def test_pipeline_is_a_grain_iterator():
     iterator = data.make_iterator(data.open_source(tiny_config()), tiny_config())
     assert isinstance(iterator, grain.DatasetIterator)

@@ -80,7 +80,7 @@ def make_dit(dit_models):
 
 
 def make_vae(config, seed, image, latents, tile=0, **options):
-    """Arrays of a diffusers AutoencoderKL; `tile` adds an image that is coded in tiles of this side."""
+    """Arrays of a diffusers AutoencoderKL; `tile` adds an image that is coded in tiles."""
     levels = len(config["block_out_channels"])
     model, arrays = fill(
         AutoencoderKL(
