@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Compiles the configs for TPUs that aren't here, and prints the table of launch/README.md.
+# Compile the configs for TPU slices with tp_jax.aot, and print the table of launch/README.md.
 #   bash launch/aot_table.sh [--out=runs/aot] [--dry-run]
 #
-# Half an hour on two cores, and no TPU. A report that is in the folder already isn't made again:
-# name a new folder after a change.
-#   --out       folder for the reports, as JSON
-#   --dry-run   prints the commands instead of running them
+# It needs no TPU, and takes half an hour on two cores. It skips every report that is already in the
+# folder: give a new folder after a change of the code or the configs.
+#   --out       the folder for the reports, one JSON file each
+#   --dry-run   print the commands instead of running them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 script=launch/aot_table.sh
 # shellcheck source=launch/common.sh
 . launch/common.sh
+# shellcheck source=launch/environment.sh
 . launch/environment.sh
 
 out=runs/aot
@@ -34,12 +35,13 @@ compile() {
   fi
 }
 
-# A frozen base is copied to every chip, so that nothing but small gradients travels. From scratch
-# everything is cut; the width, 1152, into 128 parts at most.
+# Fine-tuning replicates the frozen base on every chip, so that only the small gradients are
+# exchanged. Training from scratch shards every weight with fsdp, over at most 128 chips: 128 is the
+# largest power of two that divides the width, 1152.
 imagenet() {
   local job="$1" config="$2" kind="$3" shape
-  local -a shapes=(2x2x1 2x2x4 4x4x4 4x8x8) many=(8x8x16 1)
-  if [ "$kind" = v5e ]; then shapes=(2x2 4x4 8x8 16x16) many=(16x16 4); fi
+  local -a shapes=(2x2x1 2x2x4 4x4x4 4x8x8) largest=(8x8x16 1)
+  if [ "$kind" = v5e ]; then shapes=(2x2 4x4 8x8 16x16) largest=(16x16 4); fi
   for shape in "${shapes[@]}"; do
     local mesh=(--config.mesh.data=-1)
     if [ "$job" = scratch ]; then
@@ -48,10 +50,10 @@ imagenet() {
     fi
     compile "imagenet256-$job-$kind-$shape" "$config" "$kind:$shape" 1 "${mesh[@]}"
   done
-  # 1,024 chips for a batch of 256: four of them share a sample.
+  # 1,024 chips have more devices than samples: four chips compute a sample together.
   mesh=(--config.mesh.data=-1 --config.mesh.tensor=4)
   [ "$job" != scratch ] || mesh+=(--config.mesh.fsdp=64)
-  compile "imagenet256-$job-$kind-1024" "$config" "$kind:${many[0]}" "${many[1]}" "${mesh[@]}"
+  compile "imagenet256-$job-$kind-1024" "$config" "$kind:${largest[0]}" "${largest[1]}" "${mesh[@]}"
 }
 
 for kind in v4 v5e v5p; do
@@ -65,18 +67,18 @@ compile sd3-fine-tuning-v5e-8x8 configs/sd3_coco.py v5e:8x8 1 \
 .venv/bin/python - "$out" << 'END'
 import json, pathlib, sys
 
-print("| job | chips | mesh | held GiB | peak GiB | TFLOP | exchanged MiB | step ≥ ms | MFU ≤ |")
+print("| job | chips | mesh | state GiB | peak GiB | TFLOP | received MiB | step ≥ ms | MFU ≤ |")
 print("|---|---|---|---|---|---|---|---|---|")
 reports = [(path.stem, json.loads(path.read_text())) for path in pathlib.Path(sys.argv[1]).glob("*.json")]
 for name, r in sorted(reports, key=lambda item: (item[0].rsplit("-", 1)[0], item[1]["chips"])):
     slices = f" × {r['slices']}" if r["slices"] > 1 else ""
     mesh = " × ".join(f"{k} {v}" for k, v in r["mesh"].items())
-    peak = f"{r['peak'] / 2**30:.2f}" if r["peak"] else "too much"
-    exchanged = sum(each["received"] for each in r["collectives"]) / 2**20
+    peak = f"{r['peak'] / 2**30:.2f}" if r["peak"] else "does not fit"
+    received = sum(each["received"] for each in r["collectives"]) / 2**20
     bound, seconds = max(r["bounds"].items(), key=lambda item: item[1])
     print(
         f"| {name.rsplit('-', 2)[0]} | {r['chips']:,}: {r['topology']}{slices} | {mesh} "
         f"| {sum(r['held'].values()) / 2**30:.2f} | {peak} | {r['program_flops'] / 1e12:.2f} "
-        f"| {exchanged:,.0f} | {1e3 * seconds:.1f} ({bound}) | {r['model_flops_utilisation']:.0%} |"
+        f"| {received:,.0f} | {1e3 * seconds:.1f} ({bound}) | {r['model_flops_utilisation']:.0%} |"
     )
 END

@@ -1,36 +1,40 @@
 #!/usr/bin/env bash
-# Spot TPUs until the run is done: queues one, sets it up, runs, and begins again when it is taken.
-#   bash launch/babysit.sh --name=N --zone=Z --accelerator-type=T --config=C --workdir=gs://… \
-#     [-- --config.a.b=v …]
+# Run tp_jax on a spot TPU until it is done: request a TPU, set it up and start the run, and request
+# another one whenever the TPU is preempted.
+#   bash launch/babysit.sh --name=N --zone=Z --accelerator-type=T [--entry=E] [--config=C] \
+#     [--workdir=gs://…] [-- --config.a.b=v …]
 #
-# Every POLL seconds it asks how things stand and does the next step, so it can itself be stopped
-# and started again:
-#   no request                          queue one
-#   request waiting or being prepared   wait
-#   request or machine gone             delete what is left, queue another
-#   machine ready, nothing run on it    set up and run
-#   … the run is done                   delete the machine, exit 0
-#   … it was stopped, or died           run it again: the same command in the same workdir goes on
-#   … it ended with exit code 2         exit 2, as a wrong flag isn't mended by trying again
-# "Done" is exit code 0 after the program's last line, which begins with "done:".
-#   --restarts          deaths on a ready machine, over all, after which it gives up (20)
-#   --poll              seconds between looks (60)
-#   --on-demand         not spot
-#   --keep              leaves the machine when the run is done
-#   --runtime-version, --project, --dry-run   as in launch/tpu_vm.sh
+# Every --poll seconds the script asks Google Cloud for the state of the request and of the machine,
+# and the first worker for the state of the run. It keeps no state of its own except the number of
+# failures, so it can be stopped and started again at any time. What it does next:
+#   there is no request                      request a TPU
+#   the request is waiting or provisioning   wait
+#   the request failed or was suspended      delete it and request another TPU
+#   the machine was preempted                delete it and request another TPU
+#   the machine is ready                     set it up and start the run
+#   the run is done                          delete the machine and exit with code 0
+#   the run was stopped or failed            start it again; the same command resumes
+#   the run ended with exit code 2           exit with code 2: a wrong flag stays wrong
+# launch/worker.sh explains the states of a run.
+#   --restarts   exit with code 1 after more than this many failures on a ready machine (20)
+#   --poll       seconds between two checks (60)
+#   --on-demand  request an on-demand TPU instead of a spot TPU
+#   --keep       keep the machine when the run is done
+#   --entry, --extras, --runtime-version, --project, --dry-run   as for launch/tpu_vm.sh
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
 
 name='' zone='' project='' accelerator_type='' runtime_version='' config='' workdir=''
-on_demand='' keep='' poll=60 restarts=20
-parse_arguments "name zone project accelerator-type runtime-version config workdir on-demand! keep! \
-poll restarts" "$@"
-need name zone accelerator-type config workdir
+entry='' extras='' on_demand='' keep='' poll=60 restarts=20
+parse_arguments "name zone project accelerator-type runtime-version entry extras config workdir \
+on-demand! keep! poll restarts" "$@"
+need name zone accelerator-type
+choose_program
 case "$workdir" in
-  gs://?*) ;;
-  *) fail "--workdir=$workdir goes away with the machine: give --workdir=gs://…" ;;
+  '' | gs://?*) ;;
+  *) fail "--workdir=$workdir would be deleted with the machine: give --workdir=gs://…" ;;
 esac
 case "$poll$restarts" in
   *[!0-9]*) fail "--poll=$poll --restarts=$restarts: give whole numbers" ;;
@@ -38,11 +42,13 @@ esac
 
 place=("--zone=$zone")
 [ -z "$project" ] || place+=("--project=$project")
-kind=("--accelerator-type=$accelerator_type")
-[ -z "$runtime_version" ] || kind+=("--runtime-version=$runtime_version")
-[ -n "$on_demand" ] || kind+=(--spot)
-training=("--config=$config" "--workdir=$workdir")
-[ "${#flags[@]}" -eq 0 ] || training+=(-- "${flags[@]}")
+hardware=("--accelerator-type=$accelerator_type")
+[ -z "$runtime_version" ] || hardware+=("--runtime-version=$runtime_version")
+[ -n "$on_demand" ] || hardware+=(--spot)
+program_options=("--entry=$entry")
+[ -z "$config" ] || program_options+=("--config=$config")
+[ -z "$workdir" ] || program_options+=("--workdir=$workdir")
+[ "${#flags[@]}" -eq 0 ] || program_options+=(-- "${flags[@]}")
 
 # tpu_vm ACTION OPTIONS…
 tpu_vm() {
@@ -51,7 +57,8 @@ tpu_vm() {
   "${command[@]}" "${@:2}"
 }
 
-# The state of `queued-resources` or `tpu-vm`: none if there is none, unknown if gcloud can't say.
+# state_of queued-resources | tpu-vm
+# Print its state: none if it doesn't exist, unknown if gcloud fails in another way.
 state_of() {
   local field=state
   [ "$1" = tpu-vm ] || field=state.state
@@ -67,7 +74,7 @@ state_of() {
   fi
 }
 
-# What worker.sh says on the first worker, which is the one that says "done:".
+# The status that worker.sh prints on the first worker, whose log has the line "done:".
 state_of_run() {
   local command=(gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=0
     "--command=if [ -e tp_jax/launch/worker.sh ]; then bash tp_jax/launch/worker.sh status; else echo none; fi")
@@ -78,43 +85,51 @@ state_of_run() {
   fi
 }
 
-say() { echo "$(date '+%F %T') $*" >&2; }
-
-begin_again() {
-  say "$1: another one"
-  tpu_vm delete --queued || say "couldn't delete it yet"
+set_up() {
+  tpu_vm setup ${extras:+"--extras=$extras"}
 }
 
-# What goes wrong on a machine that is there, and would go wrong again without end.
-died() {
-  say "$1"
-  deaths=$((deaths + 1))
-  if [ "$deaths" -gt "$restarts" ]; then
-    echo "error: it ended $deaths times; tpu_vm.sh log says why" >&2
+start_run() {
+  tpu_vm run "${program_options[@]}"
+}
+
+log() { echo "$(date '+%F %T') $*" >&2; }
+
+replace() {
+  log "$1: requesting another TPU"
+  tpu_vm delete --queued || log "deleting the old one failed; trying again"
+}
+
+# Count failures on a ready machine: without a limit, a bug would keep the TPU busy forever.
+count_failure() {
+  log "$1"
+  failures=$((failures + 1))
+  if [ "$failures" -gt "$restarts" ]; then
+    echo "error: the run failed $failures times: find the cause with tpu_vm.sh log" >&2
     exit 1
   fi
 }
 
 if [ -n "$dry_run" ]; then
   state_of queued-resources
-  tpu_vm queue "${kind[@]}"
+  tpu_vm queue "${hardware[@]}"
   state_of tpu-vm
   state_of_run
-  tpu_vm setup
-  tpu_vm run "${training[@]}"
+  set_up
+  start_run
   tpu_vm stop
   tpu_vm delete --queued
   exit 0
 fi
 
-deaths=0
+failures=0
 errors="$(mktemp)"
 trap 'rm -f "$errors"' EXIT
 while :; do
   request="$(state_of queued-resources)"
   case "$request" in
-    none) tpu_vm queue "${kind[@]}" || say "couldn't queue it yet" ;;
-    SUSPENDED | FAILED) begin_again "the request is $request" ;;
+    none) tpu_vm queue "${hardware[@]}" || log "requesting a TPU failed; trying again" ;;
+    SUSPENDED | FAILED) replace "the request is $request" ;;
     ACTIVE)
       machine="$(state_of tpu-vm)"
       case "$machine" in
@@ -123,27 +138,27 @@ while :; do
           case "$progress" in
             running) ;;
             done)
-              say "the run is done: $workdir"
+              log "the run is done${workdir:+: $workdir}"
               [ -n "$keep" ] || tpu_vm delete --queued
               exit 0
               ;;
             none)
-              { tpu_vm setup && tpu_vm run "${training[@]}"; } || died "it couldn't be set up"
+              { set_up && start_run; } || count_failure "setting up the machine failed"
               ;;
             'failed 2 '*) fail "the run ended with exit code 2: ${progress#failed 2 }" ;;
             stopped | lost | failed*)
-              died "the run ended before it was done ($progress)"
-              # Of a run that lost one process, the others end first.
-              { tpu_vm stop && tpu_vm run "${training[@]}"; } || say "couldn't run it again yet"
+              count_failure "the run ended before it was done ($progress)"
+              # If only one process died, the others may still be running.
+              { tpu_vm stop && start_run; } || log "starting the run failed; trying again"
               ;;
-            *) say "the worker doesn't answer" ;;
+            *) log "the first worker doesn't answer" ;;
           esac
           ;;
-        none | PREEMPTED | TERMINATED | STOPPED) begin_again "the machine is $machine" ;;
-        *) say "the machine is $machine" ;;
+        none | PREEMPTED | TERMINATED | STOPPED) replace "the machine is $machine" ;;
+        *) log "the machine is $machine" ;;
       esac
       ;;
-    *) say "the request is $request" ;;
+    *) log "the request is $request" ;;
   esac
   sleep "$poll"
 done

@@ -1,12 +1,14 @@
-# Sourced by the scripts of this folder that start things elsewhere. For bash 3.2 or newer.
+# Functions for the other scripts in this folder, which source this file. Needs bash 3.2 or newer.
 #
-#   parse_arguments NAMES "$@"   sets a variable for every --name=value; NAMES ending in ! take none
-#   need NAME…                   ends the script unless these were given
-#   run COMMAND…                 runs a command, saying which; with --dry-run only prints it
-#   quoted WORD…                 prints words as a shell reads them back
+#   parse_arguments NAMES "$@"   set a variable for each --name=value; a name with ! takes no value
+#   need NAME…                   exit with an error unless all these options were given
+#   choose_program               check --entry and put it and its flags into the array `program`
+#   run COMMAND…                 print a command to stderr and run it; with --dry-run only print it
+#   quoted WORD…                 print the words, quoted for a shell
 # shellcheck shell=bash
 
 script="${script:-$0}"
+launch_folder="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 dry_run=''
 flags=()
 
@@ -15,9 +17,16 @@ fail() {
   exit 2
 }
 
-# The comment at the head of a script.
+# Print the comment at the head of the script.
 usage() {
   sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$script"
+}
+
+# fail_on_action ACTION KNOWN
+fail_on_action() {
+  local problem="the action is missing"
+  [ -z "$1" ] || problem="unknown action $(quoted "$1")"
+  fail "$problem: give $2; see --help"
 }
 
 quoted() {
@@ -40,7 +49,8 @@ run() {
   fi
 }
 
-# What comes after -- goes into the array `flags`. Underscores, so as not to hide who calls.
+# Everything after -- goes into the array `flags`. The local names begin with an underscore, so that
+# they don't hide the variables of the script, which this function sets.
 parse_arguments() {
   local _known=" $1 dry-run! " _argument _name _value
   shift
@@ -50,7 +60,7 @@ parse_arguments() {
     case "$_argument" in
       -h | --help) usage && exit 0 ;;
       --)
-        # shellcheck disable=SC2034 # for who sources this
+        # shellcheck disable=SC2034 # used by the scripts that source this file
         flags=("$@")
         return
         ;;
@@ -83,4 +93,17 @@ need() {
     _variable="${_name//-/_}"
     [ -n "${!_variable}" ] || fail "--$_name is missing: give --$_name=…, or see --help"
   done
+}
+
+# Reads the variables entry, config, workdir and flags of the script. Only training needs both a
+# config and a workdir; the other entries report a missing flag themselves.
+choose_program() {
+  entry="${entry:-main}"
+  grep -qs '^if __name__ == "__main__"' "$launch_folder/../tp_jax/$entry.py" ||
+    fail "--entry=$entry is unknown: give main, prepare, sample, evaluate or another tp_jax/ENTRY.py"
+  [ "$entry" != main ] || need config workdir
+  program=("$entry")
+  [ -z "$config" ] || program+=("--config=$config")
+  [ -z "$workdir" ] || program+=("--workdir=$workdir")
+  [ "${#flags[@]}" -eq 0 ] || program+=("${flags[@]}")
 }

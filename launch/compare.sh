@@ -1,63 +1,80 @@
 #!/usr/bin/env bash
-# Trains and scores a config's variants from SEEDS, and writes their mean and spread.
-#   [SEEDS="0 1 2"] bash launch/compare.sh shapes|frozenlake ROOT [--config.a.b=v …]
-# shapes: the base, and on it plain LoRA and recursive sparse thinking. frozenlake: recursive
-# sparse thinking, experts taken at random, and training of one move without recursion; the first two
-# also (VARIANT-1) drawing one move at a time, as the last does.
-# Writes ROOT/VARIANT/SEED/…, and ROOT/shapes.json (or frozenlake.json) with the same as a table
-# beside it. What is trained or scored already stays, so that a killed one goes on; options go to
-# all trainings.
+# Train and score the variants of a config from several seeds, and write the mean and the standard
+# deviation of their scores.
+#   [SEEDS="0 1 2"] bash launch/compare.sh shapes|frozenlake ROOT [--dry-run] [--config.a.b=v …]
+#
+# The variants are
+#   shapes       base (no thinking) and, fine-tuned from it, lora (plain LoRA) and think (recursive
+#                sparse thinking)
+#   frozenlake   recursive (recursive sparse thinking), random (random experts) and single (trained
+#                on single moves, without recursion). recursive-1 and random-1 are the first two,
+#                evaluated with one latent step, as single is.
+# The script writes ROOT/VARIANT/SEED/ and ROOT/shapes.json or ROOT/frozenlake.json, with a table in
+# the .md file of the same name. It skips what is already trained or scored, so a killed comparison
+# resumes. It passes --config.a.b=v to every training run.
+#   --dry-run   print the commands instead of running them
 set -euo pipefail
 cd "$(dirname "$0")/.."
+script=launch/compare.sh
+# shellcheck source=launch/common.sh
+. launch/common.sh
+# shellcheck source=launch/environment.sh
 . launch/environment.sh
 
-usage="bash launch/compare.sh shapes|frozenlake ROOT"
-what="${1:?name what to compare: $usage}"
-root="${2:?name a folder: $usage}"
-shift 2
-case "$what" in
-  shapes) suite=shapes extras=train variants="base lora think" ;;
-  frozenlake) suite=frozenlake extras=train,frozenlake variants="recursive random single" ;;
-  *) echo "error: $what is neither shapes nor frozenlake: $usage" >&2; exit 2 ;;
-esac
-# They are what the variants differ in.
-for option in "$@"; do
-  case "$option" in
-    --config.model.thinking*)
-      echo "error: $option would make the variants alike: change configs/$what.py" >&2
-      exit 2
+words=() options=()
+for argument in "$@"; do
+  case "$argument" in
+    -h | --help)
+      usage
+      exit 0
       ;;
+    --dry-run) dry_run=1 ;;
+    # The variants differ in these fields.
+    --config.model.thinking*)
+      fail "$argument would give all variants the same value: change the file in configs/ instead"
+      ;;
+    --) ;;
+    --*) options+=("$argument") ;;
+    *) words+=("$argument") ;;
   esac
 done
-use_environment "$extras"
+[ "${#words[@]}" = 2 ] || fail "give shapes or frozenlake, and a folder for the results; see --help"
+suite="${words[0]}" root="${words[1]}"
+case "$suite" in
+  shapes) extras=train variants="base lora think" ;;
+  frozenlake) extras=train,frozenlake variants="recursive random single" ;;
+  *) fail "there is nothing to compare for $suite: give shapes or frozenlake" ;;
+esac
+[ -n "$dry_run" ] || use_environment "$extras"
 
-# score RUN OUT [flags …]: unless that was done since the run's last checkpoint.
+# score RUN OUT [FLAGS…]  unless that was done after the last checkpoint of the run
 score() {
-  local run="$1" out="$2"
+  local run_folder="$1" out="$2"
   shift 2
-  if [ ! -e "$out/scores.json" ] || [ "$run/checkpoints" -nt "$out/scores.json" ]; then
-    .venv/bin/python -m tp_jax.evaluate --suite="$suite" --workdir="$run" --out="$out" "$@"
+  if [ ! -e "$out/scores.json" ] || [ "$run_folder/checkpoints" -nt "$out/scores.json" ]; then
+    run .venv/bin/python -m tp_jax.evaluate "--suite=$suite" "--workdir=$run_folder" "--out=$out" "$@"
   fi
 }
 
 for seed in ${SEEDS:-0 1 2}; do
   for variant in $variants; do
-    workdir="$root/$variant/$seed"
-    config="configs/$what.py"
-    base=()
+    folder="$root/$variant/$seed"
+    config="configs/$suite.py"
     case "$variant" in
       base | recursive) ;;
       *) config="$config:$variant" ;;
     esac
-    if [ "$what" = shapes ] && [ "$variant" != base ]; then
-      base=(--config.init.base="$root/base/$seed/run")
+    command=(.venv/bin/python -m tp_jax.main "--config=$config" "--workdir=$folder/run"
+      "--config.seed=$seed")
+    if [ "$suite" = shapes ] && [ "$variant" != base ]; then
+      command+=("--config.init.base=$root/base/$seed/run")
     fi
-    .venv/bin/python -m tp_jax.main --config="$config" --workdir="$workdir/run" \
-      --config.seed="$seed" "${base[@]}" "$@"
-    score "$workdir/run" "$workdir"
+    [ "${#options[@]}" -eq 0 ] || command+=("${options[@]}")
+    run "${command[@]}"
+    score "$folder/run" "$folder"
     case "$variant" in
-      recursive | random) score "$workdir/run" "$root/$variant-1/$seed" --latent_steps=1 ;;
+      recursive | random) score "$folder/run" "$root/$variant-1/$seed" --latent_steps=1 ;;
     esac
   done
 done
-.venv/bin/python -m tp_jax.evaluate --suite="$suite" --collect="$root" --out="$root/$what.json"
+run .venv/bin/python -m tp_jax.evaluate "--suite=$suite" "--collect=$root" "--out=$root/$suite.json"

@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
-# A TPU VM, or a pod of them: create, queue, set up, run on all workers, follow, delete.
+# Manage a TPU VM, or the hosts of a pod slice, and run tp_jax on all its workers.
 #   bash launch/tpu_vm.sh create --name=N --zone=Z --accelerator-type=T [--spot]
 #   bash launch/tpu_vm.sh queue  --name=N --zone=Z --accelerator-type=T [--spot]
-#   bash launch/tpu_vm.sh setup  --name=N --zone=Z
-#   bash launch/tpu_vm.sh run    --name=N --zone=Z --config=C --workdir=gs://… [-- --config.a.b=v …]
+#   bash launch/tpu_vm.sh setup  --name=N --zone=Z [--extras=E]
+#   bash launch/tpu_vm.sh run    --name=N --zone=Z [--entry=E] [--config=C] [--workdir=gs://…] \
+#     [-- --config.a.b=v …]
 #   bash launch/tpu_vm.sh log | status | stop --name=N --zone=Z
 #   bash launch/tpu_vm.sh delete --name=N --zone=Z [--queued]
 #
-# `create` asks for it now, `queue` for as soon as there is one: `status` says how that stands.
-# `setup` copies this checkout, with what isn't committed, to tp_jax/ on every worker and installs
-# it there. `run` goes on in the background; `stop` makes it save and end.
+# `create` requests the TPU now and fails if none is free; `queue` requests it for when one becomes
+# free, and `status` shows the state of that request, of the machine and of the run. `setup` copies
+# this checkout, including changes that aren't committed, to tp_jax/ on every worker and installs
+# it there. `run` starts the program in the background on every worker, `log` follows its log, and
+# `stop` sends SIGTERM, which makes training save a checkpoint and end.
 #   --accelerator-type   v4-32, v5litepod-16, v5p-128, v6e-64, …
-#   --runtime-version    the image, if not the one for that type
-#   --spot               cheaper, and may be taken away: see launch/babysit.sh
-#   --queued             it came from `queue`, so the request goes with it
-#   --project            instead of gcloud's default
-#   --dry-run            prints the commands instead of running them
+#   --runtime-version    the image of the TPU VM; by default the one for the accelerator type
+#   --spot               cheaper, but can be preempted at any time: see launch/babysit.sh
+#   --queued             also delete the request that `queue` made
+#   --entry              what to run: main (the default: training, which needs --config and
+#                        --workdir), prepare, sample, evaluate, …
+#   --extras             more optional dependencies to install: text,convert
+#   --project            the Google Cloud project; by default gcloud's own
+#   --dry-run            print the commands instead of running them
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 # shellcheck source=launch/common.sh
@@ -29,11 +35,13 @@ case "$action" in
     usage
     exit 0
     ;;
-  *) fail "give create, queue, setup, run, log, status, stop or delete; --help says more" ;;
+  *) fail_on_action "$action" "create, queue, setup, run, log, status, stop or delete" ;;
 esac
 
 name='' zone='' project='' accelerator_type='' runtime_version='' spot='' queued='' config='' workdir=''
-parse_arguments "name zone project accelerator-type runtime-version spot! queued! config workdir" "$@"
+entry='' extras=''
+parse_arguments "name zone project accelerator-type runtime-version spot! queued! config workdir \
+entry extras" "$@"
 need name zone
 place=("--zone=$zone")
 [ -z "$project" ] || place+=("--project=$project")
@@ -68,8 +76,8 @@ queue() {
   run "${command[@]}"
 }
 
-# on WORKER COMMAND…, from the checkout there.
-on() {
+# run_on WORKER COMMAND…  in the checkout there; WORKER is a number or "all"
+run_on() {
   local worker="$1"
   shift
   run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" "--worker=$worker" \
@@ -78,26 +86,26 @@ on() {
 
 setup() {
   local packed="${TMPDIR:-/tmp}/tp_jax-$name.tar.gz"
+  local install=(bash tp_jax/launch/worker.sh setup)
+  [ -z "$extras" ] || install+=("$extras")
   run tar -C "$root" --exclude=__pycache__ -czf "$packed" \
     setup.py README.md pyproject.toml tp_jax configs launch
   run gcloud compute tpus tpu-vm scp "$packed" "$name:tp_jax.tar.gz" "${place[@]}" --worker=all
   run gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=all \
-    "--command=mkdir -p tp_jax && tar -xzf tp_jax.tar.gz -C tp_jax && bash tp_jax/launch/worker.sh setup"
+    "--command=mkdir -p tp_jax && tar -xzf tp_jax.tar.gz -C tp_jax && $(quoted "${install[@]}")"
 }
 
 start() {
-  need config workdir
-  local command=(bash launch/worker.sh start "--config=$config" "--workdir=$workdir")
-  [ "${#flags[@]}" -eq 0 ] || command+=("${flags[@]}")
-  on all "${command[@]}"
+  choose_program
+  run_on all bash launch/worker.sh start "${program[@]}"
 }
 
-# Of the request, if there is one, of the machine, and of the run.
 status() {
+  # There is no request if the TPU came from `create`.
   run gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
     "--format=value(state.state)" || true
   run gcloud compute tpus tpu-vm describe "$name" "${place[@]}" "--format=value(state)" || return 1
-  on 0 bash launch/worker.sh status
+  run_on 0 bash launch/worker.sh status
 }
 
 delete() {
@@ -110,7 +118,7 @@ delete() {
 
 case "$action" in
   run) start ;;
-  log) on 0 tail -n 100 -F runs/worker/log ;;
-  stop) on all bash launch/worker.sh stop ;;
+  log) run_on 0 tail -n 100 -F runs/worker/log ;;
+  stop) run_on all bash launch/worker.sh stop ;;
   *) "$action" ;;
 esac

@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
-# What happens on each machine of a job; the other scripts call it there.
-#   bash launch/worker.sh setup          makes .venv, for the accelerator that the machine has
-#   bash launch/worker.sh start FLAGS…   python -m tp_jax.main FLAGS… in the background
-#   bash launch/worker.sh status         one line: running, done, stopped, failed CODE …, lost or none
-#   bash launch/worker.sh stop           SIGTERM, which saves; SIGKILL after STOP_SECONDS (300)
-#   bash launch/worker.sh once FLAGS…    in the foreground; exit code 42 if SIGTERM stopped it
+# Run tp_jax on one machine of a job. The other scripts call this one on each machine.
+#   bash launch/worker.sh setup [EXTRAS]         make .venv, for the accelerator of this machine
+#   bash launch/worker.sh start [ENTRY] FLAGS…   run python -m tp_jax.ENTRY FLAGS… in the background
+#   bash launch/worker.sh once [ENTRY] FLAGS…    run it in the foreground; exit code 42 if SIGTERM
+#                                                stopped it
+#   bash launch/worker.sh status                 print one line about the background run
+#   bash launch/worker.sh stop                   send it SIGTERM, and SIGKILL after STOP_SECONDS (300)
 #
-# A run is done when it ends with exit code 0 after a line that begins with "done:". Exit code 0
-# without it is a run that SIGTERM stopped, and that the same command goes on with. `status` asks
-# the first machine, since that alone says things. The background run keeps its log, process id and
-# exit code in runs/worker, and a lock for as long as it lives.
+# ENTRY is main (the default: training), prepare, sample, evaluate or another entry of tp_jax.
+# EXTRAS are names of optional dependencies in setup.py, separated by commas: text,convert.
+#
+# The status is one of
+#   none          nothing has been started here
+#   running
+#   done          it finished
+#   stopped       SIGTERM stopped it; the same command resumes
+#   failed CODE   it ended with this exit code; the last line of its log follows
+#   lost          it ended without an exit code: it was killed, or the machine restarted
+# Training that SIGTERM stops saves a checkpoint and ends with exit code 0, so training counts as
+# done only if its log also has a line that begins with "done:". Only process 0 writes that line:
+# ask the first machine. The log, the process id and the exit code are in runs/worker, and the run
+# holds the lock there until it ends.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 script=launch/worker.sh
@@ -18,12 +29,12 @@ script=launch/worker.sh
 # shellcheck source=launch/environment.sh
 . launch/environment.sh
 
-kept=runs/worker
+folder=runs/worker
 python=python
 [ ! -x .venv/bin/python ] || python=.venv/bin/python
 
 is_running() {
-  [ -e "$kept/lock" ] && ! flock --nonblock "$kept/lock" true
+  [ -e "$folder/lock" ] && ! flock --nonblock "$folder/lock" true
 }
 
 setup() {
@@ -34,31 +45,32 @@ setup() {
       TP_JAX_EXTRAS=tpu
     fi
   fi
-  # The images of TPU VMs have an older Python.
+  # The Python of the TPU VM images is too old, so install one with uv.
   if [ -z "${PYTHON:-}" ]; then
     PATH="$HOME/.local/bin:$PATH"
     command -v uv > /dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     uv python install --quiet 3.12
     PYTHON="$(uv python find 3.12)"
   fi
-  use_environment train
+  use_environment "train${1:+,$1}"
 }
 
 start() {
-  ! is_running || fail "a run is going on here already: tpu_vm.sh stop ends it"
-  mkdir -p "$kept"
-  rm -f "$kept/exit_code" "$kept/pid"
-  [ ! -e "$kept/log" ] || mv "$kept/log" "$kept/log.before"
-  # To wait: who asks whether a run is going on has the lock for a moment, too.
-  # The trap: on SIGTERM to all of the group, the program ends first and its exit code is kept.
+  ! is_running || fail "a run is already in progress here: end it with tpu_vm.sh stop"
+  mkdir -p "$folder"
+  rm -f "$folder/exit_code" "$folder/pid"
+  [ ! -e "$folder/log" ] || mv "$folder/log" "$folder/log.before"
+  echo "$entry" > "$folder/entry"
+  # flock waits, because `status` holds the lock for a moment, too. The trap keeps the shell alive
+  # when the whole process group gets SIGTERM, so that it can write the exit code.
   # shellcheck disable=SC2016
-  nohup setsid flock --wait 10 "$kept/lock" bash -c '
-    trap : TERM; kept=$1; shift; echo $$ > "$kept/pid"
-    "$@" > "$kept/log" 2>&1; echo $? > "$kept/exit_code"' \
-    worker "$kept" "$python" -m tp_jax.main "$@" > /dev/null 2>&1 < /dev/null &
+  nohup setsid flock --wait 10 "$folder/lock" bash -c '
+    trap : TERM; folder=$1; shift; echo $$ > "$folder/pid"
+    "$@" > "$folder/log" 2>&1; echo $? > "$folder/exit_code"' \
+    worker "$folder" "$python" -m "tp_jax.$entry" "$@" > /dev/null 2>&1 < /dev/null &
   local left=150
-  until [ -s "$kept/pid" ]; do
-    [ "$left" -gt 0 ] || fail "the run didn't start on $(hostname): see $PWD/$kept/log"
+  until [ -s "$folder/pid" ]; do
+    [ "$left" -gt 0 ] || fail "the run didn't start on $(hostname): see $PWD/$folder/log"
     sleep 0.1
     left=$((left - 1))
   done
@@ -66,24 +78,32 @@ start() {
 }
 
 status() {
+  local code
   if is_running; then
     echo running
-  elif [ ! -e "$kept/lock" ]; then
+  elif [ ! -e "$folder/lock" ]; then
     echo none
-  elif [ ! -e "$kept/exit_code" ]; then
+  elif [ ! -e "$folder/exit_code" ]; then
     echo lost
-  elif [ "$(cat "$kept/exit_code")" != 0 ]; then
-    echo "failed $(cat "$kept/exit_code") $(tail -n 1 "$kept/log")"
-  elif grep -q '^done:' "$kept/log"; then
-    echo "done"
   else
-    echo stopped
+    code="$(cat "$folder/exit_code")"
+    case "$code" in
+      0) if is_finished; then echo "done"; else echo stopped; fi ;;
+      # 128 + SIGTERM: it ended before it could handle the signal, or it doesn't handle it.
+      143) echo stopped ;;
+      *) echo "failed $code $(tail -n 1 "$folder/log")" ;;
+    esac
   fi
 }
 
+# For a run with exit code 0.
+is_finished() {
+  [ "$(cat "$folder/entry")" != main ] || grep -q '^done:' "$folder/log"
+}
+
 signal_run() {
-  # setsid made it the leader of its group or, where that had to fork, a member.
-  kill "-$1" -- "-$(ps -o pgid= -p "$(cat "$kept/pid")" | tr -d ' ')" 2> /dev/null || true
+  # The run is the leader of its process group or, where setsid had to fork, a member of it.
+  kill "-$1" -- "-$(ps -o pgid= -p "$(cat "$folder/pid")" | tr -d ' ')" 2> /dev/null || true
 }
 
 stop() {
@@ -98,20 +118,39 @@ stop() {
 
 once() {
   local code=0 stopping='' child
-  "$python" -m tp_jax.main "$@" &
+  "$python" -m "tp_jax.$entry" "$@" &
   child=$!
   trap 'stopping=1; kill -TERM $child 2> /dev/null || true' TERM
-  # A signal ends a wait, not the child.
+  # A signal to this shell ends `wait`, but not the child.
   while [ -n "$(jobs -r)" ]; do wait "$child" || true; done
   wait "$child" || code=$?
-  if [ "$code" = 0 ] && [ -n "$stopping" ]; then code=42; fi
+  # After SIGTERM, training ends with 0; an entry that doesn't handle the signal with 128 + 15.
+  if [ -n "$stopping" ]; then
+    case "$code" in 0 | 143) code=42 ;; esac
+  fi
   exit "$code"
 }
 
 action="${1:-}"
 [ $# -eq 0 ] || shift
+case "$action ${1:-}" in
+  -h* | --help* | *' -h' | *' --help')
+    usage
+    exit 0
+    ;;
+esac
 case "$action" in
-  setup | start | status | stop | once) "$action" "$@" ;;
-  -h | --help) usage ;;
-  *) fail "give setup, start, status, stop or once; --help says more" ;;
+  setup | status | stop) "$action" "$@" ;;
+  start | once)
+    entry=main
+    case "${1:-}" in
+      '' | -*) ;;
+      *)
+        entry="$1"
+        shift
+        ;;
+    esac
+    "$action" "$@"
+    ;;
+  *) fail_on_action "$action" "setup, start, once, status or stop" ;;
 esac

@@ -44,7 +44,7 @@ def test_each_generation_gets_its_image(machine, kind, image):
 
 def test_a_tpu_vm_is_told_exactly_this(machine):
     on = [*GCLOUD, "tpu-vm", "ssh", "n", "--zone=z"]
-    start = ["bash", "launch/worker.sh", "start", *TRAINING, *FLAGS]
+    start = ["bash", "launch/worker.sh", "start", "main", *TRAINING, *FLAGS]
     expected = {
         "log": [[*on, "--worker=0", "--command=cd tp_jax && tail -n 100 -F runs/worker/log"]],
         "stop": [[*on, "--worker=all", "--command=cd tp_jax && bash launch/worker.sh stop"]],
@@ -73,6 +73,7 @@ def test_a_tpu_vm_is_told_exactly_this(machine):
         ("tpu_vm.sh", ["create", *TPU_FLAGS, "--accelerator-type=v6e-8"]),
         ("tpu_vm.sh", ["queue", *TPU_FLAGS, "--accelerator-type=v6e-8", "--spot"]),
         ("tpu_vm.sh", ["setup", *TPU_FLAGS]),
+        ("tpu_vm.sh", ["setup", *TPU_FLAGS, "--extras=text,convert"]),
         ("tpu_vm.sh", ["run", *TPU_FLAGS, *TRAINING, "--", *FLAGS]),
         ("tpu_vm.sh", ["status", *TPU_FLAGS]),
         ("tpu_vm.sh", ["log", *TPU_FLAGS]),
@@ -109,7 +110,7 @@ def test_arguments_arrive_whole_on_every_worker(machine):
 
     assert status() == [["running"]]
     _, refusal = machine.run("worker.sh", "start", *TRAINING, root=root, code=2)
-    assert refusal == "error: a run is going on here already: tpu_vm.sh stop ends it\n"
+    assert refusal == "error: a run is already in progress here: end it with tpu_vm.sh stop\n"
     machine.run("tpu_vm.sh", "stop", *TPU_FLAGS)
     assert status() == [["stopped"]]
     for code, said in ((0, ["done"]), (2, ["failed", "2", "stopped"])):
@@ -117,6 +118,53 @@ def test_arguments_arrive_whole_on_every_worker(machine):
         machine.run("tpu_vm.sh", "run", *TPU_FLAGS, *TRAINING)
         wait_until(lambda: status() != [["running"]])
         assert status()[0][: len(said)] == said[: 2 if code else 1]
+
+
+@pytest.mark.parametrize(("entry", "status"), [("main", "stopped"), ("sample", "done")])
+def test_only_training_needs_its_last_line_to_be_done(machine, entry, status):
+    root = machine.checkout()
+    machine.add_program("python", RECORD)
+    machine.run("worker.sh", "start", entry, "--out=o", root=root)
+    wait_until(lambda: machine.run("worker.sh", "status", root=root)[0] != [["running"]])
+    assert machine.calls() == [["python", "-m", f"tp_jax.{entry}", "--out=o"]]
+    assert machine.run("worker.sh", "status", root=root)[0] == [[status]]
+
+
+def test_an_entry_that_sigterm_killed_is_stopped(machine):
+    root = machine.checkout()
+    machine.add_program("python", f"{RECORD}\nexec sleep 60\n")
+    machine.run("worker.sh", "start", "prepare", root=root)
+    wait_until(machine.calls)
+    machine.run("worker.sh", "stop", root=root)
+    assert machine.run("worker.sh", "status", root=root)[0] == [["stopped"]]
+
+
+@pytest.mark.parametrize(
+    ("entry", "options", "flags"),
+    [
+        ("prepare", TRAINING, ["--config.prepare.dir=a folder"]),
+        ("sample", TRAINING[1:], ["--out=gs://bucket/some samples.npz", "--num=5"]),
+    ],
+    ids=["prepare", "sample"],
+)
+def test_launchers_run_other_entries(machine, entry, options, flags):
+    program = [*options, *flags]
+    options = [f"--entry={entry}", *options, "--dry-run", "--", *flags]
+    ((*_, command),), _ = machine.run("tpu_vm.sh", "run", *TPU_FLAGS, *options)
+    words = ["cd", "tp_jax", "&&", "bash", "launch/worker.sh", "start", entry, *program]
+    assert shlex.split(command.removeprefix("--command=")) == words
+    xpk = ["--cluster=k", "--workload=w", "--tpu-type=v6e-64", "--docker-image=i"]
+    ((*_, command),), _ = machine.run("xpk.sh", "create", *xpk, *options)
+    words = ["exec", "bash", "launch/worker.sh", "once", entry, *program]
+    assert shlex.split(command.removeprefix("--command=")) == words
+    (command, *_), _ = machine.run("slurm.sbatch", *options)
+    assert command[-len(program) - 2 :] == ["-m", f"tp_jax.{entry}", *program]
+    kind = "--accelerator-type=v6e-8"
+    commands, _ = machine.run("babysit.sh", *TPU_FLAGS, kind, "--extras=text", *options)
+    ssh = [command[-1].removeprefix("--command=") for command in commands]
+    assert any(line.endswith("bash tp_jax/launch/worker.sh setup text") for line in ssh)
+    words = ["cd", "tp_jax", "&&", "bash", "launch/worker.sh", "start", entry, *program]
+    assert words in [shlex.split(line) for line in ssh if "worker.sh start" in line]
 
 
 def test_a_run_that_vanished_is_lost(machine):
@@ -129,10 +177,20 @@ def test_a_run_that_vanished_is_lost(machine):
     wait_until(lambda: machine.run("worker.sh", "status", root=root)[0] == [["lost"]])
 
 
-@pytest.mark.parametrize(("end", "code"), [("0", 0), ("1", 1), ("2", 2), (None, 42)])
-def test_a_pod_that_sigterm_stopped_isnt_finished(machine, end, code):
+@pytest.mark.parametrize(
+    ("end", "code", "program"),
+    [
+        ("0", 0, PROGRAM),
+        ("1", 1, PROGRAM),
+        ("2", 2, PROGRAM),
+        (None, 42, PROGRAM),
+        (None, 42, f"{RECORD}\nexec sleep 60\n"),
+    ],
+    ids=["done", "failed", "refused", "stopped", "terminated"],
+)
+def test_a_pod_that_sigterm_stopped_isnt_finished(machine, end, code, program):
     root = machine.checkout()
-    machine.add_program("python", PROGRAM)
+    machine.add_program("python", program)
     if end:
         (root / "end").write_text(end)
     command = ["bash", root / "launch" / "worker.sh", "once", *TRAINING]
@@ -154,7 +212,7 @@ def test_xpk_runs_the_flags_as_they_are(machine):
         "xpk workload create --cluster=k --workload=w --zone=z --tpu-type=v6e-64 --num-slices=2 "
         "--docker-image=i --max-restarts=100 --restart-on-exit-codes=1"
     )
-    once = ["exec", "bash", "launch/worker.sh", "once", *TRAINING, *FLAGS]
+    once = ["exec", "bash", "launch/worker.sh", "once", "main", *TRAINING, *FLAGS]
     assert shlex.split(command.removeprefix("--command=")) == once
     (layered,), _ = machine.run(
         "xpk.sh", "create", *where, "--base-docker-image=b", *TRAINING, "--dry-run"
@@ -219,7 +277,9 @@ def test_babysit_gives_up_on_what_trying_again_wont_mend(machine):
     assert said == "error: the run ended with exit code 2: error: --config is missing\n"
     steps, said = babysit(machine, ["failed 1 x"] * 3, "--restarts=2", code=1)
     assert steps == ["worker.sh stop", "worker.sh start"] * 2
-    assert said.splitlines()[-1] == "error: it ended 3 times; tpu_vm.sh log says why"
+    assert (
+        said.splitlines()[-1] == "error: the run failed 3 times: find the cause with tpu_vm.sh log"
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,8 +289,10 @@ def test_babysit_gives_up_on_what_trying_again_wont_mend(machine):
         ("echo 'stopped by SIGTERM'", "RUNNING", 0, True),
         ("echo 'stopped by SIGTERM'", "COMPLETING", 0, False),
         ("exit 3", "RUNNING", 3, False),
+        ("exit 143", "RUNNING", 0, True),
+        ("exit 143", "COMPLETING", 143, False),
     ],
-    ids=["done", "stopped", "cancelled", "failed"],
+    ids=["done", "stopped", "cancelled", "failed", "terminated", "terminated-cancelled"],
 )
 def test_a_slurm_job_queues_again_until_it_is_done(machine, end, state, code, requeued):
     machine.add_program("srun", f"{RECORD}\n{end}\n")

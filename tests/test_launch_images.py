@@ -40,6 +40,12 @@ BABYSIT = [*TPU_FLAGS, "--accelerator-type=v6e-8", "--config=c"]
         ("xpk.sh", [*CREATE, "--docker-image=i", "--config=c", "--workdir=w"], "give gs://"),
         ("xpk.sh", [*CREATE, "--docker-image=i", *TRAINING, "--", "a\nb"], "without it"),
         ("slurm.sbatch", ["--config=c"], "--workdir is missing"),
+        ("slurm.sbatch", [*TRAINING, "--entry=trian"], "--entry=trian is unknown: give main,"),
+        (
+            "tpu_vm.sh",
+            ["run", *TPU_FLAGS, "--entry=config"],
+            "--entry=config is unknown: give main,",
+        ),
         ("slurm.sbatch", TRAINING, "sbatch launch/slurm.sbatch"),
         ("worker.sh", ["go"], "give setup, start"),
     ],
@@ -54,13 +60,36 @@ def test_bad_arguments_are_refused_in_one_line(machine, script, arguments, remed
 
 
 @pytest.mark.parametrize(
-    "script", ["tpu_vm.sh", "babysit.sh", "xpk.sh", "slurm.sbatch", "worker.sh", "aot_table.sh"]
+    ("script", "arguments"),
+    [
+        ("tpu_vm.sh", []),
+        ("tpu_vm.sh", ["setup", *TPU_FLAGS]),
+        ("babysit.sh", BABYSIT),
+        ("xpk.sh", []),
+        ("xpk.sh", CREATE),
+        ("slurm.sbatch", TRAINING),
+        ("worker.sh", []),
+        ("worker.sh", ["setup"]),
+        ("worker.sh", ["start"]),
+        ("aot_table.sh", []),
+        ("compare.sh", []),
+        ("compare.sh", ["frozenlake", "root"]),
+    ],
 )
-def test_help_is_the_head_of_the_script(script):
-    command = ["bash", ROOT / "launch" / script, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_help_prints_the_head_of_the_script_and_does_nothing_else(machine, script, arguments):
+    root = machine.checkout()
+    for name in ("gcloud", "xpk", "srun", "python", "python3", "uv", "curl"):
+        machine.add_program(name)
+    done = subprocess.run(
+        ["bash", root / "launch" / script, *arguments, "--help"],
+        env=machine.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"launch/{script} " in done.stdout and "SBATCH" not in done.stdout
-    assert "set -euo" not in done.stdout
+    assert "set -euo" not in done.stdout and done.stderr == ""
+    assert machine.calls() == [] and not (root / ".venv").exists()
 
 
 def test_the_table_of_what_fits_is_of_flags_that_there_are(tmp_path):
@@ -94,7 +123,8 @@ def test_skypilot_tells_gpu_machines_who_they_are(machine):
         SKYPILOT_NODE_IPS="10.0.0.1\n10.0.0.2",
         SKYPILOT_NODE_RANK="1",
     )
-    assert set(task["envs"]) == {"CONFIG", "WORKDIR", "FLAGS"}
+    assert set(task["envs"]) == {"CONFIG", "WORKDIR", "FLAGS", "ENTRY", "EXTRAS"}
+    environment["ENTRY"] = task["envs"]["ENTRY"]
     for nodes in "21":
         subprocess.run(
             ["bash", "-c", task["run"]],
@@ -102,8 +132,17 @@ def test_skypilot_tells_gpu_machines_who_they_are(machine):
             env=machine.environment | environment | dict(SKYPILOT_NUM_NODES=nodes),
             check=True,
         )
+    subprocess.run(
+        ["bash", "-c", task["run"]],
+        cwd=root,
+        env=machine.environment
+        | environment
+        | dict(SKYPILOT_NUM_NODES="1", ENTRY="sample", CONFIG="", FLAGS="--out=o"),
+        check=True,
+    )
     call = ["python", "-m", "tp_jax.main", *TRAINING, *FLAGS]
-    assert machine.calls() == [[*call, "10.0.0.1:8476 2 1"], [*call, "  "]]
+    sample = ["python", "-m", "tp_jax.sample", TRAINING[1], "--out=o"]
+    assert machine.calls() == [[*call, "10.0.0.1:8476 2 1"], [*call, "  "], [*sample, "  "]]
 
 
 @pytest.mark.parametrize("kind", ["tpu", "cuda"])
@@ -118,7 +157,8 @@ def test_an_image_copies_what_there_is_and_installs_the_extra(kind):
         for node in setup.body
         if isinstance(node, ast.Assign) and node.targets[0].id == "EXTRAS"
     )
-    extras = re.search(r"'\.\[(.*)\]'", text)[1].split(",")
+    assert '".[$EXTRAS]"' in text
+    extras = re.search(r"^ARG EXTRAS=(.*)$", text, re.M)[1].split(",")
     assert extras == ["train", kind] and set(extras) < set(known)
 
 
