@@ -1,1 +1,1 @@
-"""Speed and memory: measured on this machine, and predicted by compiling for TPUs."""
+"""Speed and memory: benchmarks on this machine, and ahead-of-time compilation for TPUs."""

@@ -1,4 +1,4 @@
-"""What a program takes on each chip, and what bounds its speed."""
+"""Ahead-of-time compilation for TPUs: memory per chip, and a lower bound on the step time."""
 
 import dataclasses
 import time
@@ -22,8 +22,8 @@ from tp_jax.performance.topology import Topology, open_topology
 from tp_jax.performance.traced_flops import traced_flops
 
 GIB = 2**30
-# Fewer of the compiler's searches: a quarter of the time, for memory that is the same within a few
-# percent.
+# Less optimization by the compiler: a quarter of the compile time, and the memory differs by only a
+# few percent.
 QUICK: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 
 
@@ -32,10 +32,12 @@ class AotOptions:
     """What to compile; the flags of `tp_jax.aot`.
 
     Attributes:
-      topology, slices: as of `open_topology`.
+      config: the config.
+      topology, slices: the arguments of `open_topology`.
       job: one of `JOBS`.
-      full: compile with all of the compiler's searches, as a run does.
-      advise: where it doesn't fit, look for a change that does.
+      full: compile with all optimizations, as training does.
+      advise: if the program doesn't fit into memory, look for config changes that make it fit.
+      json: a file for the report.
     """
 
     config: ConfigDict
@@ -49,16 +51,25 @@ class AotOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Per chip, unless said; bytes, FLOPs and seconds of one update or one batch of samples.
+    """The cost of one train step or of sampling one batch. All quantities are per chip.
 
     Attributes:
-      held: bytes of what the program starts with.
-      on_host: bytes of what it keeps in the memory of the hosts.
-      temporaries, peak: bytes, as compiled; None where it didn't fit the compiler's limit.
-      model_flops, program_flops: without and with recomputation.
-      bounds: seconds that compute, memory and exchanges each take at least.
-      model_flops_utilisation: at most, if all three overlap.
-      advice: what to change, where it doesn't fit; None where nothing that was tried helps.
+      topology, slices, chips: the hardware, with the number of chips of all slices.
+      mesh: the mesh axes longer than 1, and their sizes.
+      job: one of `JOBS`.
+      held: bytes of the program's inputs, by name.
+      on_host: bytes that stay in host memory.
+      temporaries, peak: bytes, as the compiler reports them; None if it refused to compile a
+        program that exceeds the chip's memory.
+      memory: bytes of memory of a chip.
+      model_flops, program_flops: FLOPs without and with recomputation.
+      collectives: the communication, by kind.
+      bounds: lower bounds in seconds, from compute, memory traffic and communication.
+      model_flops_utilisation: an upper bound, reached if compute, memory traffic and communication
+        overlap fully.
+      compile_seconds: seconds that tracing and compiling took.
+      full: whether the program was compiled with all optimizations.
+      advice: config changes with which it fits; None if none was found or looked for.
     """
 
     topology: str
@@ -82,20 +93,22 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether a chip has the memory."""
+        """Whether the program fits into a chip's memory."""
         return self.peak is not None and self.peak <= self.memory
 
 
 def run_aot(options: AotOptions) -> Report:
-    """Compiles, prints the report, and writes it as JSON where asked.
+    """Compile, print the report, and write it as JSON if `options.json` is given.
 
     Raises:
-      UserError: there is no such topology or job, or the config can't be built for it.
+      UserError: the topology or the job is unknown, or the config is wrong for it.
     """
     if options.job not in JOBS:
         raise UserError(f"--job={options.job!r}: choose one of {', '.join(JOBS)}")
     if options.json and not options.json.parent.is_dir():
-        raise UserError(f"--json={options.json}: there is no folder {options.json.parent}: make it")
+        raise UserError(
+            f"--json={options.json}: there is no folder {options.json.parent}; create it first"
+        )
     topology = open_topology(options.topology, options.slices)
     config = options.config.copy_and_resolve_references()
     config.mesh.slices = options.slices
@@ -116,14 +129,18 @@ def run_aot(options: AotOptions) -> Report:
 
 
 def compile_for_topology(config: ConfigDict, topology: Topology, options: AotOptions) -> Report:
-    """Traces and compiles one config for a topology."""
+    """Trace and compile one config for a topology.
+
+    Raises:
+      UserError: the config is wrong, or it doesn't fit the mesh.
+    """
     mesh = create_mesh(config.mesh, list(topology.devices))
     started = time.monotonic()
     program = trace(config, options.job, mesh)
     try:
         compiled = program.traced.lower().compile(compiler_options={} if options.full else QUICK)
     except jax.errors.JaxRuntimeError as error:
-        # Past its memory the compiler gives up.
+        # The compiler raises this error if the program exceeds the memory of a chip.
         if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
             raise
         compiled = None
@@ -140,24 +157,25 @@ def _report(
 ) -> Report:
     chip, chips = topology.chip, len(topology.devices)
     program_flops = traced_flops(program.traced.jaxpr) / chips
-    # Everything that is kept somewhere is read once or more, and what an update changes written.
-    touched = sum(program.held.values()) + program.changed
+    # A lower bound on memory traffic: read every input once, write those that the program changes,
+    # and write and read all temporaries.
+    traffic = sum(program.held.values()) + program.changed
     collectives, temporaries, peak = [], None, None
     if compiled is not None:
         text = cast(str, compiled.as_text())
         collectives = read_collectives(text, chips, topology.slices)
         memory: Any = compiled.memory_analysis()
         temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
-        touched += 2 * temporaries
-    far = sum(each.between_slices for each in collectives)
-    near = sum(each.received for each in collectives) - far
+        traffic += 2 * temporaries
+    between_slices = sum(each.between_slices for each in collectives)
+    within_slice = sum(each.received for each in collectives) - between_slices
     bounds = {
         "compute": program_flops / chip.peak_flops,
-        "memory": touched / chip.bandwidth,
-        "interconnect": near / chip.interconnect,
+        "memory": traffic / chip.bandwidth,
+        "interconnect": within_slice / chip.interconnect,
     }
-    if far and chip.network:
-        bounds["data-centre network"] = far / chip.network
+    if between_slices and chip.network:
+        bounds["data-centre network"] = between_slices / chip.network
     utilisation = program.model_flops / chips / chip.peak_flops / max(bounds.values())
     return Report(
         topology=topology.name,
@@ -189,7 +207,7 @@ def _bfloat16(config: ConfigDict, devices: int) -> None:
 
 
 def _fsdp(config: ConfigDict, devices: int) -> None:
-    """The longest axis that divides the width of every weight."""
+    """Use the largest `fsdp` size that divides the model's width."""
     width = config.model.width
     size = max(n for n in range(1, devices + 1) if devices % n == 0 and width % n == 0)
     config.mesh.update(data=-1, fsdp=size, tensor=1, expert=1)
@@ -207,7 +225,7 @@ def _halve(config: ConfigDict, devices: int) -> None:
     config.train.batch_size //= 2
 
 
-# What may be changed, from what costs least speed to what costs most.
+# Config changes that reduce memory, in the order of what they cost in speed, cheapest first.
 CHANGES = {
     "train": (_remat, _bfloat16, _fsdp, _offload, _accumulate, _accumulate),
     "sample": (_bfloat16, _fsdp, _halve, _halve),
@@ -217,11 +235,16 @@ CHANGES = {
 def advise(
     config: ConfigDict, devices: int, job: str, compile_changed: Callable[[ConfigDict], Report]
 ) -> str | None:
-    """Changes one thing after another until it fits; None where it never does.
+    """Apply one change of `CHANGES` after another until the program fits.
 
     Args:
-      devices: of a slice.
-      compile_changed: compiles a config; a UserError is a change that can't be.
+      config: a config that doesn't fit.
+      devices: number of devices of one slice.
+      job: one of `JOBS`.
+      compile_changed: compiles a config. If it raises a UserError, the change is dropped.
+
+    Returns:
+      The changes as flags, with the resulting peak memory; None if no combination fits.
     """
     original, current = config_lib.flat(config), config
     for change in CHANGES[job]:
@@ -237,7 +260,7 @@ def advise(
         try:
             report = compile_changed(changed)
         except UserError as error:
-            say(f"that can't be: {error}")
+            say(f"this change isn't possible: {error}")
             continue
         current = changed
         if report.fits and report.peak is not None:
@@ -246,7 +269,7 @@ def advise(
 
 
 def as_text(report: Report) -> str:
-    """A table for people."""
+    """Format a report as a table for the terminal."""
     mesh = " × ".join(f"{name} {size}" for name, size in report.mesh.items()) or "one chip"
     lines = [
         f"{report.topology}"
@@ -260,9 +283,9 @@ def as_text(report: Report) -> str:
     for name, size in report.held.items():
         line(name, f"{size / GIB:.3f} GiB")
     if report.on_host:
-        line("on its host", f"{report.on_host / GIB:.3f} GiB", "average and optimizer")
+        line("in host memory", f"{report.on_host / GIB:.3f} GiB", "average and optimizer")
     if report.peak is None or report.temporaries is None:
-        line("peak", "too much", f"the compiler gave up at {report.memory / GIB:.0f} GiB")
+        line("peak", "too large", f"more than the chip's {report.memory / GIB:.0f} GiB")
     else:
         line("temporaries", f"{report.temporaries / GIB:.3f} GiB", "activations, gradients")
         share = report.peak / report.memory
@@ -276,21 +299,22 @@ def as_text(report: Report) -> str:
         if each.between_slices:
             note += f", {each.between_slices / 2**20:,.1f} MiB between slices"
         line(each.kind, f"{each.received / 2**20:,.1f} MiB", note)
-    far = sum(each.between_slices for each in report.collectives)
-    if far and "data-centre network" not in report.bounds:
-        lines.append("  the network between slices isn't in the bounds: its speed isn't published")
+    between_slices = sum(each.between_slices for each in report.collectives)
+    if between_slices and "data-centre network" not in report.bounds:
+        lines.append("  the bounds leave out the network between slices: its speed isn't published")
     slowest = max(report.bounds, key=lambda name: report.bounds[name])
     for name, seconds in report.bounds.items():
         line(f"{name} at least", f"{1e3 * seconds:,.2f} ms", "the bound" * (name == slowest))
     line("MFU at most", f"{report.model_flops_utilisation:.1%}")
-    line("compiled in", f"{report.compile_seconds:.1f} s", "" if report.full else "quickly: --full")
+    note = "" if report.full else "with less optimization; --full for all"
+    line("compiled in", f"{report.compile_seconds:.1f} s", note)
     if not report.fits:
-        known = f"What does: {report.advice}" if report.advice else "Take more chips"
-        lines.append(f"It doesn't fit. {known}")
+        advice = f"Fits with: {report.advice}" if report.advice else "Use more chips"
+        lines.append(f"It doesn't fit. {advice}")
     return "\n".join(lines)
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything of the report, and the versions that compiled."""
+    """Return all fields of a report, and the versions of jax and tp_jax, for JSON."""
     versions = {"jax": jax.__version__, "tp_jax": tp_jax.__version__}
     return {**dataclasses.asdict(report), "fits": report.fits, "versions": versions}

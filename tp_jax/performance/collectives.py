@@ -1,4 +1,7 @@
-"""What a compiled program exchanges: read off its text, loops counted as often as they run."""
+"""Communication of a compiled program, from its HLO text.
+
+A collective inside a loop counts as often as the loop runs.
+"""
 
 import collections
 import dataclasses
@@ -14,8 +17,8 @@ KINDS = (
 ITEMSIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8,
              "s64": 8, "u64": 8}  # fmt: skip
 COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
-# What the compiler makes of an exchange between slices; the runtime carries it out.
-FAR = re.compile(r' recv\(.*"xla_megascale_runtime".*_xla_megascale_transfer_type="(\w+)"')
+# A collective between slices: the TPU compiler turns it into a host transfer by the runtime.
+CROSS_SLICE = re.compile(r' recv\(.*"xla_megascale_runtime".*_xla_megascale_transfer_type="(\w+)"')
 INSTRUCTION = re.compile(
     r"^\s+(?:ROOT )?%?\S+ = (.+?) (" + "|".join(KINDS) + r"|while|fusion|call|conditional|"
     r"async-start|custom-call)(-start)?\("
@@ -25,13 +28,13 @@ CALLED = re.compile(r"(?:calls|to_apply|branch_computations)=\{?%?([^\s,}]+(?:, 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of exchange of a program, on one device.
+    """All collectives of one kind in a program, on one device.
 
     Attributes:
       kind: one of `KINDS`.
-      count: how often it runs.
-      received: bytes that a device gets from others, by a ring where there is a choice.
-      between_slices: of those, bytes of groups that span slices.
+      count: how often collectives of this kind run.
+      received: bytes that a device receives from others, assuming ring algorithms.
+      between_slices: the part of `received` from groups that span several slices.
     """
 
     kind: str
@@ -41,49 +44,53 @@ class Collective:
 
 
 def read_collectives(text: str, devices: int, slices: int = 1) -> list[Collective]:
-    """Adds up the exchanges of a compiled program.
+    """Sum up the collectives of a compiled program by kind.
+
+    The body of a loop whose trip count depends on the data counts once.
 
     Args:
-      text: `compiled.as_text()`: of one device, after partitioning.
-      devices: how many there are, numbered slice by slice.
-
-    A loop whose length the data decides counts as one turn.
+      text: `compiled.as_text()`, the program of one device after SPMD partitioning.
+      devices: number of devices, numbered slice by slice.
+      slices: number of slices.
     """
     computations, entry = _computations(text)
     counts: collections.Counter[str] = collections.Counter()
-    # Of whole numbers, where nothing is exchanged.
+    # Start from ints, so that a kind without traffic between slices has 0 instead of 0.0.
     received: dict[str, float] = collections.defaultdict(int)
     between: dict[str, float] = collections.defaultdict(int)
-    for line, times in _lines(computations, entry, 1, set()):
-        if line.far:
-            volume = times * _volume(line.kind, line.types[:1], slices)
-            between[line.kind] += volume
+    for each, times in _instructions(computations, entry, 1, set()):
+        if each.cross_slice:
+            volume = times * _received_bytes(each.kind, each.sizes[:1], slices)
+            between[each.kind] += volume
         else:
-            groups = _groups(line.text, devices)
-            volume = times * _volume(line.kind, line.types, groups.shape[1])
+            groups = _groups(each.text, devices)
+            volume = times * _received_bytes(each.kind, each.sizes, groups.shape[1])
             if (groups // (devices // slices) != groups[:, :1] // (devices // slices)).any():
-                between[line.kind] += volume
-        counts[line.kind] += times
-        received[line.kind] += volume
+                between[each.kind] += volume
+        counts[each.kind] += times
+        received[each.kind] += volume
     return [Collective(k, counts[k], received[k], between[k]) for k in KINDS if counts[k]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Line:
-    """One exchange.
+class _Instruction:
+    """One collective instruction.
 
     Attributes:
-      types: bytes of each array that a device has after it, or, of what is scattered, before.
-      far: between slices, through the runtime.
+      kind: one of `KINDS`.
+      sizes: bytes of each result array on a device; of a reduce-scatter, of each operand.
+      text: its line of HLO.
+      cross_slice: whether the runtime transfers it between slices.
     """
 
     kind: str
-    types: list[float]
+    sizes: list[float]
     text: str
-    far: bool = False
+    cross_slice: bool = False
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Return the lines of each computation by its name, and the name of the entry computation."""
     found, current, entry = {}, None, ""
     for line in text.splitlines():
         head = COMPUTATION.match(line)
@@ -97,21 +104,26 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _lines(
+def _instructions(
     computations: dict[str, list[str]], name: str, times: int, fused: set[str]
-) -> Iterator[tuple[_Line, int]]:
-    """The collectives of a computation and of what it calls, and how often each runs.
+) -> Iterator[tuple[_Instruction, int]]:
+    """Yield the collectives of a computation and of those it calls, and how often each runs.
 
     Args:
-      fused: exchanges seen in fusions of the calling computation: one that overlaps with
-        computation is in several of them, the same but for its name.
+      computations: the lines of each computation.
+      name: the computation.
+      times: how often it runs.
+      fused: identities of the collectives already seen in fusions of the calling computation. A
+        collective that overlaps with computation occurs in several fusions, under several names,
+        but runs once.
     """
     seen_here: set[str] = set()
     for text in computations[name]:
-        far = FAR.search(text)
-        if far:
-            kind = far[1].lower().replace("_", "-")
-            yield _Line(kind, _bytes(text.partition(" recv(")[0]), text, far=True), times
+        cross_slice = CROSS_SLICE.search(text)
+        if cross_slice:
+            kind = cross_slice[1].lower().replace("_", "-")
+            sizes = _array_bytes(text.partition(" recv(")[0])
+            yield _Instruction(kind, sizes, text, cross_slice=True), times
             continue
         match = INSTRUCTION.match(text)
         if not match:
@@ -123,27 +135,28 @@ def _lines(
                 if identity in fused:
                     continue
                 fused.add(identity)
-            # A fusion of that name keeps a device's part of the sum alone.
+            # In a fusion of this name each device keeps only its part of the sum.
             scatters = name.startswith("all-reduce-scatter")
-            sizes = _after(types) if match[3] else _bytes(types)
+            sizes = _result_bytes(types) if match[3] else _array_bytes(types)
             if kind == "reduce-scatter":
                 parts = _groups(text, 1).shape[1]
                 sizes = [size * parts for size in sizes]
-            yield _Line("reduce-scatter" if scatters else kind, sizes, text), times
+            yield _Instruction("reduce-scatter" if scatters else kind, sizes, text), times
         elif kind == "while":
             condition = re.findall(r"condition=%?([^\s,]+)", text)[0]
             body = re.findall(r"body=%?([^\s,]+)", text)[0]
-            turns = times * _trip_count(computations[condition], text)
-            yield from _lines(computations, body, turns, set())
+            body_times = times * _trip_count(computations[condition], text)
+            yield from _instructions(computations, body, body_times, set())
         else:
             inner = seen_here if kind in ("fusion", "async-start") else set()
             for called in CALLED.findall(text):
                 for each in called.replace("%", "").split(", "):
                     if each in computations:
-                        yield from _lines(computations, each, times, inner)
+                        yield from _instructions(computations, each, times, inner)
 
 
 def _trip_count(condition: list[str], text: str) -> int:
+    """Return the trip count of a while loop, from its line or its condition; 1 if unknown."""
     known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', text)
     if known:
         return int(known[1])
@@ -158,8 +171,8 @@ def _trip_count(condition: list[str], text: str) -> int:
     return next((constants[name] for name in named if name in constants), 1)
 
 
-def _bytes(types: str) -> list[float]:
-    """Bytes of each array in a type, which may be a tuple."""
+def _array_bytes(types: str) -> list[float]:
+    """Return the bytes of each array in an HLO type, which may be a tuple."""
     sizes = []
     for dtype, shape in re.findall(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]", types):
         elements = np.prod([int(side) for side in shape.split(",") if side], initial=1.0)
@@ -167,28 +180,31 @@ def _bytes(types: str) -> list[float]:
     return sizes
 
 
-def _after(types: str) -> list[float]:
-    """Of the type of a start, which is (operands, results, bookkeeping), the results."""
-    arrays = _bytes(types)
+def _result_bytes(types: str) -> list[float]:
+    """Return the bytes of each result of an asynchronous start instruction.
+
+    Its type is (operands, results, scalars for bookkeeping).
+    """
+    arrays = _array_bytes(types)
     arrays = [array for array in arrays if array > 4] or arrays
     return arrays[len(arrays) // 2 :]
 
 
 def _attributes(text: str) -> str:
-    """What tells exchanges of one shape apart: channel, groups and where they were written."""
+    """Return what distinguishes collectives of equal shape: channel, groups and source line."""
     return "".join(re.findall(r"channel_id=\d+|replica_groups=\S+|metadata=\{[^}]*\}", text))
 
 
-def _volume(kind: str, arrays: list[float], size: int) -> float:
-    """Bytes received by a device of a group of `size`."""
-    total, away = sum(arrays), (size - 1) / max(size, 1)
+def _received_bytes(kind: str, sizes: list[float], group_size: int) -> float:
+    """Return the bytes that a device receives in a collective of `group_size` devices."""
+    total, from_others = sum(sizes), (group_size - 1) / max(group_size, 1)
     if kind == "collective-permute":
         return total
-    return (2 if kind == "all-reduce" else 1) * total * away
+    return (2 if kind == "all-reduce" else 1) * total * from_others
 
 
 def _groups(text: str, devices: int) -> np.ndarray:
-    """Devices [groups, size] that exchange with each other."""
+    """Return the device ids [groups, size] of the groups that communicate."""
     pairs = re.search(r"source_target_pairs=\{\{(.*?)\}\}", text)
     if pairs:
         return np.array([pair.split(",") for pair in pairs[1].split("},{")], int)
@@ -197,7 +213,7 @@ def _groups(text: str, devices: int) -> np.ndarray:
         return np.array([group.split(",") for group in listed[1].split("},{")], int)
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
-        return _iota(iota[2], iota[3]).reshape([int(n) for n in iota[1].split(",")])
+        return _iota_ids(iota[2], iota[3]).reshape([int(n) for n in iota[1].split(",")])
     mesh = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
         r" \{([^}]*)\}",
@@ -206,7 +222,7 @@ def _groups(text: str, devices: int) -> np.ndarray:
     if mesh:
         axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         shape = [int(size) for size in axes.values()]
-        ids = _iota(mesh[2], mesh[3]) if mesh[2] else np.arange(np.prod(shape))
+        ids = _iota_ids(mesh[2], mesh[3]) if mesh[2] else np.arange(np.prod(shape))
         within = [list(axes).index(name) for name in re.findall(r"'(\w+)'", mesh[4])]
         size = int(np.prod([shape[i] for i in within]))
         moved = np.moveaxis(ids.reshape(shape), within, range(-len(within), 0))
@@ -214,7 +230,8 @@ def _groups(text: str, devices: int) -> np.ndarray:
     return np.arange(devices)[None]
 
 
-def _iota(shape: str, order: str | None) -> np.ndarray:
+def _iota_ids(shape: str, order: str | None) -> np.ndarray:
+    """Return the device ids of HLO's iota notation `<=[shape]T(order)`."""
     sides = [int(side) for side in shape.split(",")]
     ids = np.arange(np.prod(sides)).reshape(sides)
     return (ids.transpose([int(axis) for axis in order.split(",")]) if order else ids).ravel()

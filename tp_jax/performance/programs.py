@@ -1,4 +1,4 @@
-"""The programs of a config, traced for devices that aren't here."""
+"""The train step and the sampling of a config, traced for the devices of any mesh."""
 
 import dataclasses
 from typing import Any
@@ -26,14 +26,16 @@ JOBS = ("train", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class TracedProgram:
-    """What is to be compiled.
+    """A program to compile.
 
     Attributes:
-      traced: jax's.
-      model_flops: analytic, of one run on all devices, without recomputation.
-      held: bytes on one device of what the program starts with, by its name.
-      changed: bytes of those that it changes.
-      on_host: bytes, for one device, that stay in the memory of its host.
+      traced: the traced program, as jax returns it.
+      model_flops: FLOPs of one run on all devices, computed from the model's sizes, without
+        recomputation.
+      held: bytes of the inputs on one device, by name ("parameters", "average", "optimizer",
+        "batch").
+      changed: bytes of `held` that the program overwrites.
+      on_host: bytes per device that stay in host memory.
     """
 
     traced: jax.stages.Traced
@@ -44,10 +46,15 @@ class TracedProgram:
 
 
 def trace(config: ConfigDict, job: str, mesh: Mesh) -> TracedProgram:
-    """Traces one update, or the sampling of one batch of `config.train.batch_size` images.
+    """Trace one train step, or the sampling of one batch of `config.train.batch_size` images.
+
+    Args:
+      config: the config.
+      job: one of `JOBS`.
+      mesh: the mesh; its devices may be those of a topology.
 
     Raises:
-      UserError: the config, or the mesh it asks for, can't be.
+      UserError: the config is wrong, or it doesn't fit the mesh.
     """
     built = config_lib.build(config)
     model = build_model(built.model)
@@ -72,20 +79,20 @@ def _trace_train(
     trained, _ = split_trainable(state.params, trainable)
     cut, _ = split_trainable(shardings.params, trainable)
     memory = {
-        "average": _held(state.ema, shardings.ema),
-        "optimizer": _held(state.opt_state, shardings.opt_state),
+        "average": _bytes_per_device(state.ema, shardings.ema),
+        "optimizer": _bytes_per_device(state.opt_state, shardings.opt_state),
     }
     rows = batch_size * mesh.shape["tensor"] // mesh.size
     return TracedProgram(
         traced,
         train_step_flops(built.model, batch_size, trainable),
         held={
-            "parameters": _held(state.params, shardings.params),
+            "parameters": _bytes_per_device(state.params, shardings.params),
             **({} if offload else memory),
             "batch": rows
             * sum(leaf.size * leaf.dtype.itemsize // batch_size for leaf in jax.tree.leaves(batch)),
         },
-        changed=_held(trained, cut) + (0 if offload else sum(memory.values())),
+        changed=_bytes_per_device(trained, cut) + (0 if offload else sum(memory.values())),
         on_host=sum(memory.values()) if offload else 0,
     )
 
@@ -111,8 +118,8 @@ def _trace_sample(
     predictions = built.sampler.steps * SAMPLERS[built.sampler.sampler].predictions
     predictions *= 1 if built.sampler.guidance_scale == 1 else 2
     flops = predictions * batch_size * forward_flops(built.model)
-    return TracedProgram(traced, flops, {"parameters": _held(shapes, shardings)})
+    return TracedProgram(traced, flops, {"parameters": _bytes_per_device(shapes, shardings)})
 
 
-def _held(tree: Any, shardings: Any) -> int:
+def _bytes_per_device(tree: Any, shardings: Any) -> int:
     return sum(device_bytes(tree, shardings).values())

@@ -1,6 +1,7 @@
-"""FLOPs of a traced program, recomputation included: matrix products, a multiply-add as two.
+"""FLOPs of a traced program, including recomputation (rematerialization).
 
-Unlike the compiler's own figure it knows how often loops run.
+Only matrix products are counted, a multiply-add as two FLOPs. Unlike XLA's own cost analysis, this
+counts the body of a loop as often as the loop runs.
 """
 
 import math
@@ -11,10 +12,13 @@ from jax.extend import core
 
 
 def traced_flops(jaxpr: Any) -> float:
-    """FLOPs of a jaxpr on all devices together.
+    """Return the FLOPs of a jaxpr, summed over all devices.
 
-    A loop whose length the data decides counts as one turn; of the branches of a condition the
-    dearest counts.
+    The body of a `while` loop counts once, because its trip count depends on the data. Of the
+    branches of a conditional, the most expensive one counts.
+
+    Raises:
+      NotImplementedError: the program has a convolution.
     """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -25,13 +29,13 @@ def traced_flops(jaxpr: Any) -> float:
             rows, inner = equation.invars[0].aval.shape
             total += 2 * rows * inner * equation.outvars[0].aval.shape[-1]
         elif name == "conv_general_dilated":
-            raise NotImplementedError("convolutions aren't counted: no model here has any")
+            raise NotImplementedError("convolutions aren't counted, as DiT and MMDiT have none")
         elif name == "scan":
             total += params["length"] * traced_flops(params["jaxpr"])
         elif name == "cond":
             total += max(traced_flops(branch) for branch in params["branches"])
         elif name == "pallas_call":
-            continue  # Its twin for other platforms, in another branch, counts.
+            continue  # The branch for other platforms computes the same and is counted.
         elif name == "shard_map":
             total += params["mesh"].size * traced_flops(params["jaxpr"])
         else:
