@@ -213,7 +213,7 @@ def test_collectives_of_a_tpu_program_match_a_count_by_hand():
     ("flags", "match"),
     [
         ([], "--topology is missing: KIND:SHAPE"),
-        (["--topology=v5e"], "--topology=v5e: give KIND:SHAPE in chips, as v4:4x4x4"),
+        (["--topology=v5e"], "--topology=v5e: give KIND:SHAPE in chips, such as v4:4x4x4"),
         (["--topology=v5e:4x4", "--slices=0"], "--slices=0: must be 1 or more"),
         (["--topology=v5e:4x4", "--job=think"], "--job='think': choose one of train, sample"),
     ],
@@ -224,7 +224,7 @@ def test_wrong_flags_are_refused(flags, match, refused):
 
 def test_without_libtpu_the_error_names_the_extra(refused, monkeypatch):
     monkeypatch.setattr(topology_lib, "find_spec", lambda name: None)
-    match = r"needs libtpu, also without a TPU: pip install -e '.\[tpu\]'"
+    match = r"needs libtpu \(but no TPU\): pip install -e '.\[tpu\]'"
     refused("aot", f"--config={CONFIG}:debug", "--topology=v5e:4x4", match=match)
 
 
@@ -317,7 +317,7 @@ def test_a_program_that_does_not_fit_gets_advice_that_does(libtpu):
         "--config.model.remat=none", "--config.model.dtype=float32",
     )  # fmt: skip
     assert code == 0, stderr
-    advice = stdout.partition("It doesn't fit. What does: ")[2]
+    advice = stdout.partition("It doesn't fit. Fits with: ")[2]
     assert "--config.model.remat=full" in advice and "GiB" in advice
 
 
