@@ -1,6 +1,9 @@
-"""Every dispatch on meshes of eight devices against a plain loop, whatever the routing.
+"""Compare every dispatch on meshes of eight devices with a plain loop, for random routings.
 
-python mesh_dispatch.py EXAMPLES EXPERTS:AXIS…    as 5:4, five experts over an axis of four
+    python mesh_dispatch.py EXAMPLES EXPERTS:AXIS…
+
+EXAMPLES is the number of routings per case. The case 5:4 has five experts, and four devices on the
+expert axis.
 """
 
 import functools
@@ -24,20 +27,21 @@ from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.dispatch import DISPATCHES, get_dispatch
 from tp_jax.thinking.experts import Experts
 
-# 8·5 tokens, which rows of eight don't divide, and of which a device may have fewer than devices.
+# On eight devices each device has 5 tokens: fewer than devices, and not a multiple of 8 rows.
 B, N, D, R = 8, 5, 6, 2
 rng = np.random.default_rng(0)
 U, WEIGHT = rng.normal(size=(B, N, D)), 1 + 0.1 * rng.normal(size=(B, N))
 
 
 def experts_of(count):
+    """Random matrices A and B of this many experts."""
     rng = np.random.default_rng(count)
-    # Small, as the sine of a large Δ would make much of its rounding.
+    # Small values: the sine of a large Δ amplifies its rounding error.
     return 0.4 * rng.normal(size=(count, D, 3, R)), 0.4 * rng.normal(size=(count, 3, R, D))
 
 
 def plain(expert, count):
-    """Δ and the gradients of sum(sin Δ), token by token, in float64."""
+    """Δ and the gradients of sum(sin Δ) by a loop over tokens in float64."""
     a, b = experts_of(count)
     delta, u_grad, weight_grad = np.zeros((B, N, 3, D)), np.zeros_like(U), np.zeros_like(WEIGHT)
     a_grad, b_grad = np.zeros_like(a), np.zeros_like(b)
@@ -57,7 +61,7 @@ def plain(expert, count):
 
 @functools.cache
 def compiled(name, count, axis, dtype=jnp.float32):
-    """The same by a dispatch, as a function of the routing."""
+    """A compiled function of the routing that returns what `plain` does, by this dispatch."""
     sizes = {8: dict(expert=8), 4: dict(expert=4, tensor=2), 2: dict(expert=2, fsdp=2, data=2)}
     mesh = create_mesh(ONE_DEVICE | sizes[axis])
     config = ThinkingConfig(experts=count, rank=R, dispatch=name)
@@ -69,7 +73,7 @@ def compiled(name, count, axis, dtype=jnp.float32):
         u, weight, experts = inputs
         dispatch = get_dispatch(config, B, N, D, dtype)
         assert dispatch.name == name
-        experts = dispatch.bring(experts, "thinking/layer_0/experts", dtype)
+        experts = dispatch.prepare_experts(experts, "thinking/layer_0/experts", dtype)
         delta = dispatch(u, expert, weight, experts)
         return jnp.sin(delta).sum(), delta
 
@@ -86,14 +90,14 @@ def compiled(name, count, axis, dtype=jnp.float32):
 def routings(count):
     tokens, experts = B * N, st.integers(0, count - 1)
     return st.one_of(
-        experts.map(lambda m: [m] * tokens),  # all to one
+        experts.map(lambda m: [m] * tokens),  # all tokens to one expert
         st.lists(st.sampled_from(sorted({0, count - 1})), min_size=tokens, max_size=tokens),
         st.lists(experts, min_size=tokens, max_size=tokens),
     )
 
 
 def check(count, axis, examples):
-    """Raises an AssertionError for a routing that any dispatch gets wrong."""
+    """Raise an AssertionError if a dispatch differs from the plain loop for any routing."""
 
     @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @hypothesis.given(routings(count))

@@ -16,8 +16,8 @@ from layer_inputs import (
 
 from tp_jax.parallel.chips import find_chip
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.cost import Setting, cheapest
-from tp_jax.thinking.dispatch import LOCAL, get_dispatch, megablox
+from tp_jax.thinking.cost import CostInputs, cheapest_dispatch
+from tp_jax.thinking.dispatch import LOCAL_DISPATCHES, get_dispatch, megablox
 from tp_jax.thinking.experts import Experts
 
 
@@ -52,7 +52,7 @@ def dispatch_values(dispatch):
     return run
 
 
-compiled_dispatches = {name: jax.jit(dispatch_values(f)) for name, f in LOCAL.items()}
+compiled_dispatches = {name: jax.jit(dispatch_values(f)) for name, f in LOCAL_DISPATCHES.items()}
 
 
 routings = st.one_of(
@@ -74,11 +74,11 @@ def test_dispatches_equal_token_by_token_whatever_the_routing(routing):
         assert found.shape == (B, N, 3, D), name
 
 
-@pytest.mark.parametrize("dispatch", LOCAL)
+@pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 def test_dispatch_in_bfloat16_stays_near_float32(dispatch):
     expert = jnp.arange(B * N).reshape(B, N) % EXPERTS
-    exact = LOCAL[dispatch](u_, expert, weight_, experts_)
-    found = LOCAL[dispatch](u_.astype(jnp.bfloat16), expert, weight_, experts_)
+    exact = LOCAL_DISPATCHES[dispatch](u_, expert, weight_, experts_)
+    found = LOCAL_DISPATCHES[dispatch](u_.astype(jnp.bfloat16), expert, weight_, experts_)
     assert found.dtype == jnp.bfloat16
     assert_close(found.astype(jnp.float32), exact, 0.02)
 
@@ -86,7 +86,9 @@ def test_dispatch_in_bfloat16_stays_near_float32(dispatch):
 def test_auto_dispatch_follows_the_cost_rule():
     def chosen(experts, kind, devices=1, tokens=4096):
         chip = find_chip(kind)
-        return cheapest(Setting(experts, 1152, 128, 2, tokens, devices, 1, 1, chip, itemsize=2))
+        return cheapest_dispatch(
+            CostInputs(experts, 1152, 128, 2, tokens, devices, 1, 1, chip, itemsize=2)
+        )
 
     # v5p groups, and ordering a token moves 4·4·D bytes: 6.7 ns at 2.77 TB/s for D = 1152.
     # One wasted expert costs 12·D·r FLOPs: 3.9 ns at 459 TFLOP/s for r = 128.

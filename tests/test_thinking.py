@@ -23,7 +23,7 @@ from layer_inputs import (
 from tp_jax.messages.errors import UserError
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.thinking import RoutingNoise, ThinkingConfig
-from tp_jax.thinking.dispatch import LOCAL
+from tp_jax.thinking.dispatch import LOCAL_DISPATCHES
 from tp_jax.thinking.gate import draw_routing
 from tp_jax.thinking.layer import init_thinking_layer
 from tp_jax.thinking.recursion import Thought, balance_loss
@@ -50,7 +50,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("dispatch", LOCAL)
+@pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 def test_layer_equals_the_plain_loop(name, dispatch):
     config, text, train = VARIANTS[name]
     inputs, noise = layer_inputs(config, text), make_noise(train)
@@ -83,7 +83,7 @@ def _reference_gradients(name):
 
 
 @pytest.mark.parametrize("name", ["dit", "mmdit", "own_experts"])
-@pytest.mark.parametrize("dispatch", LOCAL)
+@pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 def test_gradients_equal_the_plain_loop(name, dispatch):
     config, text, train = VARIANTS[name]
     config = ThinkingConfig(**vars(config) | {"dispatch": dispatch})
@@ -100,7 +100,7 @@ def test_gradients_equal_the_plain_loop(name, dispatch):
         assert jnp.abs(leaf).max() > 1e-6
 
 
-@pytest.mark.parametrize("dispatch", LOCAL)
+@pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 @pytest.mark.parametrize("experts", [1, 2, 5])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("text", [False, True], ids=["dit", "mmdit"])

@@ -1,11 +1,15 @@
-"""Dispatch: brings every token to its expert. All forms give the same values and gradients.
+"""Dispatch: compute Δ of every token with the expert that the gate chose for it.
 
-B samples, N tokens, D width, M experts, r rank. No form drops a token, whatever the routing.
-A form is a function `(u [B,N,D], expert [B,N], weight [B,N], experts) -> Δ [B,N,3,D]`.
+B samples, N tokens, D width, M experts, r rank. All implementations give the same values and
+gradients, and none drops a token, whatever the routing.
 
-`dense` and `grouped` compute where the tokens are, with the experts that are there. On a mesh that
-means that weights move: `bring` gathers the small matrices once a layer. `expert_parallel` leaves
-them where they are and moves tokens. "auto" takes what the counts of `thinking/cost.py` favour.
+- `dense` multiplies every token by all experts and masks the result.
+- `grouped` sorts the tokens by expert and multiplies each group by its own expert.
+- `expert_parallel` sends every token to the device that holds its expert.
+
+With `dense` and `grouped` the tokens stay on their device, and `Dispatch.prepare_experts` gathers
+the expert matrices of a layer there. With `expert_parallel` the experts stay sharded.
+`config.model.thinking.dispatch="auto"` chooses by the costs in `thinking/cost.py`.
 """
 
 # jax and flax leave parts of what their functions take and return without a type.
@@ -24,17 +28,31 @@ from jax.sharding import PartitionSpec
 from tp_jax.parallel.mesh import BATCH_AXES
 from tp_jax.parallel.sharding import gather
 from tp_jax.thinking.config import ThinkingConfig
-from tp_jax.thinking.cost import Setting, cheapest, costs, setting_of
-from tp_jax.thinking.expert_parallel import expert_parallel, padded
-from tp_jax.thinking.experts import Experts, Form
+from tp_jax.thinking.cost import (
+    CostInputs,
+    cheapest_dispatch,
+    dispatch_costs,
+    get_cost_inputs,
+)
+from tp_jax.thinking.expert_parallel import expert_parallel, pad_experts
+from tp_jax.thinking.experts import DispatchFunction, Experts
 
-TILE = 128  # rows; what the TPU kernel multiplies at once
+TILE = 128  # side of the blocks that the TPU kernel multiplies, in rows and columns
 
 
 def dense(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts) -> jax.Array:
-    """Multiplies by all experts joined into one matrix and masks those that weren't chosen.
+    """Multiply every token by all experts, and mask the experts that were not chosen.
 
-    12·M·D·r FLOPs a token, in two large matrix products and nothing else.
+    This costs 12·M·D·r FLOPs per token, in two large matrix products.
+
+    Args:
+      u: [B, N, D] tokens.
+      expert: [B, N] int32, the expert of each token.
+      weight: [B, N] float32, the factor of each token's Δ.
+      experts: M experts, cast to the dtype of u.
+
+    Returns:
+      Δ [B, N, 3, D] in the dtype of u.
     """
     lora_a, lora_b = experts.lora_a.astype(u.dtype), experts.lora_b.astype(u.dtype)
     chosen = jax.nn.one_hot(expert, lora_a.shape[0]) * weight[..., None]
@@ -44,10 +62,11 @@ def dense(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts) 
 
 
 def grouped(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts) -> jax.Array:
-    """Sorts tokens by expert, multiplies each group by its own expert, and sorts them back.
+    """Sort the tokens by expert, multiply each group by its expert, and restore the order.
 
-    12·D·r FLOPs a token where the hardware's grouped product is truly grouped. A token whose
-    expert is M belongs to none and gets zeros.
+    This costs 12·D·r FLOPs per token where the hardware has a grouped matrix product (see
+    `Chip.grouped_matmul`). Arguments and result are those of `dense`. A token with the out-of-range
+    expert M gets zeros.
     """
     batch, tokens, width = u.shape
     count, rank = experts.lora_a.shape[0], experts.lora_a.shape[-1]
@@ -68,10 +87,19 @@ def grouped(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts
 def grouped_matmul(
     rows: jax.Array, weights: jax.Array, sizes: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
-    """Rows [S, K] in M groups of `sizes` [M] int32, by weights [M, K, L] -> [S, L] of `dtype`.
+    """Multiply each group of consecutive rows by its own matrix.
 
-    Rows after the last group get zeros. On TPUs, where XLA may multiply every row by every group,
-    it is the Pallas kernel of megablox (Gale et al., arXiv 2211.15841).
+    On TPUs, where XLA may multiply every row by the matrices of all groups, this is the Pallas
+    kernel of megablox (Gale et al., arXiv 2211.15841).
+
+    Args:
+      rows: [S, K], sorted by group.
+      weights: [M, K, L], one matrix per group.
+      sizes: [M] int32, number of rows in each group.
+      dtype: of the result.
+
+    Returns:
+      [S, L]. Rows after the last group are zeros.
     """
 
     def ragged(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -89,8 +117,8 @@ def megablox(
     dtype: jnp.dtype,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `grouped_matmul`, for TPUs; `interpret` runs the kernel anywhere, slowly."""
-    # Pallas takes long to import, and only TPUs need it.
+    """Compute `grouped_matmul` with the TPU kernel; `interpret` runs it slowly on any device."""
+    # Imported here because importing Pallas is slow and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.megablox import ops
 
     count = len(rows)
@@ -98,69 +126,75 @@ def megablox(
     tiling = (TILE, TILE, TILE)
     gmm = cast("Callable[..., jax.Array]", ops.gmm)
     product = gmm(filled, weights, sizes, dtype, tiling, None, None, False, interpret)[:count]
-    # The kernel leaves rows of no group as they were in memory.
+    # The kernel leaves the rows after the last group uninitialised.
     in_group = jnp.arange(count) < sizes.sum()
     return jnp.where(in_group[:, None], product, 0)
 
 
-LOCAL: dict[str, Form] = {"dense": dense, "grouped": grouped}
-DISPATCHES = (*LOCAL, "expert_parallel")
+# The implementations that compute on one device, without exchanging tokens.
+LOCAL_DISPATCHES: dict[str, DispatchFunction] = {"dense": dense, "grouped": grouped}
+DISPATCHES = (*LOCAL_DISPATCHES, "expert_parallel")
 
 
 @dataclasses.dataclass(frozen=True)
 class Dispatch:
-    """A form on the mesh in context, or on one device where there is none.
+    """A dispatch on the mesh in context, or on one device if there is no mesh.
 
     Attributes:
       name: one of `DISPATCHES`.
-      local: the form that computes on a device: its name in `LOCAL`.
+      local: key in `LOCAL_DISPATCHES` of the implementation that computes on each device.
+      cost_inputs: sizes from which the cost was computed.
     """
 
     name: str
     local: str
-    setting: Setting
+    cost_inputs: CostInputs
 
     def describe(self) -> str:
-        """What it is, and what was counted, as one line."""
-        found = costs(self.setting)
-        parts = [
-            f"{name} {cost.flops / 1e9:,.2f} GFLOP and {cost.exchanged / 2**20:,.1f} MiB received"
-            for name, cost in sorted(found.items(), key=lambda item: item[0] != self.name)
-        ]
-        where = f" ({self.local} on each device)" if self.name != self.local else ""
-        return f"dispatch {self.name}{where}; counts of a layer on a device: {', '.join(parts)}"
+        """Return one line with the dispatch, its cost, and the costs of the alternatives."""
+        costs = dispatch_costs(self.cost_inputs)
 
-    def bring(self, experts: Experts, name: str, dtype: jnp.dtype) -> Experts:
-        """The experts as `__call__` wants them, once a layer; leaves may lead with latent steps.
+        def describe_cost(name: str) -> str:
+            cost = costs[name]
+            return f"{cost.flops / 1e9:,.2f} GFLOP, {cost.received_bytes / 2**20:,.1f} MiB received"
+
+        where = f", with {self.local} on each device" if self.name != self.local else ""
+        parts = [describe_cost(self.name)] if self.name in costs else []
+        parts += [f"{name}: {describe_cost(name)}" for name in costs if name != self.name]
+        return f"dispatch: {self.name}{where} (per layer and device: {'; '.join(parts)})"
+
+    def prepare_experts(self, experts: Experts, name: str, dtype: jnp.dtype) -> Experts:
+        """Cast, gather and pad the experts of a layer, once, for use by `__call__`.
 
         Args:
-          name: path of the experts among the parameters, for its sharding rules.
-          dtype: of computation; they are cast before they travel.
+          experts: of the layer; with a leading axis T if each latent step has its own.
+          name: path of the experts in the parameters, which selects their sharding rules.
+          dtype: compute dtype. The experts are cast first, so that fewer bytes are exchanged.
         """
         fields = {key: leaf.astype(dtype) for key, leaf in vars(experts).items()}
-        moves = self.name == "expert_parallel"
-        fields = gather(fields, name, kept=("heads", "expert") if moves else ("heads",))
-        if moves:
-            axis = fields["lora_a"].ndim - 4
-            fields = {k: padded(leaf, axis, self.setting.devices) for k, leaf in fields.items()}
+        stay_sharded = self.name == "expert_parallel"
+        fields = gather(fields, name, kept=("heads", "expert") if stay_sharded else ("heads",))
+        if stay_sharded:
+            axis, devices = fields["lora_a"].ndim - 4, self.cost_inputs.devices
+            fields = {k: pad_experts(leaf, axis, devices) for k, leaf in fields.items()}
         return Experts(**fields)
 
     def __call__(
         self, u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts
     ) -> jax.Array:
-        """Δ [B, N, 3, D] of u [B, N, D], expert [B, N] int32 and weight [B, N] float32."""
-        local = LOCAL[self.local]
+        """Return Δ [B, N, 3, D]; the arguments are those of `dense`."""
+        local = LOCAL_DISPATCHES[self.local]
         if jax.sharding.get_abstract_mesh().empty:
             return local(u, expert, weight, experts)
         if self.name == "expert_parallel":
             return expert_parallel(u, expert, weight, experts, local)
         batch = PartitionSpec(BATCH_AXES)
-        whole = cast("Any", PartitionSpec())
-        cut = cast("Any", PartitionSpec(None, None, None, "tensor"))
-        # Each device sorts its own tokens alone.
+        lora_a = cast("Any", PartitionSpec())
+        lora_b = cast("Any", PartitionSpec(None, None, None, "tensor"))
+        # shard_map lets each device sort its own tokens only.
         return jax.shard_map(
             local,
-            in_specs=(batch, batch, batch, Experts(whole, cut)),
+            in_specs=(batch, batch, batch, Experts(lora_a, lora_b)),
             out_specs=PartitionSpec(BATCH_AXES, None, None, "tensor"),
             check_vma=False,
         )(u, expert, weight, experts)
@@ -174,17 +208,22 @@ def get_dispatch(
     dtype: jnp.dtype,
     steps: int | None = None,
 ) -> Dispatch:
-    """The dispatch that a config asks for, on the mesh in context.
+    """Return the dispatch that a config asks for, on the mesh in context.
+
+    `expert_parallel` without an `expert` axis in the mesh is treated as "auto".
 
     Args:
-      batch, tokens, width: B, N and D of the whole batch.
-      dtype: of computation.
-      steps: latent steps T; the config's by default.
+      config: names the dispatch.
+      batch: global batch size B.
+      tokens: number N of vision tokens.
+      width: D.
+      dtype: compute dtype.
+      steps: number T of latent steps; None is the config's.
     """
     steps = steps or config.latent_steps
-    setting = setting_of(config, batch, tokens, width, jnp.dtype(dtype).itemsize, steps)
-    name = cheapest(setting) if config.dispatch == "auto" else config.dispatch
-    if name == "expert_parallel" and setting.devices == 1:
-        name = cheapest(setting)
-    local = cheapest(setting.on_one_device()) if name == "expert_parallel" else name
-    return Dispatch(name, local, setting)
+    inputs = get_cost_inputs(config, batch, tokens, width, jnp.dtype(dtype).itemsize, steps)
+    name = cheapest_dispatch(inputs) if config.dispatch == "auto" else config.dispatch
+    if name == "expert_parallel" and inputs.devices == 1:
+        name = cheapest_dispatch(inputs)
+    local = cheapest_dispatch(inputs.on_one_device()) if name == "expert_parallel" else name
+    return Dispatch(name, local, inputs)

@@ -1,6 +1,6 @@
-"""The gate: which expert each token takes. All of it in float32.
+"""The gate, which chooses one expert for every token at every latent step.
 
-B samples, N tokens, D width, H gate width, M experts.
+B samples, N tokens, D width, H gate width, M experts, T latent steps. Everything here is float32.
 """
 
 # jax and flax leave parts of what their functions take and return without a type.
@@ -16,20 +16,25 @@ from flax import struct
 
 from tp_jax.thinking.config import ThinkingConfig
 
-# The gate is small and a wrong rounding sends a token elsewhere, so TPUs get full float32.
+# TPUs multiply float32 in bfloat16 passes by default. A rounding error here could change a token's
+# expert, and the gate is small, so use full precision.
 PRECISION = jax.lax.Precision.HIGHEST
 
 
 @struct.dataclass
 class RoutingNoise:
-    """Where the gate's randomness comes from; a draw depends on nothing but what is named here.
+    """The PRNG key and the sample indices from which the gate draws its random numbers.
+
+    The draws for a sample depend on the key and on the index of that sample only, and not on the
+    rest of the batch, the mesh or the number of hosts.
 
     Attributes:
-      key: a PRNG key: of (seed, "routing", train_step) in training, of (seed, sampler step) in
+      key: a PRNG key, derived from (seed, "routing", train_step) in training and from (seed,
+        sampler step) in sampling.
+      sample: [B] int32, the index of each sample in the global batch, or in the request when
         sampling.
-      sample: [B] int32, each sample's index in the global batch, or in the drawing.
-      train: True adds Gumbel noise and the straight-through weight; False leaves a learned
-        gate deterministic (only `gate="random"` then reads the key).
+      train: True adds Gumbel noise to a learned gate and gives it the straight-through weight.
+        With False a learned gate is deterministic; only `gate="random"` uses the key.
     """
 
     key: jax.Array
@@ -42,9 +47,10 @@ class Route:
     """The gate's choice at one latent step.
 
     Attributes:
-      probabilities: [B, N, M] float32.
-      expert: [B, N] int32.
-      weight: [B, N] float32, 1 in the forward pass.
+      probabilities: [B, N, M] float32, softmax(logits / temperature) with the Gumbel noise of
+        training included.
+      expert: [B, N] int32, the chosen expert.
+      weight: [B, N] float32, the straight-through weight: 1 in the forward pass.
     """
 
     probabilities: jax.Array
@@ -53,7 +59,12 @@ class Route:
 
 
 def init_gate(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str, Any]:
-    """Parameters of the learned gate: one projection [D, H] per input, then [H, M]."""
+    """Return initial parameters of the learned gate, all float32.
+
+    Returns:
+      {name: {"kernel", "bias"}}: one [D, H] kernel for each of `config.gate_inputs`, and "out" with
+      an [H, M] kernel. Kernels are LeCun normal, biases zero.
+    """
     hidden, lecun = config.gate_width, jax.nn.initializers.lecun_normal()
     shapes = dict.fromkeys(config.gate_inputs, (width, hidden))
     shapes["out"] = (hidden, config.experts)
@@ -72,7 +83,16 @@ def _linear(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 def gate_logits(
     params: dict[str, Any], normed: jax.Array, time: jax.Array, condition: jax.Array
 ) -> jax.Array:
-    """Logits [B, N, M] from LN(ã) [B, N, D], time [B, D] and condition [B, D]."""
+    """Compute the logits of the learned gate.
+
+    Args:
+      params: from `init_gate`.
+      normed: [B, N, D] LN(ã).
+      time, condition: [B, D] embeddings of the timestep and of the label or pooled text.
+
+    Returns:
+      [B, N, M] float32.
+    """
     inputs = {"token": normed, "time": time[:, None], "condition": condition[:, None]}
     terms = (_linear(params[name], x) for name, x in inputs.items() if name in params)
     hidden = cast("jax.Array", sum(terms))
@@ -83,23 +103,25 @@ def gate_logits(
 def draw_routing(
     noise: RoutingNoise | None, config: ThinkingConfig, layer: int, steps: int, tokens: int
 ) -> jax.Array | None:
-    """What one layer's gate draws for all its latent steps; None where it draws nothing.
+    """Draw the random numbers that the gate of one layer uses in all its latent steps.
+
+    The draws for the tokens of a sample are a function of (key, layer, latent step, sample).
 
     Args:
-      noise: None draws nothing, as does train=False for a learned gate.
-      layer: 0-based index of the block. Every array of draws, over tokens, is of (key, layer,
-        latent_step, sample).
-      steps, tokens: numbers T of latent steps and N of vision tokens.
+      noise: None, or `train=False` with a learned gate, makes the gate deterministic.
+      layer: 0-based index of the block.
+      steps: number T of latent steps.
+      tokens: number N of vision tokens.
 
     Returns:
-      Gumbel(0, 1) noise [T, B, N, M] float32 for a learned gate in training, experts [T, B, N]
-      int32 for a random gate.
+      For a learned gate, Gumbel(0, 1) noise [T, B, N, M] float32; for a random gate, expert
+      indices [T, B, N] int32; None for a deterministic gate.
 
     Raises:
-      ValueError: `gate="random"` without noise.
+      ValueError: `gate="random"` without `noise`.
     """
     if config.gate == "random" and noise is None:
-        raise ValueError('gate="random" needs RoutingNoise, when sampling too')
+        raise ValueError('gate="random" needs RoutingNoise in sampling as well as in training')
     if noise is None or config.gate == "first" or (config.gate == "learned" and not noise.train):
         return None
     key, fold_in = jax.random.fold_in(noise.key, layer), jax.random.fold_in
@@ -127,14 +149,17 @@ def choose_experts(
     condition: jax.Array,
     draw: jax.Array | None,
 ) -> Route:
-    """Routes every token at one latent step.
+    """Choose an expert for every token at one latent step.
 
     Args:
-      params: of `init_gate`; None unless `config.gate` is "learned".
+      params: from `init_gate`; None unless `config.gate` is "learned".
       normed: [B, N, D] LN(ã).
-      time, condition: [B, D] embeddings.
-      draw: this latent step's part of `draw_routing`. None is sampling: no noise,
-        `m = argmax logits`, `w = 1`.
+      time, condition: [B, D] embeddings of the timestep and of the label or pooled text.
+      draw: the random numbers of this latent step, one row of `draw_routing`. With None a learned
+        gate takes the largest logit, with weight 1 (sampling).
+
+    Returns:
+      The chosen experts, their weights and the gate's probabilities.
     """
     tokens_shape, experts = normed.shape[:2], config.experts
     ones = jnp.ones(tokens_shape, jnp.float32)
@@ -152,5 +177,6 @@ def choose_experts(
     if draw is None:
         return Route(probabilities, expert, ones)
     chosen = jnp.take_along_axis(probabilities, expert[..., None], axis=-1)[..., 0]
-    # Straight-through: exactly 1 forward, the winner's probability backward.
+    # Straight-through estimator: the forward value is exactly 1, and the gradient is that of the
+    # chosen expert's probability.
     return Route(probabilities, expert, 1 + (chosen - jax.lax.stop_gradient(chosen)))

@@ -1,4 +1,4 @@
-"""Flax modules that hold the thinking parameters, apart from the base's."""
+"""Flax modules that hold the parameters of the thinking layers, separate from the base model."""
 
 # jax and flax leave parts of what their functions take and return without a type.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -29,12 +29,12 @@ __all__ = [
 
 @struct.dataclass
 class ThinkingOptions:
-    """What a caller may choose each time a model runs.
+    """Options of one forward pass, which need no other parameters.
 
     Attributes:
-      noise: None samples deterministically.
-      latent_steps: overrides the config's T; parameters don't change.
-      trace: return every latent step's probabilities, experts and tokens.
+      noise: source of the gate's random numbers; None for deterministic routing.
+      latent_steps: overrides `config.model.thinking.latent_steps`.
+      trace: return the probabilities, experts and tokens of every latent step.
     """
 
     noise: RoutingNoise | None = None
@@ -43,10 +43,20 @@ class ThinkingOptions:
 
 
 def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str, Any]:
-    """Parameters of one thinking layer for tokens of this width, all float32."""
+    """Return initial parameters of one thinking layer, all float32.
+
+    Args:
+      key: a PRNG key.
+      config: sizes and choices.
+      width: D.
+
+    Returns:
+      "norm" (LayerNorm), "experts" or, with experts per latent step, "step_experts", and "gate" if
+      the gate is learned.
+    """
     gate_key, experts_key = jax.random.split(key)
     params = {"norm": {"scale": jnp.ones(width), "bias": jnp.zeros(width)}}
-    # Two names, because experts per latent step have one more axis to shard.
+    # Experts per latent step have a leading axis T, and therefore sharding rules of their own.
     experts = "experts" if config.share_across_steps else "step_experts"
     params[experts] = init_experts(experts_key, config, width)
     if config.gate == "learned":
@@ -55,7 +65,10 @@ def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> d
 
 
 class InPlaceOfAttention(Protocol):
-    """What a block calls in place of its attention; a pytree, so that a block can be remat'ed."""
+    """A function that a block calls instead of its own attention.
+
+    Implementations are pytrees, so that they can be passed through `jax.checkpoint`.
+    """
 
     def __call__(
         self,
@@ -66,18 +79,20 @@ class InPlaceOfAttention(Protocol):
         base: Project,
         attend: Attend,
     ) -> tuple[jax.Array, jax.Array | None, Thought | None]:
-        """As `recursion.think`."""
+        """Return the vision and text outputs of attention, and statistics if there are any.
+
+        The arguments are those of `recursion.think`.
+        """
         ...
 
 
 @struct.dataclass
 class ThinkingLayer:
-    """One thinking layer of a model that runs, called in place of its block's attention.
+    """One thinking layer with its parameters, which its block calls instead of attention.
 
     Attributes:
-      params: of `init_thinking_layer`.
-      draws: of `gate.draw_routing`, for every latent step; None samples deterministically.
-      config, latent_steps, trace: as of `recursion.think`.
+      params: from `init_thinking_layer`.
+      draws, config, latent_steps, trace: arguments of `recursion.think`.
     """
 
     params: dict[str, Any]
@@ -95,7 +110,7 @@ class ThinkingLayer:
         base: Project,
         attend: Attend,
     ) -> tuple[jax.Array, jax.Array | None, Thought]:
-        """As `recursion.think`."""
+        """Run `recursion.think`."""
         return think(
             self.params,
             vision,
@@ -112,19 +127,24 @@ class ThinkingLayer:
 
 
 class Thinking(nn.Module):
-    """All thinking layers of a model: parameters `layer_<i>`, one entry per thinking block."""
+    """All thinking layers of a model, with parameters `layer_<block index>`."""
 
     config: ThinkingConfig
     width: int
 
     @nn.compact
     def __call__(self, options: ThinkingOptions, tokens: int) -> dict[int, ThinkingLayer]:
-        """{block index: its thinking layer}, for `tokens` vision tokens."""
+        """Return {block index: thinking layer}.
+
+        Args:
+          options: of this forward pass.
+          tokens: number N of vision tokens.
+        """
         steps = options.latent_steps or self.config.latent_steps
         layers: dict[int, ThinkingLayer] = {}
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
-            # Drawn here, so that rematerialisation doesn't draw twice.
+            # Drawn outside the blocks, so that rematerialisation doesn't repeat it.
             draws = draw_routing(options.noise, self.config, layer, steps, tokens)
             layers[layer] = ThinkingLayer(
                 params, draws, self.config, options.latent_steps, options.trace

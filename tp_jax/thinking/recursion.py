@@ -1,4 +1,4 @@
-"""The recursion of one thinking layer: METHOD's loop, as a scan and a last step.
+"""The recursion of one thinking layer: a scan over latent steps 1 … T-1, then latent step T.
 
 B samples, N vision tokens, L text tokens, D width, M experts, T latent steps.
 
@@ -8,9 +8,10 @@ B samples, N vision tokens, L text tokens, D width, M experts, T latent steps.
         m, w = Gate(ã^{t-1}, time, condition)
         Δ    = w · (u A_m) B_m
         t < T:  ã^t = Attn(Δ) + x̃
-        t = T:  Attn(Δ + W x̃)
+        t = T:  return Attn(Δ + W x̃)
 
-Source: arXiv 2604.25299.
+x̃ is the block's modulated input, Mod its adaLN scale and shift, and W its own QKV projection.
+Source: arXiv 2604.25299. `README.md` in this folder explains the loop.
 """
 
 # jax and flax leave parts of what their functions take and return without a type.
@@ -30,20 +31,22 @@ from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.thinking.experts import Experts
 from tp_jax.thinking.gate import Route, choose_experts
 
-# The frozen projection: tokens [B, N, D] -> Q, K, V [B, N, 3, D].
+# The base model's QKV projection: tokens [B, N, D] -> Q, K, V [B, N, 3, D].
 Project = Callable[[jax.Array], jax.Array]
-# Attention: vision's Q, K, V [B, N, 3, D] -> vision [B, N, D] and text [B, L, D] or None.
+# Attention: Q, K, V of the vision tokens [B, N, 3, D] -> outputs of the vision tokens [B, N, D]
+# and of the text tokens [B, L, D], or None without text.
 Attend = Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
-# Fields of a `Thought`, of one latent step or of many.
-Record = dict[str, jax.Array]
+# Fields of a `Thought`, for one latent step or stacked over latent steps.
+Fields = dict[str, jax.Array]
 
 
 @struct.dataclass
 class Conditioning:
-    """What a block knows beside its tokens.
+    """The embeddings that condition a block.
 
     Attributes:
-      time, condition: [B, D] embeddings of the timestep and of the label or pooled text.
+      time: [B, D] embedding of the timestep.
+      condition: [B, D] embedding of the class label or of the pooled text.
     """
 
     time: jax.Array
@@ -52,15 +55,17 @@ class Conditioning:
 
 @struct.dataclass
 class Thought:
-    """What one thinking layer did, per latent step (axis T first).
+    """Routing statistics of one thinking layer, and on request its trace, per latent step.
 
     Attributes:
-      entropy: [T] mean entropy in nats of the gate's probabilities.
-      expert_use: [T, M] share of the tokens that each expert took.
+      entropy: [T] mean entropy of the gate's probabilities, in nats.
+      expert_use: [T, M] share of the tokens routed to each expert.
       importance: [T, M] mean probability of each expert.
-      kept: [T-1] share of the tokens that keep their expert from the step before.
-      probabilities, expert, tokens: [T, B, N, M], [T, B, N] and ã^{t-1} [T, B, N, D]; None
-        unless a trace was asked for.
+      kept: [T-1] share of the tokens that keep the expert of the previous latent step.
+      probabilities: [T, B, N, M] the gate's probabilities; None without a trace.
+      expert: [T, B, N] int32, the chosen experts; None without a trace.
+      tokens: [T, B, N, D] the tokens that enter each latent step, ã⁰ … ã^{T-1}; None without a
+        trace.
     """
 
     entropy: jax.Array
@@ -73,7 +78,7 @@ class Thought:
 
 
 def layer_norm(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """LayerNorm in float32, eps 1e-6: x [..., D] -> float32 [..., D]."""
+    """Apply LayerNorm (eps 1e-6) with scale and bias: x [..., D] -> [..., D] float32."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
@@ -94,34 +99,38 @@ def think(
     latent_steps: int | None = None,
     trace: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, Thought]:
-    """Runs one layer's recursion in place of its attention.
+    """Run the recursion of one layer, in place of the attention of its block.
 
     Args:
-      params: {"norm", "experts" or "step_experts", and "gate" if it is learned}.
-      vision: x̃ [B, N, D], the block's modulated input, in the compute dtype.
-      scale, shift: [B, D] the block's adaLN modulation of attention.
-      y: what the gate may see.
-      base: frozen projection, [B, N, D] -> Q, K, V as [B, N, 3, D].
-      attend: joint attention, vision's Q, K, V [B, N, 3, D] -> (vision [B, N, D], text
-        [B, L, D] or None); the text's own Q, K, V are inside it.
-      config: sizes and choices; `latent_steps` overrides its T.
-      draws: of `gate.draw_routing`, for every latent step; None samples deterministically.
-      trace: keep every latent step's probabilities, experts and tokens.
+      params: parameters of the layer, from `layer.init_thinking_layer`.
+      vision: x̃ [B, N, D], the modulated input of the block, in the compute dtype.
+      scale, shift: [B, D] the block's adaLN modulation of the attention input.
+      y: embeddings that the gate reads.
+      base: QKV projection of the base model, [B, N, D] -> [B, N, 3, D].
+      attend: attention, Q, K, V of the vision tokens [B, N, 3, D] -> (vision [B, N, D], text
+        [B, L, D] or None). It already contains Q, K, V of the text tokens, which don't change.
+      config: sizes and choices.
+      draws: random numbers of the gate for all latent steps, from `gate.draw_routing`; None for
+        deterministic routing.
+      latent_steps: overrides `config.latent_steps`.
+      trace: return the probabilities, experts and tokens of every latent step.
 
     Returns:
-      Attention's vision and text outputs at the last latent step, and what was thought.
+      The vision and text outputs of attention at the last latent step, and the statistics of
+      all latent steps.
 
     Raises:
-      UserError: more latent steps than the layer has experts for.
+      UserError: the layer has no experts for this many latent steps.
     """
     steps = config.latent_steps if latent_steps is None else latent_steps
     config.check_latent_steps(steps)
     batch, count, width = vision.shape
     dispatch = get_dispatch(config, batch, count, width, vision.dtype, steps)
     experts_name = "experts" if config.share_across_steps else "step_experts"
-    experts = dispatch.bring(
+    experts = dispatch.prepare_experts(
         Experts(**params[experts_name]), f"thinking/layer_0/{experts_name}", vision.dtype
     )
+    # The sharding rules are the same for every layer, so "layer_0" stands for this one.
     params = gather({k: v for k, v in params.items() if k != experts_name}, "thinking/layer_0")
 
     def route(
@@ -138,7 +147,7 @@ def think(
 
     def intermediate_step(
         tokens: jax.Array, inputs: tuple[jax.Array | None, Experts | None]
-    ) -> tuple[jax.Array, Record]:
+    ) -> tuple[jax.Array, Fields]:
         draw, experts = inputs
         u, delta, chosen = route(
             tokens, cast("Experts", shared) if experts is None else experts, draw
@@ -146,59 +155,68 @@ def think(
         if config.base_every_step:
             delta += base_qkv(u)
         attended, _ = attend(delta)
-        return attended + vision, record(chosen, tokens)
+        return attended + vision, step_fields(chosen, tokens)
 
-    def record(chosen: Route, tokens: jax.Array) -> Record:
-        return _record(chosen, tokens if trace else None)
+    def step_fields(chosen: Route, tokens: jax.Array) -> Fields:
+        return _step_fields(chosen, tokens if trace else None)
 
     if config.share_across_steps:
         shared, per_step, last = experts, None, experts
     else:
-        shared, per_step, last = None, *_experts_of_steps(experts, steps)
-    before, last_draw = (None, None) if draws is None else (draws[:-1], draws[-1])
-    tokens, records = jax.lax.scan(intermediate_step, vision, (before, per_step), length=steps - 1)
+        shared, per_step, last = None, *_split_experts(experts, steps)
+    step_draws, last_draw = (None, None) if draws is None else (draws[:-1], draws[-1])
+    tokens, fields = jax.lax.scan(
+        intermediate_step, vision, (step_draws, per_step), length=steps - 1
+    )
     u, delta, chosen = route(tokens, last, last_draw)
     attended, text = attend(delta + base_qkv(u))
-    return attended, text, _summarise(records, record(chosen, tokens), trace)
+    return attended, text, _combine(fields, step_fields(chosen, tokens), trace)
 
 
-def _experts_of_steps(experts: Experts, steps: int) -> tuple[Experts, Experts]:
-    """Experts of the steps before the last [T-1, …], and of the last."""
+def _split_experts(experts: Experts, steps: int) -> tuple[Experts, Experts]:
+    """Return the experts of the intermediate latent steps [T-1, …], and those of the last.
 
-    def before(leaf: jax.Array) -> jax.Array:
+    With fewer latent steps than in training, the last one still uses the last set of experts,
+    because no other set was trained together with the base projection.
+    """
+
+    def intermediate(leaf: jax.Array) -> jax.Array:
         return leaf[: steps - 1]
 
     def last(leaf: jax.Array) -> jax.Array:
         return leaf[-1]
 
-    return jax.tree.map(before, experts), jax.tree.map(last, experts)
+    return jax.tree.map(intermediate, experts), jax.tree.map(last, experts)
 
 
-def _record(chosen: Route, tokens: jax.Array | None) -> Record:
+def _step_fields(chosen: Route, tokens: jax.Array | None) -> Fields:
+    """Return the statistics of one latent step, and its trace if `tokens` are given."""
     p = chosen.probabilities
-    record = {
+    fields = {
         "entropy": -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1).mean(),
         "expert_use": jax.nn.one_hot(chosen.expert, p.shape[-1]).mean((0, 1)),
         "importance": p.mean((0, 1)),
         "expert": chosen.expert,
     }
     if tokens is not None:
-        record |= {"probabilities": p, "tokens": tokens}
-    return record
+        fields |= {"probabilities": p, "tokens": tokens}
+    return fields
 
 
-def _summarise(records: Record, last: Record, trace: bool) -> Thought:
-    joined = {name: jnp.concatenate([records[name], last[name][None]]) for name in last}
+def _combine(intermediate: Fields, last: Fields, trace: bool) -> Thought:
+    """Join the fields of latent steps 1 … T-1, stacked, with those of latent step T."""
+    joined = {name: jnp.concatenate([intermediate[name], last[name][None]]) for name in last}
     expert = joined.pop("expert")
     kept = (expert[1:] == expert[:-1]).mean((1, 2))
     return Thought(kept=kept, expert=expert if trace else None, **joined)
 
 
 def balance_loss(thought: Thought) -> jax.Array:
-    """Variance over squared mean of the experts' importance; 0 when all are used alike.
+    """Return the variance of the experts' importance over its squared mean; 0 if all are equal.
 
-    Unlike the squared coefficient of variation of Shazeer et al. (arXiv 1701.06538) as it is
-    usually written, it takes no square root, whose gradient is NaN at a uniform gate.
+    This is the squared coefficient of variation of Shazeer et al. (arXiv 1701.06538), computed
+    from the variance: the square root in the standard deviation has a NaN gradient where all
+    experts are equal, as with a zero-initialised gate.
     """
     importance = thought.importance.mean(0)
     return importance.var() / jnp.square(importance.mean())
