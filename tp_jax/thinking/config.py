@@ -15,27 +15,38 @@ GATE_INPUTS = ("token", "time", "condition")
 
 @dataclasses.dataclass(frozen=True)
 class ThinkingConfig:
-    """How and where a model thinks. Source: arXiv 2604.25299; `gate_width` and below are ours.
+    """Where and how a model thinks.
+
+    Source: arXiv 2604.25299. The README of this folder says which choices are the paper's.
 
     Attributes:
       layers: 0-based indices of the blocks that think; () is the plain base model.
-      experts: number M of LoRA experts in each layer.
+      experts: number M of LoRA experts per layer.
       rank: LoRA rank r.
-      latent_steps: number T of turns of the recursion; sampling may choose another.
-      temperature: of the Gumbel-softmax.
-      gate: "learned"; "random", uniform per token and latent step; "first", always expert 0.
-      gate_inputs: what the learned gate sees, of "token", "time" and "condition".
+      latent_steps: number T of latent steps. Sampling may use another number.
+      temperature: τ of the Gumbel-softmax.
+      gate: "learned"; "random" (uniform per token and latent step); "first" (always expert 0).
+      gate_inputs: inputs of the learned gate: one or more of "token", "time" and "condition".
       modulate: apply the block's adaLN scale and shift to the normalised tokens.
-      base_input: what the frozen projection sees at the last latent step: "modulated", the
-        block's own input, or "recursed", that plus the recursion's modulated tokens.
-      base_every_step: let the frozen projection in at every latent step (the paper's drift).
-      share_across_steps: one set of experts for all latent steps, or one set per step.
-      balance_weight: weight of the load-balance loss; the paper has none.
-      dispatch: how tokens meet their experts; all choices give the same numbers.
-      gate_width: hidden width of the gate; the paper gives none.
+      base_input: input of the base projection at the last latent step: "modulated" (the block's
+        modulated input) or "recursed" (the same plus the tokens that the experts see).
+      base_every_step: apply the base projection at every latent step, not only at the last.
+      share_across_steps: use the same experts at all latent steps; False gives each its own.
+      balance_weight: weight of the load-balance loss; 0 is no such loss.
+      dispatch: how the experts are computed: "dense", "grouped", "expert_parallel", or "auto" for
+        the cheapest. All give the same numbers.
+      gate_width: hidden width of the learned gate.
 
     Raises:
-      UserError: a value out of its range, naming the field.
+      UserError: a value is out of range; the message names the field.
+
+    Example:
+      >>> config = ThinkingConfig(layers=(4, 8, 12), experts=5, latent_steps=5)
+      >>> config.rank, config.gate, config.dispatch
+      (128, 'learned', 'auto')
+      >>> ThinkingConfig(experts=0)
+      Traceback (most recent call last):
+      tp_jax.messages.errors.UserError: config.model.thinking.experts=0: must be 1 or more
     """
 
     layers: tuple[int, ...] = (12,)
@@ -81,10 +92,10 @@ class ThinkingConfig:
                 f"name at least one of {', '.join(GATE_INPUTS)}"
             )
         if len(set(self.layers)) != len(self.layers):
-            raise UserError(f"config.model.thinking.layers={self.layers} names a block twice")
+            raise UserError(f"config.model.thinking.layers={self.layers}: names a block twice")
 
     def check_latent_steps(self, steps: int) -> None:
-        """Raises a UserError if the model can't think for this many latent steps."""
+        """Raise a UserError if the model has no experts for this many latent steps."""
         if steps < 1:
             raise UserError(f"latent_steps={steps}: must be 1 or more")
         if not self.share_across_steps and steps > self.latent_steps:
@@ -94,7 +105,7 @@ class ThinkingConfig:
             )
 
     def check_depth(self, depth: int) -> None:
-        """Raises a UserError if a layer lies outside a model of `depth` blocks."""
+        """Raise a UserError if `layers` names a block that a model of `depth` blocks lacks."""
         for layer in self.layers:
             if not 0 <= layer < depth:
                 raise UserError(
