@@ -1,4 +1,4 @@
-"""Ways for a run to die, and that none costs more than the steps since the last save."""
+"""Crashes, kills and damaged checkpoints cost only the steps since the last good checkpoint."""
 
 import collections
 import contextlib
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory, cache):
-    """A workdir that was stopped at step 9, with checkpoints 4 and 8. Copy it."""
+    """A workdir that was stopped at step 9, with checkpoints 4 and 8. Tests use a copy."""
     workdir = tmp_path_factory.mktemp("half_way") / "run"
     trained_losses(small_config(every_steps=4), workdir, stop_at=10)
     assert saved_steps(workdir) == {4, 8}
@@ -45,7 +45,7 @@ def workdir(half_way, tmp_path):
     return shutil.copytree(half_way, tmp_path / "run")
 
 
-def flip_a_bit(path, rng):
+def flip_random_bit(path, rng):
     content = bytearray(path.read_bytes())
     content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
     path.write_bytes(bytes(content))
@@ -64,12 +64,12 @@ def files_of(workdir, step):
     return sorted(path for path in files if path.is_file() and path.stat().st_size)
 
 
-def test_any_damage_to_any_file_is_found(workdir):
+def test_any_damage_of_any_file_is_found(workdir):
     rng, folder = np.random.default_rng(0), epath.Path(workdir / "checkpoints" / "8")
     assert find_damage(epath.Path(workdir), 8, folder) is None
     for path in files_of(workdir, 8):
         content = path.read_bytes()
-        for damage in (flip_a_bit, truncate, delete):
+        for damage in (flip_random_bit, truncate, delete):
             damage(path, rng)
             found = find_damage(epath.Path(workdir), 8, folder)
             assert found and path.name in found
@@ -78,7 +78,7 @@ def test_any_damage_to_any_file_is_found(workdir):
     assert find_damage(epath.Path(workdir), 8, folder) == "more isn't part of the checkpoint"
 
 
-def test_checksums_are_kept_for_the_checkpoints_that_are(workdir):
+def test_only_existing_checkpoints_have_checksums(workdir):
     assert {path.stem for path in (workdir / "checksums").iterdir()} == {"4", "8"}
     found = file_checksums(epath.Path(workdir / "checkpoints" / "8"))
     assert set(found) == {
@@ -88,7 +88,7 @@ def test_checksums_are_kept_for_the_checkpoints_that_are(workdir):
     }
 
 
-def test_it_goes_on_on_another_mesh(workdir, uninterrupted):
+def test_training_resumes_on_another_mesh(workdir, uninterrupted):
     config = small_config(every_steps=4)
     config.mesh.update(data=1, fsdp=2, expert=2)
     config.model.thinking.dispatch = "expert_parallel"
@@ -100,28 +100,28 @@ def test_it_goes_on_on_another_mesh(workdir, uninterrupted):
     assert data[0] == data[1]
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, delete])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+@pytest.mark.parametrize("damage", [flip_random_bit, truncate, delete])
+def test_damaged_checkpoint_is_moved_away_and_the_previous_one_used(
     damage,
     workdir,
     uninterrupted,
     capsys,
 ):
-    spoilt = max(files_of(workdir, 8), key=lambda path: path.stat().st_size)
-    damage(spoilt, np.random.default_rng(1))
+    damaged = max(files_of(workdir, 8), key=lambda path: path.stat().st_size)
+    damage(damaged, np.random.default_rng(1))
     losses = trained_losses(small_config(every_steps=4), workdir)
     assert list(losses) == list(range(5, STEPS + 1))
     assert losses.items() <= uninterrupted[1].items()
-    said = capsys.readouterr().err
-    assert re.search(rf"checkpoint 8 is damaged \(.*{spoilt.name}.*moved to .*/damaged", said)
+    stderr = capsys.readouterr().err
+    assert re.search(rf"checkpoint 8 is damaged \(.*{damaged.name}.*moved to .*/damaged", stderr)
     assert (workdir / "damaged" / "8_0").is_dir()
     assert_identical(
         read_checkpoint(workdir, STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
     )
 
 
-def test_without_checksums_what_cannot_be_read_is_set_aside(workdir, uninterrupted):
-    # As after a kill in the moment between a save's end and its checksums.
+def test_unreadable_checkpoint_without_checksums_is_moved_away(workdir, uninterrupted):
+    # As if the run was killed after it saved the checkpoint and before it wrote the checksums.
     (workdir / "checksums" / "8.json").unlink()
     shutil.rmtree(workdir / "checkpoints" / "8" / "ema")
     losses = trained_losses(small_config(every_steps=4), workdir)
@@ -129,7 +129,7 @@ def test_without_checksums_what_cannot_be_read_is_set_aside(workdir, uninterrupt
     assert (workdir / "damaged" / "8_0").is_dir()
 
 
-def test_without_a_good_one_nothing_is_begun_anew(workdir):
+def test_training_does_not_restart_when_all_checkpoints_are_damaged(workdir):
     for step in (4, 8):
         delete(files_of(workdir, step)[0], None)
     with pytest.raises(UserError, match="all checkpoints in .* moved to .*start in a new workdir"):
@@ -137,14 +137,14 @@ def test_without_a_good_one_nothing_is_begun_anew(workdir):
     assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["4_1", "8_0"]
 
 
-def test_nothing_is_sampled_from_a_damaged_checkpoint(workdir):
-    flip_a_bit(files_of(workdir, 8)[0], np.random.default_rng(0))
+def test_sampling_from_a_damaged_checkpoint_is_refused(workdir):
+    flip_random_bit(files_of(workdir, 8)[0], np.random.default_rng(0))
     with pytest.raises(UserError, match="8 in .* is damaged .*--checkpoint=N, of 4, 8"):
         load(epath.Path(workdir))
     assert load(epath.Path(workdir), 4).train_step == 4
 
 
-def test_sigterm_saves_and_ends_well(uninterrupted, tmp_path, cache):
+def test_sigterm_saves_a_checkpoint_and_exits_with_code_0(uninterrupted, tmp_path, cache):
     lines = f"{USE_FAKE_WRITER}\nresuming.slow_down(0.3)"
     run = RestartableRun(tmp_path, cache, lines=lines)
     process = run.start("--config.checkpoint.every_steps=50")
@@ -153,31 +153,31 @@ def test_sigterm_saves_and_ends_well(uninterrupted, tmp_path, cache):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0, run.log()
-    said = run.log()
-    step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", said)[1])
+    stderr = run.log()
+    step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", stderr)[1])
     assert 3 <= step < STEPS and saved_steps(run.workdir) == {step}
-    assert "done:" not in said
+    assert "done:" not in stderr
 
-    code, said = run.finish()
-    assert code == 0 and f"going on from checkpoint {step}" in said and "done:" in said
+    code, stderr = run.finish()
+    assert code == 0 and f"going on from checkpoint {step}" in stderr and "done:" in stderr
     assert_identical(
         read_checkpoint(run.workdir, STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
     )
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
+def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     uninterrupted,
     tmp_path,
     cache,
 ):
-    # What the process says goes through a pipe, which has no size.
+    # The log goes through a pipe: the limit on file sizes would cut a log file.
     lines = f"{USE_FAKE_WRITER}\nresuming.fill_disk(step=12)"
     run = RestartableRun(tmp_path, cache, lines=lines)
-    code, said = run.finish("--config.checkpoint.every_steps=6", through_pipe=True)
-    assert code == 1, said
-    # Orbax's own threads say more.
-    lines = [line for line in said.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "tp_jax/" not in said.partition("error:")[2], said
+    code, stderr = run.finish("--config.checkpoint.every_steps=6", through_pipe=True)
+    assert code == 1, stderr
+    # Orbax's threads print more lines.
+    lines = [line for line in stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "tp_jax/" not in stderr.partition("error:")[2], stderr
     assert re.search(r"a checkpoint can't be written.*kept: 6\. Free disk space", lines[0])
     assert 6 in saved_steps(run.workdir)
 
@@ -188,59 +188,59 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
     )
 
 
-LONG = 60  # steps of the run that dies at random
+LONG = 60  # steps of the run that is interrupted at random
 
 
 @pytest.mark.slow
-def test_it_outlives_random_deaths(tmp_path, cache):
-    """TP_JAX_DEATHS=N runs longer; TP_JAX_DEATHS_SEED=N dies otherwise."""
+def test_run_survives_random_crashes(tmp_path, cache):
+    """TP_JAX_DEATHS sets the number of crashes, TP_JAX_DEATHS_SEED how and when they happen."""
     rng = np.random.default_rng(int(os.environ.get("TP_JAX_DEATHS_SEED", 0)))
     trained_losses(small_config(steps=LONG, every_steps=LONG), tmp_path / "uninterrupted")
     slow = f"{USE_FAKE_WRITER}\nresuming.slow_down(0.05)"
     full = f"{USE_FAKE_WRITER}\nresuming.fill_disk(step={{}})"
     run = RestartableRun(tmp_path, cache, steps=LONG, lines=slow)
-    died = collections.Counter()
+    crashes = collections.Counter()
     for _ in range(int(os.environ.get("TP_JAX_DEATHS", 50))):
-        death = str(rng.choice(["TERM", "KILL", "mid-save", "full disk", "truncate", "flip"]))
+        crash = str(rng.choice(["TERM", "KILL", "mid-save", "full disk", "truncate", "flip"]))
         set_back(run.workdir)
-        lines = full.format(int(rng.integers(2, 5))) if death == "full disk" else slow
+        lines = full.format(int(rng.integers(2, 5))) if crash == "full disk" else slow
         run.write_config(LONG, lines)
         process = run.start("--config.checkpoint.keep=4")
-        if death == "full disk":
+        if crash == "full disk":
             assert process.wait(timeout=120) == 1, run.log()
-        elif death == "TERM":
+        elif crash == "TERM":
             wait_until(process, lambda: "\nstep " in run.log())
             time.sleep(rng.uniform(0, 0.3))
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=120) == 0, run.log()
         else:
             wait_until(process, lambda: "compiling" in run.log())
-            if death == "mid-save":
+            if crash == "mid-save":
                 wait_until(process, run.unfinished_checkpoint)
-            time.sleep(rng.uniform(0, 0.02 if death == "mid-save" else 1.5))
+            time.sleep(rng.uniform(0, 0.02 if crash == "mid-save" else 1.5))
             process.kill()
             process.wait()
         kept = sorted(saved_steps(run.workdir))
-        if death in ("truncate", "flip") and len(kept) > 1:
+        if crash in ("truncate", "flip") and len(kept) > 1:
             files = files_of(run.workdir, kept[-1])
-            damage = truncate if death == "truncate" else flip_a_bit
+            damage = truncate if crash == "truncate" else flip_random_bit
             damage(files[rng.integers(len(files))], rng)
-        died[death] += 1
+        crashes[crash] += 1
 
     run.write_config(LONG, slow)
-    code, said = run.finish("--config.checkpoint.keep=4")
-    assert code == 0 and "done:" in said, said
+    code, stderr = run.finish("--config.checkpoint.keep=4")
+    assert code == 0 and "done:" in stderr, stderr
     found, found_data = read_checkpoint(run.workdir, LONG)
     wanted, wanted_data = read_checkpoint(tmp_path / "uninterrupted", LONG)
     assert_identical(found, wanted)
     assert found_data == wanted_data
-    aside = list(run.workdir.glob("damaged/*"))
-    assert aside or died.total() < 50
-    print(f"\n{dict(died)}; {len(aside)} checkpoints were moved to damaged")
+    moved = list(run.workdir.glob("damaged/*"))
+    assert moved or crashes.total() < 50
+    print(f"\n{dict(crashes)}; {len(moved)} checkpoints were moved to damaged")
 
 
 def set_back(workdir):
-    """Forgets the newest checkpoints of a run that is nearly done, so that it can die again."""
+    """Delete the newest checkpoints of a run that is nearly done, so that it can crash again."""
     kept = sorted(saved_steps(workdir))
     if kept and kept[-1] > LONG - 20:
         for step in kept[2:]:
@@ -254,7 +254,7 @@ def wait_until(process, event):
         time.sleep(0.001)
 
 
-def test_the_watchdog_reports_a_hang_and_nothing_else(capfd):
+def test_watchdog_reports_a_hang_and_nothing_else(capfd):
     with Watchdog(0.4) as watchdog:
         for step in range(8):
             watchdog.beat(step)
@@ -263,8 +263,8 @@ def test_the_watchdog_reports_a_hang_and_nothing_else(capfd):
             time.sleep(0.8)
         assert "warning" not in capfd.readouterr().err
         time.sleep(0.8)
-    said = capfd.readouterr().err
-    assert re.search(r"process 0 has run no train step for \d+ s; the last was step 7", said)
-    assert "test_the_watchdog_reports" in said
+    stderr = capfd.readouterr().err
+    assert re.search(r"process 0 has run no train step for \d+ s; the last was step 7", stderr)
+    assert "test_watchdog_reports" in stderr
     with contextlib.redirect_stderr(io.StringIO()), Watchdog(0):
         pass

@@ -1,4 +1,4 @@
-"""GenEval's detector and its colours: steps by hand, and small random networks of their kinds."""
+"""GenEval's detector and colour classifier: checked by hand, and with small random networks."""
 
 import json
 import sys
@@ -12,22 +12,22 @@ from tp_jax.evals.geneval import detection
 from tp_jax.evals.geneval.rules import COLOURS, Detection
 from tp_jax.messages.errors import UserError
 
-# Steps that need no torch.
+# Without torch
 
 
-def test_classes_are_as_many_as_coco_s():
+def test_there_are_80_coco_classes():
     assert len(detection.CLASSES) == len(set(detection.CLASSES)) == 80
     assert detection.CLASSES[11] == "stop sign"
     assert detection.CLASSES[64:67] == ("computer mouse", "tv remote", "computer keyboard")
 
 
-def test_a_mask_s_box_ends_past_its_last_pixel():
+def test_box_of_a_mask_ends_after_its_last_pixel():
     mask = np.zeros((6, 9), bool)
     mask[2:5, 3] = mask[3, 3:8] = True
     np.testing.assert_array_equal(detection.mask_box(mask), [3, 2, 8, 5])
 
 
-def test_a_crop_is_grey_outside_the_mask():
+def test_crop_is_grey_outside_the_mask():
     image = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
     mask = np.zeros((6, 9), bool)
     mask[2:5, 3] = True
@@ -40,9 +40,9 @@ def test_a_crop_is_grey_outside_the_mask():
     np.testing.assert_array_equal(plain, image[2:5, 3:8])
 
 
-def test_clip_sees_the_middle_normalised():
+def test_clip_input_is_the_normalised_centre():
     pixels = np.zeros((20, 60, 3), np.uint8)
-    pixels[:, 20:40] = (255, 128, 0)  # the middle third, a square
+    pixels[:, 20:40] = (255, 128, 0)  # the middle third is a square
     seen = detection.colour_input(Image.fromarray(pixels), 20)
     assert seen.shape == (3, 20, 20) and seen.dtype == np.float32
     expected = (np.array([1, 128 / 255, 0]) - detection.CLIP_MEAN) / detection.CLIP_STD
@@ -52,14 +52,16 @@ def test_clip_sees_the_middle_normalised():
 
 
 @pytest.mark.parametrize("load", [detection.load_detector, detection.load_colours])
-def test_missing_packages_are_named(load, monkeypatch, tmp_path):
+def test_missing_packages_are_named_with_the_extra(load, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"^torch is missing, .*: pip install -e '\.\[text\]'$"):
+    with pytest.raises(
+        UserError, match=r"^torch is missing, .*: pip install -e '\.\[text\]'$"
+    ):
         load(epath.Path(tmp_path))
 
 
-# Steps that need torch, and small networks.
+# With torch
 
 
 @pytest.fixture
@@ -69,10 +71,10 @@ def torch():
 
 
 @pytest.mark.text
-def test_the_detector_s_input(torch):
+def test_detector_input_is_resized_and_padded(torch):
     image = torch.full((100, 200, 3), 255, dtype=torch.uint8)
     pixels, inner = detection.detector_input(image)
-    assert inner == (667, 1333)  # its long side is bound before its short one
+    assert inner == (667, 1333)  # the limit on the long side decides
     assert pixels.shape == (1, 3, 672, 1344)
     white = (1 - np.array(detection.IMAGENET_MEAN)) / detection.IMAGENET_STD
     np.testing.assert_allclose(pixels[0, :, 666, 1332], white, rtol=1e-5)
@@ -82,10 +84,10 @@ def test_the_detector_s_input(torch):
 
 
 @pytest.mark.text
-def test_objects_from_logits_by_hand(torch):
+def test_objects_from_logits_match_a_computation_by_hand(torch):
     classes = torch.full((2, 4), -50.0)
-    classes[0, 1] = classes[0, 2] = 3.0  # half bicycle, half car
-    classes[1, 0] = classes[1, 3] = 3.0  # half person, half nothing
+    classes[0, 1] = classes[0, 2] = 3.0  # probability ½ bicycle, ½ car
+    classes[1, 0] = classes[1, 3] = 3.0  # probability ½ person, ½ no object
     masks = torch.full((2, 8, 8), -4.0)
     masks[0, :4, :4] = 2.0
     masks[1] = 40.0
@@ -96,13 +98,13 @@ def test_objects_from_logits_by_hand(torch):
     assert person.score == pytest.approx(0.5, rel=1e-4)
     np.testing.assert_array_equal(person.box, [0, 0, 48, 64])
     assert car.score == bicycle.score
-    assert 0.5 * 0.5 < car.score < 0.5 * 0.88  # σ(2) = 0.88 inside, less at the edge
+    assert 0.5 * 0.5 < car.score < 0.5 * 0.88  # σ(2) = 0.88 inside the mask, less at its edge
     np.testing.assert_array_equal(car.box, [0, 0, car.mask.any(0).sum(), car.mask.any(1).sum()])
     assert car.mask.shape == (64, 48) and 28 <= car.box[2] <= 33
 
 
 @pytest.mark.text
-def test_an_empty_mask_is_no_object_and_100_are_the_most(torch):
+def test_empty_masks_are_dropped_and_at_most_100_objects_are_kept(torch):
     random = np.random.RandomState(0)
     classes = torch.tensor(random.randn(60, 81), dtype=torch.float32)
     masks = torch.tensor(random.randn(60, 4, 4), dtype=torch.float32)
@@ -144,13 +146,13 @@ def save_clip(transformers, folder):
     model = transformers.CLIPModel(config)
     for weight in model.parameters():
         if weight.ndim == 2:
-            weight.data.normal_(std=0.5)  # so that it tells colours apart
+            weight.data.normal_(std=0.5)  # large enough that colours differ
     model.save_pretrained(folder)
     return epath.Path(folder)
 
 
 @pytest.mark.text
-def test_a_small_random_detector(torch, tmp_path):
+def test_detections_of_a_small_random_detector(torch, tmp_path):
     import transformers
 
     torch.manual_seed(0)
@@ -164,7 +166,7 @@ def test_a_small_random_detector(torch, tmp_path):
 
 
 @pytest.mark.text
-def test_colours_are_those_of_clip_s_own_forward(torch, tmp_path):
+def test_colours_equal_those_of_the_clip_forward_pass(torch, tmp_path):
     import transformers
 
     torch.manual_seed(0)
@@ -177,21 +179,21 @@ def test_colours_are_those_of_clip_s_own_forward(torch, tmp_path):
     pixels = torch.stack([
         torch.from_numpy(detection.colour_input(detection.crop(image, one), 16)) for one in group
     ])  # fmt: skip
-    likeness = []
+    similarities = []
     for colour in COLOURS:
         texts = [f"a photo of a {colour} traffic light",
                  f"a photo of a {colour}-colored traffic light",
                  f"a photo of a {colour} object"]  # fmt: skip
         out = model(**tokenizer(texts, padding=True, return_tensors="pt"), pixel_values=pixels)
-        mean = out.text_embeds.mean(0)  # forward has normalised them
-        likeness.append(out.image_embeds @ mean / mean.norm())
-    expected = [COLOURS[i] for i in torch.stack(likeness, 1).argmax(1)]
+        mean = out.text_embeds.mean(0)  # the forward pass normalises them
+        similarities.append(out.image_embeds @ mean / mean.norm())
+    expected = [COLOURS[i] for i in torch.stack(similarities, 1).argmax(1)]
     assert name_colours(image, group, "traffic light") == expected
     assert len(set(expected)) > 1
 
 
 @pytest.mark.text
-def test_folders_of_something_else(torch, tmp_path):
+def test_folders_of_other_models_are_refused(torch, tmp_path):
     import transformers
 
     with pytest.raises(UserError, match="nowhere: has no config.json; name a folder"):

@@ -1,4 +1,4 @@
-"""DPG-Bench: layouts, questions and scores, by hand and as the public script has them."""
+"""DPG-Bench: files, questions and scores, checked by hand and against the official script."""
 
 import json
 import pathlib
@@ -17,10 +17,10 @@ from tp_jax.evals.dpg.score import Question, score
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
-# Prompts, grids and questions.
+# Prompts, grids and questions
 
 
-def test_dpg_prompts_and_grids(tmp_path):
+def test_prompts_are_read_and_grids_are_assembled(tmp_path):
     folder = epath.Path(tmp_path)
     (folder / "prompts").mkdir()
     (folder / "prompts" / "whoops1.txt").write_text("A cup,\nred.\n")
@@ -53,7 +53,7 @@ def write_questions(folder, text):
     return epath.Path(path)
 
 
-def test_questions(tmp_path):
+def test_questions_are_read(tmp_path):
     questions = dpg.read_questions(write_questions(tmp_path, question_formula.csv_text("free")))
     assert questions[3] == Question(
         3, "partiprompts7", 4, (0,), "other - count", "Is it, of partiprompts7, true: cup, ==2?"
@@ -74,14 +74,14 @@ def test_questions(tmp_path):
         ("global -  (photo, old)", "", "line 6: tuple is empty"),
     ],
 )
-def test_bad_questions(old, new, words, tmp_path):
+def test_wrong_questions_are_refused(old, new, words, tmp_path):
     text = question_formula.csv_text("dependent")
     assert old in text
     with raises_user_error(words):
         dpg.read_questions(write_questions(tmp_path, text.replace(old, new, 1)))
 
 
-def test_questions_cut_short(tmp_path):
+def test_truncated_questions_are_refused(tmp_path):
     text = question_formula.csv_text("dependent")
     with raises_user_error("line 27: must have 9 cells; cut short?"):
         dpg.read_questions(write_questions(tmp_path, text[:-90]))
@@ -91,10 +91,11 @@ def test_questions_cut_short(tmp_path):
         dpg.read_questions(write_questions(tmp_path, ""))
 
 
-# Scores.
+# Scores
 
 
 def one_item(*parents, item="a", start=0):
+    """Questions of one item, one for each tuple of parents."""
     return [
         Question(start + i, item, i + 1, each, f"kind - {i}", f"{i}?")
         for i, each in enumerate(parents)
@@ -102,7 +103,7 @@ def one_item(*parents, item="a", start=0):
 
 
 def answered(item, *tiles):
-    """{…} from the answers of each tile, "ynn"."""
+    """Answers by (item, tile, proposition) from one string per tile, for example "ynn"."""
     words = {"y": "yes", "n": "no", "Y": "Yes"}
     return {
         (item, tile, number): words[letter]
@@ -111,23 +112,23 @@ def answered(item, *tiles):
     }
 
 
-FIRST = one_item((0,))  # the row that the official script drops
+FIRST = one_item((0,))  # the official script drops the first row
 
 
-def test_a_child_counts_nothing_without_its_parent():
+def test_a_question_counts_only_if_its_parents_are_true():
     questions = one_item((0,), (1,), (2,), (0,), item="b", start=1)
     answers = answered("b", "yyyy", "nyyy", "ynyy", "Yyyn")
     for rule in ("official", "fixed"):
         scores = score(answers, questions, rule)
         assert scores.score == pytest.approx(100 * (4 + 1 + 2 + 0) / 16)
         assert scores.prompts == 1
-    # Categories take the answers as they are: "kind - 2" was always answered yes.
+    # Category scores ignore parents: "kind - 2" was always answered yes.
     assert score(answers, questions, "fixed").level2 == {
         "kind - 0": 50, "kind - 1": 75, "kind - 2": 100, "kind - 3": 75}  # fmt: skip
     assert score(answers, questions, "fixed").level1 == {"kind": 75}
 
 
-def test_official_categories_are_of_the_last_tile_alone():
+def test_official_category_scores_use_only_the_last_tile():
     questions = one_item((0,), (0,), item="b", start=1)
     answers = answered("b", "yy", "yy", "yy", "yn")
     official, fixed = (score(answers, questions, rule) for rule in ("official", "fixed"))
@@ -137,7 +138,7 @@ def test_official_categories_are_of_the_last_tile_alone():
     assert (official.level1, fixed.level1) == ({"kind": 50}, {"kind": 87.5})
 
 
-def test_the_official_rule_drops_the_first_row():
+def test_official_rule_drops_the_first_row():
     questions = one_item((0,), (0,)) + one_item((0,), (0,), item="b", start=2)
     answers = answered("a", *["ny"] * 4) | answered("b", *["ny"] * 4)
     official, fixed = (score(answers, questions, rule) for rule in ("official", "fixed"))
@@ -146,7 +147,7 @@ def test_the_official_rule_drops_the_first_row():
     assert (official.left_out, official.prompts) == ((), 2)
 
 
-def test_the_official_rule_leaves_out_an_item_that_hangs_on_the_first_row():
+def test_official_rule_drops_an_item_that_depends_on_the_first_row():
     questions = one_item((0,), (1,)) + one_item((0,), (0,), item="b", start=2)
     answers = answered("a", *["yy"] * 4) | answered("b", *["ny"] * 4)
     official, fixed = (score(answers, questions, rule) for rule in ("official", "fixed"))
@@ -156,23 +157,23 @@ def test_the_official_rule_leaves_out_an_item_that_hangs_on_the_first_row():
         score(answered("a", *["y"] * 4), FIRST, "official")
 
 
-def test_answers_that_are_missing():
+def test_missing_answers_are_refused():
     questions = one_item((0,), (0,))
     answers = answered("a", "yy", "yy", "yy", "yy")
     del answers["a", 2, 1]
-    assert score(answers, questions, "official").score == 100  # it never asks that one
+    assert score(answers, questions, "official").score == 100  # the official script never asks it
     with raises_user_error("question 1 of a has no answer on tile 2"):
         score(answers, questions, "fixed")
     with raises_user_error("rule 'right' is unknown: choose one of official, fixed"):
         score(answers, questions, "right")
 
 
-# Files of the official script, and ours.
+# Files of the official script and of this package
 
 
 @pytest.fixture(params=question_formula.CASES)
 def official(request, tmp_path):
-    """(case, the script's results, the questions)."""
+    """(case, the results file of the official script, the questions)."""
     golden = json.loads((GOLDEN / "dpg.json").read_text())[request.param]
     (tmp_path / "run_results.txt").write_text(golden["results"])
     (tmp_path / "run_results_detail.txt").write_text(golden["detail"])
@@ -188,7 +189,7 @@ def formula_answers(questions):
     }
 
 
-def test_our_official_rule_gives_what_the_official_script_gives(official):
+def test_official_rule_equals_the_official_script(official):
     case, path, questions = official
     ours = score(formula_answers(questions), questions, "official")
     theirs = read_results(path, questions).official
@@ -200,7 +201,7 @@ def test_our_official_rule_gives_what_the_official_script_gives(official):
     assert len(ours.level2) == 5 and 20 < ours.score < 90
 
 
-def test_official_files_give_the_fixed_score_but_for_the_first_item(official):
+def test_fixed_score_from_official_files_lacks_the_first_item(official):
     case, path, questions = official
     results = read_results(path, questions)
     rest = questions[6:]
@@ -212,7 +213,7 @@ def test_official_files_give_the_fixed_score_but_for_the_first_item(official):
     assert len(results.notes) == (2 if case == "dependent" else 1)
 
 
-def test_without_answers_there_is_no_fixed_score(official):
+def test_fixed_score_needs_the_answers(official):
     _, path, questions = official
     (path.parent / "run_results_detail.txt").unlink()
     results = read_results(path, questions)
@@ -222,7 +223,7 @@ def test_without_answers_there_is_no_fixed_score(official):
         read_results(path)
 
 
-def test_official_results_of_the_whole_benchmark_need_no_questions(tmp_path):
+def test_complete_official_results_need_no_questions(tmp_path):
     lines = [f"x/{i}.png, 1.0, 0.5, 0.0, 0.5, 0.5\n" for i in range(1064)]
     tail = ["Model: x\n", "L1 category scores:\n", "\tglobal: 50.0\n", "L2 category scores:\n"]
     tail += ["\tglobal -: 50.0\n", "Image path: x\n", "DPG-Bench score: 50.0\n"]
@@ -234,7 +235,7 @@ def test_official_results_of_the_whole_benchmark_need_no_questions(tmp_path):
     assert results.notes == ("the fixed scores need the questions: dpg_bench.csv",)
 
 
-def test_mixed_up_categories_are_noted(official):
+def test_wrong_official_category_scores_are_noted(official):
     _, path, questions = official
     path.write_text(re.sub(r"(\tother - count: )\S+", r"\g<1>1.5", path.read_text()))
     assert "in several processes the script mixes" in read_results(path, questions).notes[-1]
@@ -255,7 +256,7 @@ def test_mixed_up_categories_are_noted(official):
         ("_detail", lambda s: s + s, "isn't the question that comes next for 12"),
     ],
 )
-def test_bad_official_files(file, change, words, official):
+def test_damaged_official_files_are_refused(file, change, words, official):
     _, path, questions = official
     damaged = path.parent / f"run_results{file}.txt"
     before = damaged.read_text()
@@ -264,7 +265,7 @@ def test_bad_official_files(file, change, words, official):
         read_results(path, questions)
 
 
-def test_an_official_run_that_lacks_an_image(official):
+def test_official_results_that_lack_an_image_are_refused(official):
     _, path, questions = official
     extra = [Question(99, "countbench9", 1, (0,), "global -", "?")]
     with raises_user_error("1 of 6 images are missing; the first is countbench9"):
@@ -275,7 +276,7 @@ def test_an_official_run_that_lacks_an_image(official):
 
 @pytest.fixture
 def grids(tmp_path):
-    """(folder of grids that say item and tile, the questions)."""
+    """(a folder of grids whose colours encode item and tile, the questions)."""
     folder = epath.Path(tmp_path / "grids")
     folder.mkdir()
     for index, item in enumerate(question_formula.ITEMS):
@@ -287,6 +288,7 @@ def grids(tmp_path):
 
 
 def make_vqa(most=999):
+    """A model that answers by formula, and the list of its calls; it raises after `most` calls."""
     calls = []
 
     def vqa(image, question):
@@ -300,7 +302,7 @@ def make_vqa(most=999):
     return vqa, calls
 
 
-def test_images_are_asked_every_question_once_also_after_a_kill(grids, tmp_path):
+def test_each_question_is_asked_once_also_after_an_interruption(grids, tmp_path):
     folder, questions = grids
     out, whole = epath.Path(tmp_path / "a.jsonl"), epath.Path(tmp_path / "w.jsonl")
     vqa, calls = make_vqa()
@@ -321,7 +323,7 @@ def test_images_are_asked_every_question_once_also_after_a_kill(grids, tmp_path)
     assert out.read_text() == whole.read_text()
 
 
-def test_grids_and_answers_that_do_not_fit(grids, tmp_path):
+def test_grids_and_answers_that_do_not_fit_are_refused(grids, tmp_path):
     folder, questions = grids
     out = epath.Path(tmp_path / "a.jsonl")
     vqa = make_vqa()[0]
@@ -353,14 +355,14 @@ def test_grids_and_answers_that_do_not_fit(grids, tmp_path):
         ({}, "line 2: that question of that tile has an answer already"),
     ],
 )
-def test_bad_answers(change, words, tmp_path):
+def test_wrong_answers_are_refused(change, words, tmp_path):
     line = dict(item_id="12", tile=0, proposition_id=1, answer="yes")
     path = write_lines(tmp_path / "a.jsonl", [line, {**line, **change}])
     with raises_user_error(words):
         dpg.read_answers(path)
 
 
-def test_an_open_quote_is_named(tmp_path):
+def test_open_quote_is_named(tmp_path):
     path = epath.Path(tmp_path / "dpg_bench.csv")
     path.write_text(",".join(dpg.COLUMNS) + '\na,"' + "x" * 200_000)
     with raises_user_error("; is a quote left open?"):

@@ -1,4 +1,4 @@
-"""Features of images, whatever the batch, the devices and the processes."""
+"""Features of images don't depend on batch size, devices and processes."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ from tp_jax.evals.adm.features import PROTOCOLS, rebatch
 from tp_jax.messages.errors import UserError
 
 
-def test_batches_of_any_size_give_each_picture_its_features(extractor):
+def test_features_do_not_depend_on_the_batch_sizes(extractor):
     images = random_images(21)
     whole = network(extractor.params, PROTOCOLS["adm"].prepare(jnp.asarray(images)))
     parts = list(extractor.batches([images[:3], images[3:20], images[20:]]))
@@ -31,7 +31,7 @@ def test_batches_of_any_size_give_each_picture_its_features(extractor):
         np.testing.assert_allclose(found, getattr(whole, name), rtol=1e-4, atol=1e-4)
 
 
-def test_four_devices_give_the_features_of_one(extractor, one_device):
+def test_features_do_not_depend_on_the_number_of_devices(extractor, one_device):
     assert extractor.mesh.size == 4
     images = random_images(10)
     alone = make_extractor(one_device, batch_size=5)
@@ -42,13 +42,9 @@ def test_four_devices_give_the_features_of_one(extractor, one_device):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_batch_is_cut_over_the_devices(extractor):
-    [inputs, _], _ = (
-        extractor._run.lower(extractor.params, jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8))
-        .compile()
-        .input_shardings,
-        None,
-    )
+def test_batch_is_sharded_over_the_devices(extractor):
+    images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.uint8)
+    inputs, _ = extractor._run.lower(extractor.params, images).compile().input_shardings
     assert inputs[1].shard_shape((8, 16, 16, 3)) == (2, 16, 16, 3)
 
 
@@ -82,7 +78,7 @@ def test_rebatch_keeps_the_order():
     assert list(rebatch([], 6)) == []
 
 
-def test_unknown_protocols_and_batches_are_refused():
+def test_unknown_protocols_and_wrong_batch_sizes_are_refused():
     with pytest.raises(UserError, match="protocol 'tf' is unknown: choose one of adm, pytorch-fid"):
         make_extractor(protocol="tf")
     with pytest.raises(UserError, match="batch_size=6 does not divide .* a multiple of 4"):
