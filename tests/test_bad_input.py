@@ -249,8 +249,8 @@ def test_labels_for_a_model_without_classes_are_refused():
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("picture.png", "picture.png is a file: name FILE.npz or a folder"),
-        ("folder.npz", "folder.npz is a folder: name FILE.npz or a folder"),
+        ("picture.png", "picture.png is a file: give FILE.npz or a folder"),
+        ("folder.npz", "folder.npz is a folder: give FILE.npz or a folder"),
         ("picture.png/out.npz", "--out=.*out.npz can't be created.*name another"),
         ("picture.png/out", "--out=.*out can't be created.*name another"),
     ],

@@ -1,4 +1,4 @@
-"""Frames decoded from latent steps, plays and their verdicts, and the suite frozenlake."""
+"""The suite frozenlake: how plays are judged, and evaluating a trained model."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ CONFIGS = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/frozen
 LAKE = ("SFFF", "FHFH", "FFFH", "HFFG")
 
 
-def test_the_variants_have_equally_many_parameters():
+def test_variants_of_the_config_have_equal_numbers_of_parameters():
     def count(argument):
         model = build_model(build(CONFIGS["get_config"](argument)).model)
         return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
@@ -37,7 +37,7 @@ def test_the_variants_have_equally_many_parameters():
         assert max(counts) / min(counts) < 1.001
 
 
-def test_random_experts_and_one_move_a_drawing_are_trained_and_walked(tmp_path):
+def test_model_with_random_experts_and_one_latent_step_is_evaluated(tmp_path):
     config = tiny_frozenlake(steps=2)
     config.model.thinking.update(gate="random", latent_steps=1)
     train(config, epath.Path(tmp_path / "run"))
@@ -48,7 +48,7 @@ def test_random_experts_and_one_move_a_drawing_are_trained_and_walked(tmp_path):
     assert code == 0
 
 
-def test_a_pod_is_compiled_for_what_training_runs():
+def test_predicted_train_step_includes_the_frame_loss():
     config = tiny_frozenlake()
     program = trace(config, "train", create_mesh(config.mesh, jax.devices()[:1]))
     (_, metrics) = program.traced.out_info
@@ -80,39 +80,39 @@ def step(*agents, desc=LAKE, unreadable=0, outside=0):
         ([step(c) for c in [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (3, 3)]], "goal", (3, 3)),
     ],
 )
-def test_the_environment_decides_what_becomes_of_what_is_drawn(readings, outcome, cell):
+def test_environment_decides_the_outcome_of_predicted_frames(readings, outcome, cell):
     play = Play(Place(LAKE, (0, 0)))
     for reading in readings:
         assert play.outcome is None
         play.take([reading])
     assert (play.outcome, play.cell) == (outcome, cell)
-    # A lake that isn't this one is drawn wrongly, however it is walked.
+    # Every predicted frame is compared with the true one.
     assert play.compared == len(readings)
 
 
-def test_frames_count_as_equal_when_map_and_agent_are_the_true_ones():
+def test_frames_are_equal_if_map_and_agent_are_correct():
     play = Play(Place(LAKE, (0, 0)))
     thawed = ("SFFF", "FFFH", "FFFH", "HFFG")
     play.take([step((1, 0)), step((2, 0), desc=thawed), step((2, 1)), step((2, 2))])
-    # The shortest way that is taken here goes down at (2, 1).
+    # The true frames follow the shortest path, which goes down at (2, 1).
     assert (play.equal, play.compared, play.outcome) == (2, 4, None)
-    # Then the true frames are those from where it is now.
+    # The next true frames start at the agent's current cell.
     play.take([step((3, 2))])
     assert (play.equal, play.compared) == (3, 5)
 
 
-def test_kinds_of_moves():
+def test_moves_are_classified():
     assert classify((1, 1), (1, 0), (4, 4)) == ("legal", 0)
     assert classify((1, 1), (2, 1), (4, 4)) == ("legal", 1)
     assert classify((1, 1), (1, 2), (4, 4)) == ("legal", 2)
     assert classify((1, 1), (0, 1), (4, 4)) == ("legal", 3)
     assert classify((1, 1), (1, 1), (4, 4)) == ("legal", None)
     assert classify((1, 1), (3, 2), (4, 4)) == ("jump", None)
-    # On two columns the other side is next door.
+    # In a map with two columns, the opposite edge is the neighbouring cell.
     assert classify((0, 0), (0, 1), (2, 2)) == ("legal", 2)
 
 
-def test_the_oracle_always_arrives_and_who_walks_randomly_seldom():
+def test_oracle_always_reaches_the_goal_and_a_random_walker_rarely():
     canvas, rng = Canvas(6, 8), np.random.default_rng(0)
     places = plays_lib.held_out_places((3, 4, 6), (0.6, 0.9), canvas, 20, seed=1)
     assert len({place.desc for place in places}) == len(places)
@@ -140,15 +140,15 @@ def walked(tmp_path_factory):
     return workdir
 
 
-def test_the_suite_walks_scores_and_shows(walked, tmp_path):
+def test_suite_writes_scores_and_pictures(walked, tmp_path):
     assert (walked / "samples/00000006.png").exists()
     out = tmp_path / "out"
     arguments = ["--suite=frozenlake", f"--workdir={walked}", "--num=3", "--batch_size=4"]
-    code, said, _ = run_entry("evaluate", *arguments, f"--out={out}")
+    code, stdout, _ = run_entry("evaluate", *arguments, f"--out={out}")
     assert code == 0
     scores = json.loads((out / "scores.json").read_text())
     assert scores["model"]["all"]["plays"] == 6
-    # In training the same suite scored the same parameters.
+    # The scores in training are of the same parameters.
     in_training = json.loads((walked / "evaluations" / "00000006.json").read_text())
     assert in_training == {
         f"{group}/{name}": value
@@ -158,39 +158,39 @@ def test_the_suite_walks_scores_and_shows(walked, tmp_path):
     assert (walked / "evaluations" / "00000006" / "failures.png").exists()
     assert set(scores["model"]) == {"all", "seen_sizes", "3×3", "4×4"}
     assert scores["oracle"]["all"]["goal"] == 1
-    assert "frames_equal" in said and "random_walker" in said
+    assert "frames_equal" in stdout and "random_walker" in stdout
     pictures = [path for path in out.iterdir() if path.suffix in (".png", ".gif")]
     assert len(pictures) >= 2
     for path in pictures:
         with Image.open(path) as image:
             assert min(image.size) > 32
-    # Batch-mates change nothing; another number of latent steps may.
+    # The batch size changes no score; the number of latent steps may.
     for other, flags in (("alone", ["--batch_size=8"]), ("longer", ["--latent_steps=5"])):
         changed = [*arguments, *flags, f"--out={tmp_path / other}"]
-        code, _, said = run_entry("evaluate", *changed)
-        assert code == 0 and ("training had up to 3" in said) == (other == "longer")
+        code, _, stderr = run_entry("evaluate", *changed)
+        assert code == 0 and ("training had up to 3" in stderr) == (other == "longer")
     again = json.loads((tmp_path / "alone/scores.json").read_text())
     assert again["model"] == scores["model"]
     code, _, _ = run_entry("evaluate", *arguments, "--look", f"--out={tmp_path / 'look'}")
     assert code == 0
 
 
-def test_maps_of_a_file_are_played_or_named_and_counted(walked, tmp_path):
+def test_maps_of_a_file_are_played_or_refused_with_a_reason(walked, tmp_path):
     maps = tmp_path / "maps.txt"
     maps.write_text("\nSF\nFG\n  \n" + "\n".join(LAKE) + "\n\nSH\nHG\n\n\nSFFFF\nFFFFG\n\nS F G\n")
-    code, _, said = run_entry(
+    code, _, stderr = run_entry(
         "evaluate", "--suite=frozenlake", f"--workdir={walked}", f"--maps={maps}",
         f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert code == 0
-    assert "map 3 has no way from S to G; it is left out" in said
-    assert "map 4 is 2×5; a frame shows up to 4×4" in said
-    assert "map 5 rows must be" in said
+    assert "map 3 has no way from S to G; it is left out" in stderr
+    assert "map 4 is 2×5; a frame shows up to 4×4" in stderr
+    assert "map 5 rows must be" in stderr
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert scores["refused_maps"] == 3 and scores["model"]["all"]["plays"] == 2
 
 
-def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
+def test_wrong_workdirs_and_flags_are_refused(walked, trained, tmp_path, refused):
     place, empty = tmp_path / "place", tmp_path / "none.txt"
     empty.write_text("SH\nHG\n")
     suite = ["evaluate", "--suite=frozenlake", f"--out={place / 'out'}"]
@@ -209,13 +209,13 @@ def test_what_cannot_be_walked_is_refused(walked, trained, tmp_path, refused):
     sweep = ["--reference=r.npz", "--inception=i", f"--out={place / 'sweep'}"]
     refused(
         "evaluate", "--sweep", f"--workdir={walked}", "--guidance_scales=1", *sweep,
-        match="draws what follows a frame",
+        match="predicts what follows a given frame",
     )  # fmt: skip
     sample = ["sample", f"--workdir={walked}", f"--out={place / 'x'}"]
     refused(*sample, match="--suite=frozenlake")
 
 
-def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
+def test_scores_of_seeds_are_collected_with_both_baselines(tmp_path):
     def part(value):
         return {"all": {"plays": 4, "goal": value, "hole": 1 - value}}
 
@@ -230,19 +230,19 @@ def test_scores_of_seeds_are_collected_beside_both_walkers(tmp_path):
         content = {"model": part(value), "random_walker": part(0.1), "oracle": part(1.0)}
         path.write_text(json.dumps(content))
     out = tmp_path / "frozenlake.json"
-    code, said, _ = run_entry(
+    code, stdout, _ = run_entry(
         "evaluate", "--suite=frozenlake", f"--collect={tmp_path}", f"--out={out}"
     )
     assert code == 0
-    assert "| all goal | 30.0 ± 14.1 |" in said and "60.0 ± 14.1 |" in said
-    assert "| all plays (number) | 4 | 4 | 4 | 4 |" in said
+    assert "| all goal | 30.0 ± 14.1 |" in stdout and "60.0 ± 14.1 |" in stdout
+    assert "| all plays (number) | 4 | 4 | 4 | 4 |" in stdout
     variants = json.loads(out.read_text())["variants"]
     assert list(variants) == ["a", "b", "random walker", "oracle"]
     assert variants["oracle"]["mean"] == {"all plays": 4, "all goal": 1.0, "all hole": 0.0}
-    # Of other maps.
+    # Scores of other maps are refused.
     other = {"model": {"5×5": part(0)["all"]}, "random_walker": part(0), "oracle": part(0)}
     (tmp_path / "b/1/scores.json").write_text(json.dumps(other))
-    code, _, said = run_entry(
+    code, _, stderr = run_entry(
         "evaluate", "--suite=frozenlake", f"--collect={tmp_path}", f"--out={out}"
     )
-    assert code == 2 and "b/1/scores.json has different scores than" in said
+    assert code == 2 and "b/1/scores.json has different scores than" in stderr

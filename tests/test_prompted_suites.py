@@ -1,4 +1,4 @@
-"""Suites of prompts: images where their scorers look for them, and scores of Shapes."""
+"""Suites with prompts: image layouts that the official scorers read, and scores of Shapes."""
 
 import json
 
@@ -23,7 +23,8 @@ from tp_jax.sampling.request import make_generator
 from tp_jax.worlds.shapes.render import render
 
 
-def a_make(suite, workdir, out, prompts=None, **fields):
+def make_request(suite, workdir, out, prompts=None, **fields):
+    """Return a request to generate the images of a suite with one sampler step."""
     fields = {"batch_size": 4, "sampler_changes": {"steps": 1}} | fields
     return PromptedRequest(workdir, epath.Path(out), suite=suite, prompts=prompts, **fields)
 
@@ -36,11 +37,11 @@ def geneval_prompts(tmp_path):
     return path
 
 
-def test_geneval_images_lie_as_its_evaluator_reads_them(
+def test_geneval_images_have_the_layout_of_its_evaluator(
     trained_shapes, tmp_path, geneval_prompts, monkeypatch
 ):
     out = tmp_path / "images"
-    task = a_make("geneval", trained_shapes, out, geneval_prompts, num=3)
+    task = make_request("geneval", trained_shapes, out, geneval_prompts, num=3)
     batches = Generator.batches
 
     def stopping(*args, **kwargs):
@@ -52,14 +53,14 @@ def test_geneval_images_lie_as_its_evaluator_reads_them(
     with monkeypatch.context() as patch:
         patch.setattr(Generator, "batches", stopping)
         with pytest.raises(KeyboardInterrupt):
-            SUITES[task.suite].draw(task)
+            SUITES[task.suite].load().draw(task)
     assert len(list(out.rglob("*.png"))) == 8
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    with pytest.raises(UserError, match="another drawing: seed was 0, now 1"):
-        SUITES["geneval"].draw(
-            a_make("geneval", trained_shapes, out, geneval_prompts, num=3, seed=1)
+    with pytest.raises(UserError, match="another run: seed was 0, now 1"):
+        SUITES["geneval"].load().draw(
+            make_request("geneval", trained_shapes, out, geneval_prompts, num=3, seed=1)
         )
-    SUITES[task.suite].draw(task)
+    SUITES[task.suite].load().draw(task)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     prompts = layout.read_prompts(geneval_prompts)
     for prompt in prompts[:3]:
@@ -76,10 +77,12 @@ def test_dpg_images_are_grids_of_four(trained_shapes, tmp_path):
     folder.mkdir()
     for name, text in (("b", "two rings"), ("a", "a cross")):
         (folder / f"{name}.txt").write_text(text)
-    SUITES["dpg"].draw(a_make("dpg", trained_shapes, tmp_path / "images", epath.Path(folder)))
+    SUITES["dpg"].load().draw(
+        make_request("dpg", trained_shapes, tmp_path / "images", epath.Path(folder))
+    )
     grid = read_rgb(epath.Path(tmp_path / "images" / "a.png"))
     assert grid.shape == (32, 32, 3)
-    # The same samples as GenEval's layout would hold, in its order.
+    # The tiles are the samples that the generator yields for the prompt, in order.
     loaded = load(trained_shapes)
     conditions = encode_prompts(loaded, ["a cross"]).conditions
     generator = make_generator(loaded, {"steps": 1}, 4)
@@ -89,22 +92,22 @@ def test_dpg_images_are_grids_of_four(trained_shapes, tmp_path):
 
     np.testing.assert_allclose(dpg.tiles(grid).astype(int), to_uint8(images), atol=1)
     with pytest.raises(UserError, match="--samples_per_prompt=3: dpg wants 4"):
-        SUITES["dpg"].draw(
-            a_make("dpg", trained_shapes, tmp_path / "x", epath.Path(folder), samples=3)
+        SUITES["dpg"].load().draw(
+            make_request("dpg", trained_shapes, tmp_path / "x", epath.Path(folder), samples=3)
         )
 
 
-def test_shapes_are_scored_from_their_pictures(trained_shapes, tmp_path, monkeypatch, capsys):
+def test_shapes_scores_are_computed_from_the_images(trained_shapes, tmp_path, monkeypatch, capsys):
     few = shapes.prompts(per_skill=4)
     monkeypatch.setattr(shapes, "prompts", lambda: few)
     images, out = epath.Path(tmp_path / "out/images"), epath.Path(tmp_path / "out")
-    SUITES["shapes"].draw(a_make("shapes", trained_shapes, images, samples=1))
+    SUITES["shapes"].load().draw(make_request("shapes", trained_shapes, images, samples=1))
     for path, _ in layout.find_images(images):
         Image.new("RGB", (64, 64), "grey").save(path)
     content = score_shapes(images, out)
     assert content["overall"]["images"] == 24 and content["overall"]["overall"] == 0
-    # Right pictures in their place: all of seen combinations, and one of the unseen.
-    draw_right(images, [prompt for prompt in few if prompt.metadata["seen"]] + few[-1:])
+    # Replace the images of all seen combinations and of one unseen combination by correct ones.
+    write_correct_images(images, [prompt for prompt in few if prompt.metadata["seen"]] + few[-1:])
     (out / "results.jsonl").unlink()
     content = score_shapes(images, out)
     assert content["seen"]["overall"] == 1 and set(content["seen"]["tags"]) == set(layout.PROMPTS)
@@ -120,7 +123,7 @@ def test_shapes_are_scored_from_their_pictures(trained_shapes, tmp_path, monkeyp
         score_shapes(images, out)
 
 
-def test_scores_of_seeds_are_collected(tmp_path):
+def test_scores_are_averaged_over_seeds(tmp_path):
     def write(variant, seed, value, **changes):
         part = {"tags": dict.fromkeys(layout.PROMPTS, value), "overall": value}
         content = dict.fromkeys(PARTS, part) | changes
@@ -141,14 +144,17 @@ def test_scores_of_seeds_are_collected(tmp_path):
     with pytest.raises(UserError, match="think/1/scores.json is damaged"):
         collect(root, out, "shapes", columns)
     write("think", "1", 0.5, unseen=None)
-    with pytest.raises(UserError, match="think/1/scores.json isn't a whole score of shapes"):
+    with pytest.raises(
+        UserError, match="think/1/scores.json isn't a complete score file of suite shapes"
+    ):
         collect(root, out, "shapes", columns)
     (tmp_path / "think/1/scores.json").unlink()
-    with pytest.raises(UserError, match="variants have other seeds"):
+    with pytest.raises(UserError, match="variants have different seeds"):
         collect(root, out, "shapes", columns)
 
 
-def draw_right(folder, prompts):
+def write_correct_images(folder, prompts):
+    """Render a correct picture for each prompt."""
     from tp_jax.worlds.shapes.scenes import SKILLS, all_requests, make_scene
 
     rng = np.random.default_rng(0)
@@ -162,21 +168,24 @@ def draw_right(folder, prompts):
         Image.fromarray((picture * 255).astype(np.uint8)).save(path)
 
 
-def test_benchmarks_refuse_what_does_not_fit(trained_shapes, tmp_path, trained):
+def test_requests_that_do_not_fit_the_suite_are_refused(trained_shapes, tmp_path, trained):
     for fields, message in (
         (dict(suite="geneval"), "--prompts is missing: name your copy of the prompts of geneval"),
         (dict(suite="shapes", num=0), "--num=0: shapes has 240 prompts here"),
         (dict(suite="shapes", samples=0), "--samples_per_prompt=0: shapes wants 1 or more"),
         (dict(suite="shapes", height=8), "the scorer of shapes wants square images"),
-        (dict(suite="shapes", workdir=trained), "a dit model draws classes, not prompts"),
+        (
+            dict(suite="shapes", workdir=trained),
+            "a dit model is conditioned on classes, not on prompts",
+        ),
     ):
         fields = {"workdir": trained_shapes, "out": tmp_path / "out"} | fields
         with pytest.raises(UserError, match=message):
-            SUITES[fields["suite"]].draw(a_make(**fields))
+            SUITES[fields["suite"]].draw(make_request(**fields))
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").write_text("")
     with pytest.raises(
         UserError, match="holds files but no .*drawing.json.*: name a new or empty folder"
     ):
-        SUITES["shapes"].draw(a_make("shapes", trained_shapes, tmp_path / "mine"))
+        SUITES["shapes"].load().draw(make_request("shapes", trained_shapes, tmp_path / "mine"))

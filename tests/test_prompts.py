@@ -102,12 +102,15 @@ def test_height_and_width_set_the_size_of_samples(trained_shapes, tmp_path):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({}, '--prompts is missing: a mmdit model takes text; give "text"'),
-        ({"prompts": ("a cross",), "labels": (1,)}, "--labels and --uniform are of classes"),
+        ({}, "--prompts is missing: a mmdit model is conditioned on text; give a prompt"),
+        (
+            {"prompts": ("a cross",), "labels": (1,)},
+            "--labels and --uniform only apply to models of classes",
+        ),
         ({"prompts": ("a dog",)}, "doesn't know the word 'dog'; it knows a, an"),
         ({"prompts": ("a " * 9,)}, "has 9 words, but the encoder accepts at most 8: shorten it"),
-        ({"prompts": ("a cross",), "height": 30}, "--height=30: give a multiple of 4 up to 16"),
-        ({"prompts": ("a cross",), "width": 20}, "--width=20: give a multiple of 4 up to 16"),
+        ({"prompts": ("a cross",), "height": 30}, "--height=30: must be a multiple of 4, up to 16"),
+        ({"prompts": ("a cross",), "width": 20}, "--width=20: must be a multiple of 4, up to 16"),
         ({"prompts": ("a cross",), "negative_prompt": "a dog"}, "doesn't know the word 'dog'"),
     ],
 )
@@ -119,9 +122,9 @@ def test_invalid_prompts_and_sizes_are_refused(trained_shapes, tmp_path, fields,
 
 def test_flags_for_text_are_refused_for_a_class_conditional_model(trained, tmp_path):
     for fields, message in (
-        ({"prompts": ("a cross",)}, "a dit model draws classes, not prompts: give --labels"),
-        ({"negative_prompt": "a"}, "--negative_prompt is of models that take text"),
-        ({"height": 8}, "a dit draws the size that it was trained on alone"),
+        ({"prompts": ("a cross",)}, "a dit model is conditioned on classes, not on prompts: use"),
+        ({"negative_prompt": "a"}, "--negative_prompt only applies to models of text"),
+        ({"height": 8}, "a dit model only generates the size that it was trained on"),
     ):
         with pytest.raises(UserError, match=message):
             draw_samples(Drawing(trained, epath.Path(tmp_path / "out"), **fields))
@@ -138,7 +141,7 @@ def test_prompts_are_read_from_the_flag_or_a_file(tmp_path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="isn't UTF-8 text"):
         read_prompts(str(file))
-    with pytest.raises(UserError, match="is a folder: name a file"):
+    with pytest.raises(UserError, match="is a folder: give a file"):
         read_prompts(str(tmp_path))
 
 
@@ -181,8 +184,8 @@ def test_plain_lora_has_as_many_parameters_as_thinking(base):
     assert plain.model.thinking.layers == config.model.thinking.layers
 
 
-def test_an_unknown_config_argument_is_refused():
-    with pytest.raises(UserError, match="unknown argument 'thnk': choose of think, lora, large"):
+def test_an_unknown_config_variant_is_refused():
+    with pytest.raises(UserError, match="unknown variant 'thnk': choose from think, lora, large"):
         CONFIGS["get_config"]("thnk")
 
 

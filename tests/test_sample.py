@@ -1,4 +1,4 @@
-"""Sampling from a workdir: files, labels, determinism, and what it doesn't need."""
+"""Sampling from a workdir: files, labels, determinism, and packages that it must not need."""
 
 import dataclasses
 import subprocess
@@ -19,32 +19,33 @@ from tp_jax.sampling.loaded import load
 from tp_jax.sampling.request import make_generator
 
 
-def drawn(trained, out, **fields):
-    draw_samples(Drawing(trained, epath.Path(out), **fields))
+def sample_npz(workdir, out, **fields):
+    """Sample to an .npz; return its images and labels."""
+    draw_samples(Drawing(workdir, epath.Path(out), **fields))
     with np.load(out) as file:
         return file["arr_0"], file["arr_1"]
 
 
-def test_npz_has_images_and_labels(trained, tmp_path):
-    images, labels = drawn(trained, tmp_path / "a.npz", num=7, labels=(3, 1), batch_size=4)
+def test_an_npz_has_images_and_labels(trained, tmp_path):
+    images, labels = sample_npz(trained, tmp_path / "a.npz", num=7, labels=(3, 1), batch_size=4)
     assert images.shape == (7, 8, 8, 1) and images.dtype == np.uint8
     np.testing.assert_array_equal(labels, [3, 1, 3, 1, 3, 1, 3])
     assert len(np.unique(images.reshape(7, -1), axis=0)) == 7
 
 
-def test_same_seed_same_bytes(trained, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(trained, tmp_path):
     for name in ("a", "b"):
         draw_samples(Drawing(trained, epath.Path(tmp_path / f"{name}.npz"), num=5, batch_size=4))
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    other, _ = drawn(trained, tmp_path / "c.npz", num=5, batch_size=4, seed=1)
+    other, _ = sample_npz(trained, tmp_path / "c.npz", num=5, batch_size=4, seed=1)
     assert (other != np.load(tmp_path / "a.npz")["arr_0"]).any()
 
 
-def test_stopped_it_goes_on_with_the_same_bytes(trained, tmp_path, monkeypatch):
+def test_resumed_sampling_gives_the_same_images(trained, tmp_path, monkeypatch):
     whole = Drawing(trained, epath.Path(tmp_path / "whole.npz"), num=11, batch_size=4)
     draw_samples(whole)
     stopped = dataclasses.replace(whole, out=epath.Path(tmp_path / "stopped.npz"))
-    monkeypatch.setattr(parts, "ROWS", 4)
+    monkeypatch.setattr(parts, "PART_SAMPLES", 4)
     batches, firsts = Generator.batches, []
 
     def stopping(self, params, conditions, seed, first=0, rows=None):
@@ -58,34 +59,34 @@ def test_stopped_it_goes_on_with_the_same_bytes(trained, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         draw_samples(stopped)
     assert not stopped.out.exists()
-    with pytest.raises(UserError, match="parts of another drawing: seed was 0, now 1; finish"):
+    with pytest.raises(UserError, match="parts of another run: seed was 0, now 1; finish"):
         draw_samples(dataclasses.replace(stopped, seed=1))
-    # A part that a kill cut short has another name until it is whole.
+    # A part is written under a temporary name, so one left by a kill is ignored.
     folder = tmp_path / "stopped.npz.parts"
     (folder / "00000008.tmp").write_bytes(b"half")
-    # A part behind a gap isn't one of the samples.
+    # A part after a gap does not belong to the samples.
     (folder / "00000100.npy").write_bytes((folder / "00000004.npy").read_bytes())
     draw_samples(dataclasses.replace(stopped, batch_size=8))
     assert firsts == [0, 8]
-    # Another batch size may differ in the last bit of a float, and so in a pixel's last step.
+    # Another batch size may change the last bit of a float, and so a pixel by one.
     found, wanted = (np.load(drawing.out)["arr_0"] for drawing in (stopped, whole))
     np.testing.assert_array_equal(found[:8], wanted[:8])
     np.testing.assert_allclose(found[8:].astype(int), wanted[8:], atol=1)
     assert [path.name for path in tmp_path.iterdir() if "parts" in path.name] == []
 
 
-def test_an_npz_is_what_numpy_would_write(tmp_path):
+def test_an_npz_has_the_bytes_that_numpy_writes(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), np.uint8)
     labels = np.arange(7, dtype=np.int32)
     opened = parts.open_parts(epath.Path(tmp_path / "ours.npz"), {})
     opened.add(images[:5])
     opened.add(images[5:])
     opened.join(labels)
-    np.savez(tmp_path / "numpys.npz", arr_0=images, arr_1=labels)
-    assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "numpys.npz").read_bytes()
+    np.savez(tmp_path / "numpy.npz", arr_0=images, arr_1=labels)
+    assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "numpy.npz").read_bytes()
 
 
-def test_labels_are_balanced_or_uniform():
+def test_labels_are_cycled_or_sampled_uniformly():
     np.testing.assert_array_equal(choose_labels((3, 1), 5, 10), [3, 1, 3, 1, 3])
     counts = np.bincount(choose_labels((), 5_000, 10), minlength=10)
     assert (counts == 500).all()
@@ -96,7 +97,7 @@ def test_labels_are_balanced_or_uniform():
     assert (drawn != choose_labels((), 5_000, 10, seed=1)).any()
 
 
-def test_a_sample_does_not_depend_on_how_many_are_drawn(trained):
+def test_a_sample_does_not_depend_on_the_number_of_samples(trained):
     loaded = load(trained)
     labels = {"label": choose_labels((), 8, 10)}
     large, small = (
@@ -115,8 +116,8 @@ def test_a_folder_gets_pngs_and_a_grid(trained, tmp_path):
     assert read_rgb(epath.Path(tmp_path / "out" / "00000_class0.png")).shape == (8, 8, 3)
 
 
-def test_flags_change_the_samples(trained, tmp_path):
-    plain, _ = drawn(trained, tmp_path / "a.npz", num=4, batch_size=4)
+def test_sampling_options_change_the_samples(trained, tmp_path):
+    plain, _ = sample_npz(trained, tmp_path / "a.npz", num=4, batch_size=4)
     changes = {
         "sampler": dict(sampler_changes={"sampler": "heun"}),
         "steps": dict(sampler_changes={"steps": 5}),
@@ -125,12 +126,12 @@ def test_flags_change_the_samples(trained, tmp_path):
         "ema": dict(ema=False),
     }
     for name, fields in changes.items():
-        images, _ = drawn(trained, tmp_path / f"{name}.npz", num=4, batch_size=4, **fields)
+        images, _ = sample_npz(trained, tmp_path / f"{name}.npz", num=4, batch_size=4, **fields)
         assert (images != plain).any(), name
 
 
-def test_more_latent_steps_change_what_is_predicted(trained):
-    # After six updates the difference is too small for eight bits.
+def test_more_latent_steps_change_the_prediction(trained):
+    # After six updates the difference is too small to show in uint8 pixels.
     loaded, labels = load(trained), {"label": choose_labels((), 4, 10)}
 
     def draw(steps):
@@ -160,13 +161,13 @@ def test_sampling_compiles_once(trained, monkeypatch):
     assert run._cache_size() == 1
 
 
-def test_to_uint8_is_dits():
+def test_to_uint8_rounds_as_dit_does():
     x = np.array([-1.5, -1.0, 0.0, 0.999, 1.0, 2.0])
     np.testing.assert_array_equal(to_uint8(x), [0, 0, 128, 255, 255, 255])
     assert to_uint8(np.array([0.0039]))[0] == 128  # 128.497 is truncated
 
 
-def test_grid_lays_rows_out_in_order():
+def test_a_grid_is_filled_row_by_row():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 1), np.uint8)
     grid = make_grid(images, columns=3)
     assert grid.shape == (2 * 34 + 2, 3 * 34 + 2, 1)

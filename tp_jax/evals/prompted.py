@@ -22,7 +22,7 @@ from tp_jax.pictures.grids import to_uint8
 from tp_jax.pictures.reading import to_rgb
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
-from tp_jax.sampling.prompts import Prompts, encode_prompts, load_text
+from tp_jax.sampling.prompts import EncodedPrompts, encode_prompts, load_text_encoder
 from tp_jax.sampling.request import (
     Request,
     check_same_drawing,
@@ -124,7 +124,7 @@ class PromptedSuite(Suite):
         loaded, generator = open_generator(task)
         if self.square and generator.size and len(set(generator.size)) > 1:
             raise UserError(f"--height, --width: the scorer of {self.name} wants square images")
-        encoder = load_text(loaded)
+        encoder = load_text_encoder(loaded)
         texts = [prompt.text for prompt in prompts]
         drawing = describe(task, loaded, encoder.space.identity) | {
             "samples": samples,
@@ -144,7 +144,7 @@ class PromptedSuite(Suite):
         loaded: Loaded,
         generator: Generator,
         prompts: Sequence[Prompt],
-        encoded: Prompts,
+        encoded: EncodedPrompts,
         samples: int,
         seed: int,
         out: epath.Path,

@@ -1,1 +1,1 @@
-"""From a workdir to pictures."""
+"""Generate images with the model of a workdir."""

@@ -1,4 +1,4 @@
-"""Samples of a trained workdir, into a file or a folder."""
+"""Sample from the model of a workdir into an npz file or a folder of PNGs."""
 
 import dataclasses
 import json
@@ -28,13 +28,13 @@ from tp_jax.sampling.request import (
 
 @dataclasses.dataclass(frozen=True)
 class Drawing(Request):
-    """What to draw, and where to; the flags of `tp_jax.sample`.
+    """The flags of `tp_jax.sample`.
 
     Attributes:
-      num: images, going round classes or prompts; None is one a prompt, or 64.
-      labels: classes to go round; empty is all of them.
-      uniform: draw classes uniformly instead of going round.
-      prompts: for models that take text.
+      num: number of samples; None is one per prompt, or 64 samples of classes.
+      labels: classes to cycle through; all classes if empty.
+      uniform: choose classes at random, uniformly, instead of cycling through them.
+      prompts: prompts to cycle through, for models that are conditioned on text.
     """
 
     labels: tuple[int, ...] = ()
@@ -43,14 +43,14 @@ class Drawing(Request):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Subjects:
-    """What the N samples are of.
+class _SamplePlan:
+    """The conditions of the N samples to generate.
 
     Attributes:
-      conditions, rows: for `Generator.batches`.
-      values: [N] labels or prompts, for the npz.
-      names: of the files, [N].
-      encoder: identity of the text encoder, or None.
+      conditions, rows: arguments of `Generator.batches`.
+      values: [N] class labels or prompts, which are written to the npz.
+      names: [N] names for the PNG files.
+      encoder: identity of the text encoder; None for classes.
     """
 
     conditions: Any
@@ -60,16 +60,18 @@ class _Subjects:
     encoder: str | None = None
 
 
-def _subjects(drawing: Drawing, loaded: Loaded) -> _Subjects:
+def _plan_samples(drawing: Drawing, loaded: Loaded) -> _SamplePlan:
     check_no_frame(loaded, drawing.workdir)
-    takes_text = loaded.built.model.takes == "text"
-    if drawing.prompts or takes_text:
+    is_text_model = loaded.built.model.takes == "text"
+    if drawing.prompts or is_text_model:
         if drawing.labels or drawing.uniform:
-            raise UserError("--labels and --uniform are of classes: this draws prompts")
+            raise UserError(
+                "--labels and --uniform only apply to models of classes: leave them out"
+            )
         if not drawing.prompts:
             raise UserError(
-                f'--prompts is missing: a {loaded.config.model.kind} model takes text; give "text" '
-                f"or a file with a prompt on each line"
+                f"--prompts is missing: a {loaded.config.model.kind} model is conditioned on text; "
+                f"give a prompt, or a file with one prompt per line"
             )
         prompts = encode_prompts(loaded, drawing.prompts, drawing.negative_prompt)
         num = len(prompts.texts) if drawing.num is None else drawing.num
@@ -78,89 +80,90 @@ def _subjects(drawing: Drawing, loaded: Loaded) -> _Subjects:
         rows = np.arange(num) % len(prompts.texts)
         values = np.array(prompts.texts)[rows]
         names = [_slug(value) for value in values]
-        return _Subjects(prompts.conditions, rows, values, names, prompts.encoder)
+        return _SamplePlan(prompts.conditions, rows, values, names, prompts.encoder)
     if drawing.negative_prompt:
-        raise UserError("--negative_prompt is of models that take text: leave it out")
+        raise UserError("--negative_prompt only applies to models of text: leave it out")
     num = 64 if drawing.num is None else drawing.num
     label_seed = drawing.seed if drawing.uniform else None
     labels = choose_labels(drawing.labels, num, loaded.built.model.classes, label_seed)
     names = [f"class{label}" for label in labels]
-    return _Subjects({"label": labels}, np.arange(num), labels, names)
+    return _SamplePlan({"label": labels}, np.arange(num), labels, names)
 
 
 def _slug(prompt: str) -> str:
-    """A prompt as part of a file name."""
+    """Return a prompt in a form that fits into a file name."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
 
 
 def draw_samples(drawing: Drawing) -> None:
-    """Draws and writes: an npz of `arr_0` uint8 NHWC and `arr_1` labels or prompts, or PNGs.
+    """Generate samples and write them to `drawing.out`.
 
-    Beside PNGs are a grid of the first and, of prompts, `captions.jsonl`.
-
-    An npz is drawn in parts, so that the same drawing, killed, goes on.
+    If `out` ends in .npz, the file has `arr_0`, images [N, H, W, C] uint8, and `arr_1`, labels or
+    prompts [N]. It is written in parts, so that the same command resumes after a kill. Otherwise
+    `out` is a folder with one PNG per sample, grid.png with the first samples and, for prompts,
+    captions.jsonl.
 
     Raises:
-      UserError: anything that was asked for can't be had; nothing is written then.
+      UserError: the model can't be loaded, or doesn't support something that was requested;
+        nothing is written then.
     """
     as_file = drawing.out.suffix == ".npz"
     if drawing.out.exists() and drawing.out.is_dir() == as_file:
         kind = "folder" if as_file else "file"
-        raise UserError(f"--out={drawing.out} is a {kind}: name FILE.npz or a folder")
+        raise UserError(f"--out={drawing.out} is a {kind}: give FILE.npz or a folder")
     loaded, generator = open_generator(drawing)
-    subjects = _subjects(drawing, loaded)
-    # Before drawing, so that hours of it aren't lost for want of a folder.
+    plan = _plan_samples(drawing, loaded)
+    # Create the folder first: failing after hours of sampling would lose the samples.
     folder = drawing.out.parent if as_file else drawing.out
     make_folder(folder, f"--out={drawing.out}")
     if not loaded.codec and loaded.built.model.channels not in (1, 3):
-        say(f"these are raw latents of {loaded.built.model.channels} channels: no autoencoder")
+        channels = loaded.built.model.channels
+        say(f"there is no autoencoder: writing raw latents of {channels} channels")
     with matmul_precision(drawing.matmul_precision):
-        draw = _draw_npz if as_file else _draw_folder
-        where = draw(drawing, loaded, generator, subjects)
-    say(f"{len(subjects.rows)} samples of checkpoint {loaded.train_step}: {where}")
+        write = _write_npz if as_file else _write_pngs
+        written = write(drawing, loaded, generator, plan)
+    say(f"{len(plan.rows)} samples of checkpoint {loaded.train_step}: {written}")
 
 
-def _draw_npz(
-    drawing: Drawing, loaded: Loaded, generator: Generator, subjects: _Subjects
+def _write_npz(
+    drawing: Drawing, loaded: Loaded, generator: Generator, plan: _SamplePlan
 ) -> epath.Path:
-    description = describe(drawing, loaded, subjects.encoder) | {
-        "num": len(subjects.rows),
+    description = describe(drawing, loaded, plan.encoder) | {
+        "num": len(plan.rows),
         "labels": list(drawing.labels),
         "prompts": list(drawing.prompts),
     }
     parts = parts_lib.open_parts(drawing.out, description)
-    with progress_bar(len(subjects.rows), "sampling") as bar:
-        bar.update(parts.rows)
+    with progress_bar(len(plan.rows), "sampling") as bar:
+        bar.update(parts.num_written)
         batches = generator.batches(
-            loaded.params, subjects.conditions, drawing.seed, parts.rows, subjects.rows
+            loaded.params, plan.conditions, drawing.seed, parts.num_written, plan.rows
         )
         for batch in batches:
             parts.add(to_uint8(batch))
             bar.update(len(batch))
-    parts.join(subjects.values)
+    parts.join(plan.values)
     return drawing.out
 
 
-# More wouldn't be looked at.
-GRID = 256
+# Samples in grid.png.
+GRID_SAMPLES = 256
 
 
-def _draw_folder(
-    drawing: Drawing, loaded: Loaded, generator: Generator, subjects: _Subjects
+def _write_pngs(
+    drawing: Drawing, loaded: Loaded, generator: Generator, plan: _SamplePlan
 ) -> epath.Path:
-    num = len(subjects.rows)
+    num = len(plan.rows)
     digits, done, shown = max(len(str(num - 1)), 5), 0, []
-    files = [f"{i:0{digits}d}_{name}.png" for i, name in enumerate(subjects.names)]
-    batches = generator.batches(
-        loaded.params, subjects.conditions, drawing.seed, rows=subjects.rows
-    )
+    files = [f"{i:0{digits}d}_{name}.png" for i, name in enumerate(plan.names)]
+    batches = generator.batches(loaded.params, plan.conditions, drawing.seed, rows=plan.rows)
     with progress_bar(num, "sampling") as bar:
         for batch in batches:
             images = to_uint8(batch)
             if jax.process_index() == 0:
                 for file, image in zip(files[done:], images, strict=False):
                     save_png(drawing.out / file, image)
-            shown.extend(images[: GRID - len(shown)])
+            shown.extend(images[: GRID_SAMPLES - len(shown)])
             done += len(images)
             bar.update(len(images))
     if jax.process_index() == 0:
@@ -168,7 +171,7 @@ def _draw_folder(
         if drawing.prompts:
             lines = [
                 json.dumps({"file": file, "caption": str(prompt)})
-                for file, prompt in zip(files, subjects.values, strict=True)
+                for file, prompt in zip(files, plan.values, strict=True)
             ]
             (drawing.out / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return drawing.out / "grid.png"

@@ -1,4 +1,7 @@
-"""Samples from a model: one compiled batch, repeated. B samples, H×W pixels, C channels."""
+"""Sample from a model, batch by batch, with one compiled function.
+
+B samples per batch, N samples in total, H×W pixels or latents, C channels.
+"""
 
 import dataclasses
 import functools
@@ -11,31 +14,37 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from tp_jax.diffusion import Objective, SamplerConfig, guide
-from tp_jax.diffusion import sample as draw
+from tp_jax.diffusion import SamplerConfig
+from tp_jax.diffusion.guidance import guide
+from tp_jax.diffusion.objective import Objective
+from tp_jax.diffusion.samplers import sample
 from tp_jax.latents.codec import Codec, Pooling
 from tp_jax.messages.errors import UserError
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import check_batch_size, padded_batch_size
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
-from tp_jax.thinking import RoutingNoise, ThinkingOptions
+from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.layer import ThinkingOptions
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Draws samples of one model with one sampler.
+    """Generates samples from one model with one sampler.
 
-    A sample depends on (params, seed, its index, its condition) alone, not on the batch size
-    or its batch-mates.
+    A sample depends only on the parameters, the seed, its own index and its condition: not on
+    the batch size or on the other samples of the batch.
 
     Attributes:
-      model: DiT or MMDiT.
-      latent_steps: None is the T of training.
-      batch_size: images drawn at once, or as many as there are to draw.
-      codec: decodes what is drawn, where the model diffuses latents.
-      size: height and width of what the model draws, in its own pixels or latents; None is the
-        square of training.
+      model: the DiT or MMDiT.
+      objective: the objective that the model was trained with.
+      sampler: the sampler and its guidance.
+      mesh: the mesh that batches are sharded over.
+      batch_size: samples per batch; smaller if fewer samples are needed.
+      latent_steps: number T of latent steps; None is that of training.
+      codec: decodes latents into images; None if the model generates pixels.
+      size: height and width of the samples, in latents or pixels as the model generates them;
+        None is the square of training.
     """
 
     model: nn.Module
@@ -53,9 +62,11 @@ class Generator:
             self.model.config.thinking.check_latent_steps(self.latent_steps)
 
     def compiled(self) -> jax.stages.Wrapped:
-        """Jitted (params, key, sample index [B], condition) -> [B, H, W, C] float32."""
-        cut, whole = batch_sharding(self.mesh), replicated(self.mesh)
-        return jax.jit(self.draw, in_shardings=(None, whole, cut, cut), out_shardings=cut)
+        """Return `draw` jitted: (params, key, index [B], condition) -> [B, H, W, C] float32."""
+        sharded, on_all = batch_sharding(self.mesh), replicated(self.mesh)
+        return jax.jit(
+            self.draw, in_shardings=(None, on_all, sharded, sharded), out_shardings=sharded
+        )
 
     @functools.cached_property
     def _run(self) -> Callable[..., jax.Array]:
@@ -64,7 +75,17 @@ class Generator:
     def draw(
         self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
     ) -> jax.Array:
-        """One batch, as `compiled` runs it."""
+        """Sample one batch; `compiled` jits this function.
+
+        Args:
+          params: parameters of the model.
+          key: random key of the whole run; combined with `index` for each sample.
+          index: sample indices [B] int32.
+          condition: the model's condition, arrays with a leading axis B.
+
+        Returns:
+          Samples [B, H, W, C] float32, not yet decoded.
+        """
         config, sampler = self.model.config, self.sampler
 
         def predict(x: jax.Array, timestep: jax.Array, model_key: jax.Array) -> jax.Array:
@@ -86,7 +107,7 @@ class Generator:
             return guided(x, timestep, index)
 
         shape = (*(self.size or (config.image_size,) * 2), config.channels)
-        return draw(self.objective, sampler, predict, key, index, shape)
+        return sample(self.objective, sampler, predict, key, index, shape)
 
     def batches(
         self,
@@ -95,47 +116,53 @@ class Generator:
         seed: int,
         first: int = 0,
         rows: np.ndarray | None = None,
-        numbers: np.ndarray | None = None,
+        indices: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yields images [≤ B, H, W, C] float32 in order, until every sample is drawn.
+        """Yield images [≤ B, H, W, C] float32 in order, until all N samples are generated.
+
+        The last batch is padded by repeating the last sample; the padding is dropped.
 
         Args:
+          params: parameters of the model.
           conditions: pytree of arrays with a leading axis.
-          rows: [N] which row of the conditions each sample has; by default one sample a row. The
-            last batch is filled up with the last, and what that draws is dropped.
-          numbers: [N] int32, the index of each sample that decides its noise; 0, 1, … by default.
-          first: index of the first sample to draw; those before it are there already.
+          seed: seed of the noise.
+          first: position of the first sample to generate, when resuming.
+          rows: [N] row of `conditions` for each sample; by default one sample per row.
+          indices: [N] int32 sample indices, which select the noise; by default 0, 1, …
         """
-        run, cut = self._run, batch_sharding(self.mesh)
-        # Made where it is used: a key can't be put onto the devices of other processes.
-        whole = replicated(self.mesh)
-        key = jax.jit(lambda: stream_key(seed, "generation"), out_shardings=whole)()
+        run, sharded = self._run, batch_sharding(self.mesh)
+        # Create the key under jit: device_put can't place it on the devices of other processes.
+        on_all = replicated(self.mesh)
+        key = jax.jit(lambda: stream_key(seed, "generation"), out_shardings=on_all)()
         if rows is None:
             rows = np.arange(len(jax.tree.leaves(conditions)[0]))
-        count = len(rows)
-        # Not more than there are to draw, as far as the devices can share them.
-        batch_size = min(self.batch_size, padded_batch_size(self.mesh, count - first))
-        for start in range(first, count, batch_size):
+        num = len(rows)
+        # No more samples than needed, but a multiple of what the devices can share.
+        batch_size = min(self.batch_size, padded_batch_size(self.mesh, num - first))
+        for start in range(first, num, batch_size):
             index = np.arange(start, start + batch_size)
-            chosen = rows[np.minimum(index, count - 1)]
-            if numbers is not None:
-                index = numbers[np.minimum(index, count - 1)]
-            condition = jax.tree.map(lambda leaf, at=chosen: np.asarray(leaf)[at], conditions)
-            # Each process puts its own rows, which needs no comparing with the others'.
+            chosen = rows[np.minimum(index, num - 1)]
+            if indices is not None:
+                index = indices[np.minimum(index, num - 1)]
+            condition = jax.tree.map(
+                lambda leaf, chosen=chosen: np.asarray(leaf)[chosen], conditions
+            )
+            # Each process supplies its own shards; device_put would first compare the whole arrays
+            # across processes.
             inputs = jax.tree.map(
                 lambda leaf: jax.make_array_from_callback(
-                    leaf.shape, cut, lambda rows, leaf=leaf: leaf[rows]
+                    leaf.shape, sharded, lambda rows, leaf=leaf: leaf[rows]
                 ),
                 (index.astype(np.int32), condition),
             )
             with jax.set_mesh(self.mesh):
                 images = run(params, key, *inputs)
             images = self.codec.decode(images) if self.codec else images
-            yield _whole(images)[: count - start]
+            yield _to_host(images)[: num - start]
 
 
-def _whole(images: jax.Array) -> np.ndarray:
-    """A global batch on this host, whichever processes hold it."""
+def _to_host(images: jax.Array) -> np.ndarray:
+    """Gather a global batch as a NumPy array on every host."""
     if images.is_fully_addressable:
         return jax.device_get(images)
     return multihost_utils.process_allgather(images, tiled=True)
@@ -144,13 +171,23 @@ def _whole(images: jax.Array) -> np.ndarray:
 def choose_labels(
     labels: Sequence[int], num: int, num_classes: int, seed: int | None = None
 ) -> np.ndarray:
-    """`num` labels [num] int32 that go round `labels`, or round all classes where it is empty.
+    """Choose the class labels of `num` samples.
 
     Args:
-      seed: draws them uniformly instead of going round.
+      labels: the classes to choose from; all classes if empty.
+      num: number of samples.
+      num_classes: number of classes of the model.
+      seed: if given, sample the labels uniformly with this seed instead of cycling through them.
+
+    Returns:
+      Labels [num] int32.
 
     Raises:
-      UserError: a label that the model doesn't have.
+      UserError: `num` is below 1, or the model doesn't have one of the labels.
+
+    Example:
+      >>> choose_labels((3, 1), num=5, num_classes=10).tolist()
+      [3, 1, 3, 1, 3]
     """
     if num < 1:
         raise UserError(f"num={num}: must be 1 or more")

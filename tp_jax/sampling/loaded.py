@@ -1,4 +1,4 @@
-"""Trained models on this machine's devices, ready to draw, and prompts as they take them."""
+"""Load the trained model of a workdir onto the devices of this machine."""
 
 import dataclasses
 
@@ -20,12 +20,15 @@ from tp_jax.workdir.record import read_config
 
 @dataclasses.dataclass(frozen=True)
 class ModelOnMesh:
-    """A model on a mesh, with everything that drawing needs but parameters.
+    """A model on a mesh, with everything that sampling needs except the parameters.
 
     Attributes:
-      built: what the config describes.
-      codec: decodes what the model draws; None where it draws pixels.
-      workdir: that the model is or was trained in.
+      model: the DiT or MMDiT.
+      built: the objects that the config describes.
+      mesh: the mesh that the model runs on.
+      codec: decodes latents into images; None if the model generates pixels.
+      config: the config that the model was trained with.
+      workdir: the folder that the model is or was trained in.
     """
 
     model: nn.Module
@@ -36,7 +39,7 @@ class ModelOnMesh:
     workdir: epath.Path
 
     def with_params(self, params: Params, train_step: int) -> "Loaded":
-        """The same with the parameters of a train_step."""
+        """Return the same model with the parameters of a train step."""
         fields = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(ModelOnMesh)
         }
@@ -45,7 +48,12 @@ class ModelOnMesh:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded(ModelOnMesh):
-    """A trained model on this machine's devices, whatever it was trained on."""
+    """A trained model on this machine's devices, which may differ from those of training.
+
+    Attributes:
+      params: the parameters, sharded over the mesh.
+      train_step: the train step of the checkpoint.
+    """
 
     params: Params
     train_step: int
@@ -61,18 +69,19 @@ def load(
     text: str | None = None,
     truncate: bool = False,
 ) -> Loaded:
-    """Loads a workdir, local or gs://, onto all devices here, data-parallel.
+    """Load the model of a workdir onto all devices of this machine, data-parallel.
 
     Args:
-      train_step: of the checkpoint; the newest by default.
-      ema: averaged parameters, or those as trained.
-      dtype: that the model computes in; the config's by default.
-      autoencoder: folder of the autoencoder that decodes; the config's by default.
-      text: folder of the text encoders; the config's by default.
-      truncate: cut prompts that are longer than the encoder takes, and say so.
+      workdir: a local folder or a gs:// path.
+      train_step: train step of the checkpoint; by default that of the newest one.
+      ema: load the moving average of the parameters; if False, the parameters themselves.
+      dtype: compute dtype of the model, "float32" or "bfloat16"; by default the config's.
+      autoencoder: folder of the autoencoder that decodes the latents; by default the config's.
+      text: folder of the text encoders; by default the config's.
+      truncate: cut prompts that are too long for the encoder, with a warning.
 
     Raises:
-      UserError: there is no such workdir, checkpoint or autoencoder.
+      UserError: the workdir, the checkpoint or the autoencoder doesn't exist or doesn't fit.
     """
     config = read_config(workdir)
     config.model.dtype = dtype or config.model.dtype
@@ -86,12 +95,13 @@ def load(
     codec = load_codec(config.autoencoder, mesh)
     if codec and codec.space.channels != built.model.channels:
         raise UserError(
-            f"the autoencoder {config.autoencoder.path} has {codec.space.channels} channels, the "
-            f"model {built.model.channels}: name the one that the model was trained with"
+            f"the autoencoder {config.autoencoder.path} has {codec.space.channels} latent "
+            f"channels, but the model has {built.model.channels}: give the autoencoder that the "
+            f"model was trained with"
         )
     if config.data.source == "latents" and not codec:
         raise UserError(
-            f"{workdir} was trained on latents: name the autoencoder that decodes them with "
+            f"{workdir} was trained on latents: give the autoencoder that decodes them with "
             f"--autoencoder=DIR"
         )
     with checkpoint_lib.open_manager(workdir) as manager:
@@ -102,14 +112,18 @@ def load(
 
 
 def without_thinking(loaded: Loaded, base: str | None = None) -> tuple[Loaded, str]:
-    """The base model that a loaded one is to be compared with, and what it is.
+    """Load the base model, without thinking layers, that a model is compared with.
 
     Args:
-      base: base checkpoint or workdir; None is the base that the model was trained from, or,
-        where all was trained from random weights, its own base weights without thinking.
+      loaded: the model.
+      base: base checkpoint or workdir; by default the base that the model was trained from, or,
+        if the base was trained from random weights, the model's own base weights.
+
+    Returns:
+      The base model, and a description of where its weights come from.
 
     Raises:
-      UserError: the base isn't there, or doesn't fit.
+      UserError: the base doesn't exist or doesn't fit the model.
     """
     frozen = loaded.config.train.trainable == "thinking"
     path = base or ("" if frozen else loaded.config.init.base)

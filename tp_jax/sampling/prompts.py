@@ -1,4 +1,4 @@
-"""Prompts of a drawing, and what the model takes of them."""
+"""Read prompts, and encode them with the text encoder that the model was trained with."""
 
 import dataclasses
 import re
@@ -16,13 +16,14 @@ from tp_jax.workdir.record import check_text_space
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompts:
-    """Prompts as a model takes them, N of them.
+class EncodedPrompts:
+    """N prompts and their embeddings, in the form of the model's condition.
 
     Attributes:
-      texts: themselves.
-      conditions: {"text", "pooled", "null_text", "null_pooled"}, each [N, …] float16.
-      encoder: identity of what encoded them.
+      texts: the N prompts.
+      conditions: {"text", "pooled", "null_text", "null_pooled"}, each [N, …] float16. The null
+        entries are the negative prompt, or else the empty one.
+      encoder: identity of the text encoder.
     """
 
     texts: tuple[str, ...]
@@ -30,16 +31,18 @@ class Prompts:
     encoder: str
 
 
-def load_text(loaded: ModelOnMesh) -> TextEncoder:
-    """The text encoder that a model was trained with.
+def load_text_encoder(loaded: ModelOnMesh) -> TextEncoder:
+    """Load the text encoder that a model was trained with.
 
     Raises:
-      UserError: the model takes classes, or the encoder isn't there or isn't that one.
+      UserError: the model is conditioned on classes, the encoder can't be loaded, or it isn't the
+        one that the model was trained with.
     """
     model = loaded.built.model
     if model.takes != "text":
         raise UserError(
-            f"a {loaded.config.model.kind} model draws classes, not prompts: give --labels"
+            f"a {loaded.config.model.kind} model is conditioned on classes, not on prompts: use "
+            f"--labels instead of --prompts"
         )
     encoder = load_encoder(loaded.config.text)
     check_text_space(loaded.workdir, encoder.space)
@@ -47,8 +50,8 @@ def load_text(loaded: ModelOnMesh) -> TextEncoder:
     return encoder
 
 
-# Prompts that are encoded at once.
-_AT_ONCE = 64
+# Prompts per call of the encoder, which bounds the memory that float32 embeddings need.
+_ENCODE_BATCH = 64
 
 
 def encode_prompts(
@@ -56,48 +59,53 @@ def encode_prompts(
     texts: Sequence[str],
     negative: str = "",
     encoder: TextEncoder | None = None,
-) -> Prompts:
-    """Encodes prompts, and the one that guidance leads away from, into float16.
+) -> EncodedPrompts:
+    """Encode prompts, and the negative prompt of classifier-free guidance, as float16.
 
     Args:
-      encoder: of `load_text`, where it is loaded already.
+      texts: the N prompts.
+      negative: the negative prompt.
+      encoder: the result of `load_text_encoder`, if it is loaded already.
 
     Raises:
-      UserError: as `load_text`, or there are none, or one is longer than the encoder takes.
+      UserError: `load_text_encoder` fails, there are no prompts, or the encoder refuses a prompt.
     """
-    encoder = encoder or load_text(loaded)
+    encoder = encoder or load_text_encoder(loaded)
     if not texts:
-        raise UserError("--prompts is empty: give a prompt, or a file with one on each line")
+        raise UserError("--prompts is empty: give a prompt, or a file with one prompt per line")
     for text in (*texts, negative):
         encoder.check(text)
     null = {f"null_{name}": array for name, array in encoder.encode([negative]).items()}
-    # Half the memory, and the numbers that training on prepared text saw.
-    parts = [
+    # float16 halves the memory, and is the dtype that prepared training data has.
+    batches = [
         {
             name: array.astype(np.float16)
-            for name, array in encoder.encode(texts[at : at + _AT_ONCE]).items()
+            for name, array in encoder.encode(texts[start : start + _ENCODE_BATCH]).items()
         }
-        for at in range(0, len(texts), _AT_ONCE)
+        for start in range(0, len(texts), _ENCODE_BATCH)
     ]
-    conditions = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    conditions = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     for name, array in null.items():
         shape = (len(texts), *array.shape[1:])
         conditions[name] = np.broadcast_to(array.astype(np.float16), shape)
-    return Prompts(tuple(texts), conditions, encoder.space.identity)
+    return EncodedPrompts(tuple(texts), conditions, encoder.space.identity)
 
 
 def read_prompts(given: str) -> tuple[str, ...]:
-    """The lines of a file that are not empty, or, where there is no such file, the text itself.
+    """Return the non-empty lines of a file, or the argument itself if it isn't the name of a file.
+
+    Args:
+      given: the value of --prompts.
 
     Raises:
-      UserError: it is a folder, no text, or named like a file that isn't there.
+      UserError: it names a folder, a file that isn't text, or a text file that doesn't exist.
     """
     path = epath.Path(given)
-    # A prompt may be longer than a file's name can be.
+    # The file system raises an error for names that are too long, which prompts may be.
     if len(given) > 255 or not path.exists():
         if re.fullmatch(r"\S+\.(txt|jsonl?|csv|md)", given):
             raise UserError(f"--prompts={given}: there is no such file")
         return (given,)
     if path.is_dir():
-        raise UserError(f"--prompts={given} is a folder: name a file with a prompt on each line")
+        raise UserError(f"--prompts={given} is a folder: give a file with one prompt per line")
     return tuple(line.strip() for line in read_text(path).split("\n") if line.strip())

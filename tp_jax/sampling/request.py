@@ -1,4 +1,4 @@
-"""What is asked of a drawing, whatever it is of, and the generator that answers it."""
+"""Requests: the flags that all sampling commands share, and the generator that they configure."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ from etils import epath
 from tp_jax import config as config_lib
 from tp_jax.cli.flags import required
 from tp_jax.diffusion import SamplerConfig
+from tp_jax.diffusion.samplers import check_sampler
 from tp_jax.files.differences import first_difference
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
@@ -21,58 +22,66 @@ from tp_jax.sampling.loaded import Loaded, ModelOnMesh, load, without_thinking
 
 
 def check_no_frame(loaded: ModelOnMesh, workdir: epath.Path) -> None:
-    """Raises a UserError if a model draws what follows a frame, which needs to be given."""
+    """Raise a UserError if the model is conditioned on a frame, which no flag can give."""
     if loaded.built.model.takes == "frame":
         raise UserError(
-            f"{workdir} draws what follows a frame, which has to be given: python -m "
-            f"tp_jax.evaluate --suite={loaded.config.data.source} draws from frames of its world"
+            f"{workdir} has a model that predicts what follows a given frame: use python -m "
+            f"tp_jax.evaluate --suite={loaded.config.data.source}, which supplies the frames"
         )
 
 
 def drawn_size(
     loaded: ModelOnMesh, height: int | None, width: int | None
 ) -> tuple[int, int] | None:
-    """What the model draws for pictures of so many pixels; None is the square of training.
+    """Return the size of the model's samples for images of the requested size.
+
+    Args:
+      loaded: the model.
+      height, width: of the images in pixels; None is the size that the model was trained on.
+
+    Returns:
+      Height and width of the samples, in latents or pixels as the model generates them. None if
+      both arguments are None.
 
     Raises:
-      UserError: it can't draw that size.
+      UserError: the model can't generate that size.
     """
     if height is None and width is None:
         return None
     model = loaded.built.model
     if model.sides is None:
         raise UserError(
-            f"--height and --width: a {loaded.config.model.kind} draws the size that it was "
-            f"trained on alone"
+            f"--height and --width: a {loaded.config.model.kind} model only generates the size "
+            f"that it was trained on, so leave them out"
         )
     factor = loaded.codec.space.factor if loaded.codec else 1
     pixels = [model.image_size * factor if side is None else side for side in (height, width)]
-    unit, most = (factor * side for side in model.sides)
+    unit, largest = (factor * side for side in model.sides)
     for name, side in zip(("height", "width"), pixels, strict=True):
-        if side % unit or not unit <= side <= most:
-            raise UserError(f"--{name}={side}: give a multiple of {unit} up to {most}")
+        if side % unit or not unit <= side <= largest:
+            raise UserError(f"--{name}={side}: must be a multiple of {unit}, up to {largest}")
     return pixels[0] // factor, pixels[1] // factor
 
 
 def picture_size(model: ModelOnMesh) -> tuple[int, int]:
-    """Height and width of the pictures that a model draws.
+    """Return the height and width, in pixels, of the images that a model generates.
 
     Raises:
-      UserError: it draws latents that nothing decodes, and those can't be scored.
+      UserError: it generates latents and there is no autoencoder, so they can't be scored.
     """
     side, channels = model.built.model.image_size, model.built.model.channels
     if model.codec:
         return side * model.codec.space.factor, side * model.codec.space.factor
     if channels not in (1, 3):
         raise UserError(
-            f"a model of {channels} channels draws latents, which can't be scored: name the "
-            f"autoencoder that decodes them in config.autoencoder.path"
+            f"the model generates latents of {channels} channels, which can't be scored: set "
+            f"config.autoencoder.path to the autoencoder that decodes them"
         )
     return side, side
 
 
 def changed_sampler(sampler: SamplerConfig, changes: dict[str, Any]) -> SamplerConfig:
-    """The sampler with those fields replaced that aren't None."""
+    """Return the sampler with the given fields replaced, except those that are None."""
     return dataclasses.replace(sampler, **{k: v for k, v in changes.items() if v is not None})
 
 
@@ -83,14 +92,21 @@ def make_generator(
     latent_steps: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> Generator:
-    """A generator for a loaded model, with its config's sampler but for what is changed.
+    """Build a generator for a loaded model.
+
+    Args:
+      loaded: the model.
+      sampler_changes: fields of the config's sampler to replace.
+      batch_size: samples per batch.
+      latent_steps: number T of latent steps; by default that of training.
+      size: height and width of the samples, as `drawn_size` returns them.
 
     Raises:
-      UserError: the sampler doesn't fit the model, or the batch the devices.
+      UserError: the sampler doesn't fit the model, or the batch size doesn't fit the devices.
     """
     built = loaded.built
     sampler = changed_sampler(built.sampler, sampler_changes or {})
-    sampler.check(built.objective)
+    check_sampler(sampler, built.objective)
     config_lib.check_guidance(sampler, built.model)
     return Generator(
         loaded.model,
@@ -105,33 +121,38 @@ def make_generator(
 
 
 def sampler_fields(loaded: ModelOnMesh, changes: dict[str, Any]) -> dict[str, Any]:
-    """The sampler as JSON."""
+    """Return the changed sampler as a JSON object."""
     fields = dataclasses.asdict(changed_sampler(loaded.built.sampler, changes))
     return fields | {"guidance_interval": list(fields["guidance_interval"])}
 
 
 def matmul_precision(name: str | None) -> AbstractContextManager[Any]:
-    """A context with jax's default matmul precision; None leaves the device's own."""
+    """Return a context that sets jax's matmul precision; None keeps the device's default."""
     return jax.default_matmul_precision(name) if name else contextlib.nullcontext()
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """How images are drawn, whatever they are of; flags of `tp_jax.sample` and `evaluate --make`.
+    """The flags that `tp_jax.sample` and `tp_jax.evaluate --make` share.
 
     Attributes:
-      out: where the images go.
-      batch_size: drawn at once; doesn't change them.
-      sampler_changes: fields of the config's sampler to replace, where they aren't None.
-      latent_steps: T of the recursion; None is that of training.
-      checkpoint: its train_step; None is the newest.
-      negative_prompt: what guidance leads away from.
-      height, width: of the pictures in pixels; None is as trained.
-      dtype: that the model computes in; None is the config's.
-      matmul_precision: of jax, as "highest"; None is the device's own.
-      autoencoder, text: folders of what decodes, and of the text encoders; None is the config's.
-      truncate: cut prompts that are longer than the encoder takes.
-      thinking: False draws with the base alone, see `without_thinking`.
+      workdir: folder of the trained model.
+      out: file or folder that the images are written to.
+      num: number of samples; None is the command's default.
+      seed: seed of the noise; the same seed gives the same samples.
+      batch_size: samples per batch; doesn't change the samples.
+      sampler_changes: fields of the config's sampler to replace, except those that are None.
+      latent_steps: number T of latent steps; None is that of training.
+      checkpoint: train step of the checkpoint; None is the newest.
+      negative_prompt: prompt that takes the place of the empty one in classifier-free guidance.
+      height, width: of the images in pixels; None is the size of training.
+      dtype: compute dtype of the model, "float32" or "bfloat16"; None is the config's.
+      matmul_precision: jax's matmul precision, such as "highest"; None is the device's default.
+      autoencoder: folder of the autoencoder that decodes latents; None is the config's.
+      text: folder of the text encoders; None is the config's.
+      truncate: cut prompts that are too long for the encoder.
+      ema: use the moving average of the parameters; if False, the parameters themselves.
+      thinking: if False, sample with the base model only, see `without_thinking`.
     """
 
     workdir: epath.Path
@@ -155,10 +176,10 @@ class Request:
 
 
 def open_generator(request: Request) -> tuple[Loaded, Generator]:
-    """The model and the generator that a request is for.
+    """Load the model of a request, and build its generator.
 
     Raises:
-      UserError: anything that was asked for can't be had.
+      UserError: the model can't be loaded, or doesn't support something that was requested.
     """
     loaded = load(
         request.workdir,
@@ -171,23 +192,27 @@ def open_generator(request: Request) -> tuple[Loaded, Generator]:
     )
     if not request.thinking:
         loaded, base = without_thinking(loaded)
-        say(f"base: {base}")
+        say(f"sampling with the base model: {base}")
     size = drawn_size(loaded, request.height, request.width)
     changes, steps = request.sampler_changes, request.latent_steps
     return loaded, make_generator(loaded, changes, request.batch_size, steps, size)
 
 
-# Of a request, what doesn't decide the images, or is said by what it stands for.
-_ELSEWHERE = ("out", "batch_size", "sampler_changes", "autoencoder", "text", "truncate")
+# Fields that don't change the images, or that `describe` replaces by what they refer to.
+_NOT_DESCRIBED = ("out", "batch_size", "sampler_changes", "autoencoder", "text", "truncate")
 
 
 def describe(request: Request, loaded: Loaded, encoder: str | None) -> dict[str, Any]:
-    """JSON of what decides the images: those of another description don't go beside them.
+    """Return a JSON object with everything that determines the images.
+
+    A folder only ever gets images of one description.
 
     Args:
-      encoder: identity of the text encoder.
+      request: the request.
+      loaded: its model.
+      encoder: identity of the text encoder; None for a model without one.
     """
-    fields = {k: v for k, v in dataclasses.asdict(request).items() if k not in _ELSEWHERE}
+    fields = {k: v for k, v in dataclasses.asdict(request).items() if k not in _NOT_DESCRIBED}
     return fields | {
         "workdir": str(request.workdir.absolute()),
         "checkpoint": loaded.train_step,
@@ -201,30 +226,32 @@ def describe(request: Request, loaded: Loaded, encoder: str | None) -> dict[str,
 def check_same_drawing(
     path: epath.Path, description: dict[str, Any], what: str, remedy: str
 ) -> None:
-    """Raises a UserError unless a file says the same of a drawing.
+    """Raise a UserError unless the images on disk have the same description.
 
     Args:
-      path: JSON of what decided the images that are there.
-      what: is there, and remedy, for the message.
+      path: JSON file with the description of the images on disk.
+      description: the description of the images that are about to be sampled.
+      what: beginning of the error message, such as "DIR holds images".
+      remedy: what the user can do to start again, such as "delete DIR".
     """
     try:
         old = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {remedy} to draw anew") from error
+        raise UserError(f"{path} is damaged: {remedy} and run the command again") from error
     changed = first_difference(old, description)
     if changed:
         raise UserError(
-            f"{what} of another drawing: {changed.name} was {changed.old}, now {changed.new}; "
-            f"finish that one, name another --out, or {remedy}"
+            f"{what} of another run: {changed.name} was {changed.old}, now {changed.new}; "
+            f"finish that run, choose another --out, or {remedy}"
         )
 
 
 def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `Request`, but for `out`, from the values of flags.
+    """Return the fields of a `Request`, except `out`, from flags.
 
     Args:
-      values: of `cli.sampling_flags`; fields whose flags an entry doesn't have stay at their
-        defaults.
+      values: values of the flags of `cli.sampling_flags`. Fields keep their defaults if the
+        command doesn't have their flags.
     """
     known = {field.name for field in dataclasses.fields(Request)} - {"out", "workdir"}
     return {

@@ -128,7 +128,7 @@ def walk_lakes(
                 # Each drawing has noise of its own.
                 int(np.random.SeedSequence([seed, drawing]).generate_state(1)[0]),
                 rows=rows,
-                numbers=rows,
+                indices=rows,
             )
             drawn = np.concatenate(list(batches))[: len(going)]
             for i, frames in zip(going, (drawn + 1) / 2, strict=True):

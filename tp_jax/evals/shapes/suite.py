@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 
 from tp_jax.cli.flags import required
@@ -27,10 +26,9 @@ from tp_jax.pictures.galleries import make_captioned_grid
 from tp_jax.pictures.grids import save_png
 from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
-from tp_jax.sampling.prompts import encode_prompts, load_text
+from tp_jax.sampling.prompts import encode_prompts, load_text_encoder
 from tp_jax.sampling.request import make_generator, picture_size
 
-flags.disclaim_key_flags()
 # Of the scores.
 PARTS = ("overall", "seen", "unseen")
 # Images of each skill that a gallery shows.
@@ -41,25 +39,8 @@ class ShapesSuite(GenEvalLayout):
     """GenEval's skills, in pictures of shapes."""
 
     name = "shapes"
-    summary = "GenEval's skills in pictures of shapes, checked by a program"
-    usage = """\
-  --workdir=W --out=DIR                  draws and scores
-  --make --workdir=W --out=IMAGES        draws alone
-  --samples=IMAGES --out=DIR             scores alone
-  --collect=ROOT --out=FILE.json         mean and spread over seeds"""
     samples = 1
     square = True
-
-    def define_flags(self, values: flags.FlagValues) -> None:
-        """Of drawing, of images that are there, and of results over seeds."""
-        self.define_drawing_flags(values)
-
-        def string(name: str, text: str) -> None:
-            flags.DEFINE_string(name, None, text, flag_values=values)
-
-        string("out", "folder for the scores; --make: of the images; --collect: FILE.json")
-        string("samples", "folder of images that were drawn with --make, to be scored")
-        string("collect", "a folder of VARIANT/SEED/scores.json, for mean and spread over seeds")
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
         """As of `PromptedSuite`: always the package's own."""
@@ -97,7 +78,8 @@ class ShapesSuite(GenEvalLayout):
                 f"all prompts"
             )
         prompts = self.chosen_prompts(None, num or None)
-        encoded = encode_prompts(model, [prompt.text for prompt in prompts], "", load_text(model))
+        texts = [prompt.text for prompt in prompts]
+        encoded = encode_prompts(model, texts, "", load_text_encoder(model))
         generator = make_generator(model, batch_size=model.config.evaluation.batch_size)
 
         def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
