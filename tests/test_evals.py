@@ -1,4 +1,4 @@
-"""From files of images to scores, with a small stand-in for the network."""
+"""ADM scores of image files, with a small stand-in for the Inception network."""
 
 import dataclasses
 import json
@@ -25,22 +25,21 @@ from tp_jax.evals.adm.statistics import frechet_distance, inception_score, momen
 from tp_jax.evals.adm.suite import Task, score_images
 from tp_jax.messages.errors import UserError
 
-# The extractor.
-
-
-# References and scores.
+# References and scores
 
 
 def measured(extractor, images):
+    """Statistics of the features of these images."""
     return measure([images], len(images), extractor, "test")
 
 
 def gaussian(rows):
+    """Mean and covariance."""
     return rows.mean(axis=0), np.cov(rows, rowvar=False)
 
 
 def expected_scores(extractor, sample, reference):
-    """From all features at once."""
+    """The scores, computed from all features at once."""
     a, b = (next(make_extractor(batch_size=200).batches([x])) for x in (sample, reference))
     fid, sfid = (
         frechet_distance(*gaussian(x.astype(np.float64)), *gaussian(y.astype(np.float64)))
@@ -68,7 +67,7 @@ def expected(extractor):
 
 
 def published(extractor, path, images=None):
-    """A file as OpenAI publishes them: statistics, and fewer images than they are of."""
+    """Write a reference as OpenAI publishes them: statistics, and optionally some of the images."""
     found = measured(extractor, REFERENCE)
     return save_npz(
         path,
@@ -81,6 +80,7 @@ def published(extractor, path, images=None):
 
 
 def evaluated(extractor, path, sample=SAMPLE):
+    """Scores of the samples against a reference file."""
     return adm.evaluate(iter(np.split(sample, [7, 20])), 50, read_reference(path), extractor)
 
 
@@ -92,7 +92,7 @@ def test_scores_against_images(extractor, expected, tmp_path):
     assert found.notes == ("Inception Score: the last split has 50 images instead of 5000",)
 
 
-def test_features_are_taken_in_by_groups(extractor, monkeypatch):
+def test_statistics_are_accumulated_in_groups_of_features(extractor, monkeypatch):
     whole = measured(extractor, REFERENCE)
     monkeypatch.setattr(reference_lib, "MIN_GROUP", 24)
     seen = []
@@ -107,8 +107,8 @@ def test_features_are_taken_in_by_groups(extractor, monkeypatch):
 def test_scores_against_a_published_file(extractor, expected, tmp_path):
     found = evaluated(extractor, published(extractor, tmp_path / "a.npz", REFERENCE[:40]))
     with_40 = expected_scores(extractor, SAMPLE, REFERENCE[:40])
-    shares = {name: with_40[name] for name in ("precision", "recall")}
-    check_scores(found, expected, **shares, reference_count=None)
+    from_images = {name: with_40[name] for name in ("precision", "recall")}
+    check_scores(found, expected, **from_images, reference_count=None)
 
 
 def test_scores_against_a_published_file_without_images(extractor, expected, tmp_path):
@@ -129,12 +129,12 @@ def test_pytorch_fid_has_no_sfid(expected, tmp_path):
     found = evaluated(extractor, save_npz(tmp_path / "a.npz", arr_0=REFERENCE))
     assert found.protocol == "pytorch-fid" and found.sfid is None
     assert "sFID: not defined by pytorch-fid" in found.notes
-    # Another resize, other numbers, though not by much.
+    # The protocols resize differently, so their scores differ slightly.
     assert found.fid == pytest.approx(expected["fid"], rel=0.1)
     assert found.fid != pytest.approx(expected["fid"], rel=1e-5)
 
 
-def test_a_file_of_pytorch_fid(tmp_path):
+def test_statistics_of_pytorch_fid_are_read(tmp_path):
     extractor = make_extractor(protocol="pytorch-fid")
     pool = measured(extractor, REFERENCE).pool
     found = evaluated(extractor, save_npz(tmp_path / "a.npz", mu=pool.mean, sigma=pool.covariance))
@@ -142,13 +142,13 @@ def test_a_file_of_pytorch_fid(tmp_path):
     assert "a.npz doesn't record the protocol it was made with" in found.notes
 
 
-def test_a_set_against_itself(extractor, tmp_path):
+def test_scores_of_a_set_against_itself_are_perfect(extractor, tmp_path):
     found = evaluated(extractor, save_npz(tmp_path / "a.npz", arr_0=SAMPLE))
     assert abs(found.fid) < 1e-6 and abs(found.sfid) < 1e-6
     assert found.precision == found.recall == 1
 
 
-def test_few_images_are_noted_or_refused(extractor, tmp_path):
+def test_too_few_images_are_noted_or_refused(extractor, tmp_path):
     path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
     found = evaluated(extractor, path, SAMPLE[:3])
     assert found.precision is None and found.fid > 0
@@ -169,7 +169,7 @@ def refuse_to_run(*args):
     raise AssertionError("an image was read before the reference was checked")
 
 
-def test_references_that_do_not_fit_are_refused_before_anything_is_computed(extractor, tmp_path):
+def test_references_that_do_not_fit_are_refused_before_any_computation(extractor, tmp_path):
     saved = epath.Path(tmp_path / "saved.npz")
     save_statistics(saved, measured(extractor, REFERENCE), extractor, (16, 16))
     idle = dict(network=refuse_to_run)
@@ -194,7 +194,7 @@ def test_references_that_do_not_fit_are_refused_before_anything_is_computed(extr
     check("narrow.npz has 7 pool features, but the network has 16: use", narrow, network=network)
 
 
-def test_files_that_are_no_references(tmp_path):
+def test_files_that_are_no_references_are_refused(tmp_path):
     def check(match, **arrays):
         with pytest.raises(UserError, match=match):
             read_reference(save_npz(tmp_path / "a.npz", **arrays))
@@ -216,19 +216,19 @@ def test_files_that_are_no_references(tmp_path):
         read_reference(epath.Path(tmp_path / "b.npz"))
 
 
-def test_a_complete_reference_is_not_read_again(extractor, tmp_path):
+def test_complete_reference_is_not_read_again(extractor, tmp_path):
     path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
     reference = complete(read_reference(path), extractor)
     path.unlink()
     assert adm.evaluate(iter([SAMPLE]), 50, reference, extractor).fid > 0
 
 
-# The entry.
+# The suite and the entry
 
 
 @pytest.fixture
 def inception(monkeypatch, extractor):
-    """Evaluates with the stand-in, whatever the folder."""
+    """Use the stand-in network in place of the weights in the given folder."""
 
     def load(folder, protocol, batch_size):
         return dataclasses.replace(extractor, protocol=protocol, batch_size=batch_size)
@@ -259,7 +259,7 @@ def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, c
     assert saved.statistics.inception_score == pytest.approx(expected["inception_score"])
 
 
-def test_statistics_alone_need_no_reference(inception, expected, tmp_path):
+def test_saving_statistics_needs_no_reference(inception, expected, tmp_path):
     task = Task(
         samples=save_npz(tmp_path / "a.npz", arr_0=SAMPLE),
         reference=None,
@@ -272,8 +272,8 @@ def test_statistics_alone_need_no_reference(inception, expected, tmp_path):
     assert read_reference(task.save_statistics).statistics.count == 20
 
 
-def test_what_was_computed_stays(inception, tmp_path):
-    """Damage of the reference's pictures is found late: the samples' statistics are kept."""
+def test_statistics_of_samples_are_saved_also_if_the_reference_is_damaged(inception, tmp_path):
+    # Damaged images in the reference are found only after the samples were evaluated.
     path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
     data = bytearray(path.read_bytes())
     data[5000] ^= 255
@@ -313,7 +313,7 @@ BASIC = ["--samples={a}", "--reference={a}", "--inception={none}"]
         (["--samples={small}", *BASIC[1:]], "images are 8×8, but those of a.npz are 16×16"),
     ],
 )
-def test_bad_flags_and_files(arguments, match, inception, refused, tmp_path):
+def test_wrong_flags_and_files_are_refused(arguments, match, inception, refused, tmp_path):
     place = tmp_path / "place"
     names = dict(
         a=save_npz(place / "a.npz", arr_0=SAMPLE),
@@ -326,7 +326,7 @@ def test_bad_flags_and_files(arguments, match, inception, refused, tmp_path):
     refused("evaluate", *(argument.format(**names) for argument in arguments), match=match)
 
 
-def test_the_entry_evaluates(inception, expected, tmp_path):
+def test_entry_writes_and_prints_scores(inception, expected, tmp_path):
     code, stdout, _ = run_entry(
         "evaluate",
         f"--samples={save_npz(tmp_path / 'a.npz', arr_0=SAMPLE)}",

@@ -1,4 +1,4 @@
-"""FrozenLake: maps and ways against the environment, frames and reader against its renderer."""
+"""FrozenLake: maps, paths, frames and the frame reader, compared with gymnasium's environment."""
 
 import itertools
 import os
@@ -16,12 +16,12 @@ from tp_jax.worlds.frozenlake.frames import Canvas, render
 from tp_jax.worlds.frozenlake.maps import check_map, distances, held_out, make_map
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
 
-# TP_JAX_FRAMES=10000 takes some minutes on one core.
+# Number of frames to compare. TP_JAX_FRAMES=10000 takes some minutes on one core.
 FRAMES = int(os.environ.get("TP_JAX_FRAMES", "100"))
 
 
 @pytest.mark.parametrize("tile", [8, 16])
-def test_frames_are_the_environments_own_and_read_exactly(tile):
+def test_frames_equal_those_of_the_environment_and_are_read_exactly(tile):
     canvas, rng, read = Canvas(8, tile), np.random.default_rng(tile), 0
     while read < (FRAMES if tile == 8 else 30):
         size = int(rng.integers(2, canvas.cells + 1))
@@ -43,13 +43,13 @@ def test_frames_are_the_environments_own_and_read_exactly(tile):
             read += 1
 
 
-def test_drawn_frames_are_read_in_spite_of_noise_but_not_what_is_neither():
+def test_reader_accepts_noise_and_reports_ambiguous_cells():
     canvas, rng = Canvas(5, 8), np.random.default_rng(0)
     desc = ("SFFF", "FHFH", "FFFH", "HFFG")
     frame = canvas.draw(desc, (1, 2), (1, 0))
     noisy = frame + rng.normal(0, 0.03, frame.shape)
     assert canvas.read(noisy, (4, 4), (1, 0)).agents == ((1, 2),)
-    # Half gone from one cell and half come to another: neither here nor there.
+    # The agent is half visible in two cells: neither cell is readable.
     half = (frame + canvas.draw(desc, (2, 2), (1, 0))) / 2
     assert canvas.read(half, (4, 4), (1, 0)).unreadable == 2
     grey = frame.copy()
@@ -61,7 +61,7 @@ def test_drawn_frames_are_read_in_spite_of_noise_but_not_what_is_neither():
     beside = frame.copy()
     beside[:8, :8] = frame[8:16, :8]
     assert canvas.read(beside, (4, 4), (1, 0)).outside == 1
-    # Blur around the map isn't who went through the edge; who did is seen where it is.
+    # Blur around the map isn't an agent. An agent outside of the map is found at its position.
     blurred = frame.copy()
     blurred[:8, :8] += 0.15
     reading = canvas.read(blurred, (4, 4), (1, 0))
@@ -71,24 +71,24 @@ def test_drawn_frames_are_read_in_spite_of_noise_but_not_what_is_neither():
     out[16:24, 32:] = canvas.draw(desc, (0, 1), (1, 0))[8:16, 8:16]
     reading = canvas.read(out, (4, 4), (1, 0))
     assert (reading.agents, reading.outside) == (((-1, 0), (1, 4)), 0)
-    # As near to a start as to ice: not guessed.
+    # A cell that is as close to a start tile as to ice is unreadable.
     between = (canvas.draw(desc, (1, 2), (1, 0)) + frame) / 2
     between[8:16, :8] = (between[8:16, :8] + between[8:16, 8:16]) / 2
     assert canvas.read(between, (4, 4), (1, 0)).unreadable == 1
     nothing = canvas.read(np.full_like(frame, np.nan), (4, 4), (1, 0))
     assert (nothing.unreadable, nothing.outside) == (16, 9)
-    # In a hole the agent isn't seen.
+    # The environment doesn't draw the agent in a hole.
     fallen = canvas.draw(desc, (1, 1), (1, 0))
     np.testing.assert_array_equal(fallen, canvas.draw(desc, None, (1, 0)))
     assert canvas.read(fallen, (4, 4), (1, 0)).agents == ()
 
 
-def test_ways_are_shortest_and_walked_in_the_environment():
+def test_paths_are_shortest_and_have_only_legal_moves():
     rng = np.random.default_rng(3)
     for _ in range(20):
         desc = make_map(rng, int(rng.integers(3, 7)), (0.5, 0.9), test=False)
         size, left = len(desc), distances(desc)
-        # Bellman's equation holds for shortest distances alone.
+        # Only shortest distances satisfy Bellman's equation.
         for cell in itertools.product(range(size), repeat=2):
             beside = [left.get((cell[0] + d, cell[1] + r), np.inf) for d, r in maps.MOVES]
             if left.get(cell):
@@ -104,7 +104,7 @@ def test_ways_are_shortest_and_walked_in_the_environment():
         )
 
 
-def test_training_never_shows_a_map_that_is_for_tests():
+def test_training_data_contain_no_held_out_map():
     rng = np.random.default_rng(0)
     shares = [
         held_out(tuple(maps.frozen_lake().generate_random_map(4, 0.7, seed=i))) for i in range(300)
@@ -116,7 +116,7 @@ def test_training_never_shows_a_map_that_is_for_tests():
     tests = {make_map(rng, size, (0.6, 0.9), test=True) for size in (3, 4) for _ in range(50)}
     for index in range(100):
         frame = (examples[index]["condition"]["frame"] + 1) / 2
-        # The map's place isn't said: it is where the frame isn't grey.
+        # The example doesn't store the position of the map: it is where the frame isn't grey.
         cells = frame.reshape(canvas.cells, 8, canvas.cells, 8, 3).std((1, 3, 4)) > 0
         rows, columns = np.argwhere(cells.any(1))[:, 0], np.argwhere(cells.any(0))[:, 0]
         desc = canvas.read(frame, (len(rows), len(columns)), (rows[0], columns[0])).desc
@@ -124,7 +124,7 @@ def test_training_never_shows_a_map_that_is_for_tests():
         assert len(desc) in (3, 4)
 
 
-def test_examples_are_the_frames_after_each_move():
+def test_examples_show_the_frame_after_each_move():
     config = tiny_frozenlake()
     canvas, examples = canvas_of(config), make_frozenlake(config).records
     from_start = 0
@@ -137,7 +137,7 @@ def test_examples_are_the_frames_after_each_move():
         assert film.shape == (4, 32, 32, 3)
         whole = [canvas.read((frame + 1) / 2, (4, 4), (0, 0)) for frame in film]
         if whole[0].unreadable:
-            continue  # a smaller map, not in the corner
+            continue  # a 3×3 map, which doesn't fill the frame
         desc = whole[0].desc
         (cell,) = whole[0].agents
         from_start += cell == (0, 0)
@@ -145,7 +145,7 @@ def test_examples_are_the_frames_after_each_move():
     assert 5 < from_start < 60
 
 
-def test_one_latent_step_has_no_frames_before_its_last():
+def test_examples_for_one_latent_step_have_no_intermediate_frames():
     config = tiny_frozenlake()
     config.model.thinking.latent_steps = 1
     assert set(make_frozenlake(config).records[0]) == {"x", "condition"}
@@ -162,7 +162,7 @@ def test_one_latent_step_has_no_frames_before_its_last():
         (("S" + "F" * 8,) + ("F" * 9,) * 7 + ("F" * 8 + "G",), "9×9; a frame shows up to 8×8"),
     ],
 )
-def test_maps_that_cannot_be_played_are_named(desc, reason):
+def test_unplayable_maps_are_refused_with_a_reason(desc, reason):
     found = check_map(desc, 8)
     assert found is None if reason is None else reason in found
 
@@ -181,7 +181,7 @@ def test_maps_that_cannot_be_played_are_named(desc, reason):
         ({"frozenlake.read_sigma": 1.0}, "read_sigma=1.0"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(changes, match):
+def test_settings_that_do_not_fit_are_refused(changes, match):
     config = tiny_frozenlake()
     for name, value in changes.items():
         section, field = name.split(".")
@@ -190,18 +190,18 @@ def test_settings_that_do_not_fit_are_named(changes, match):
         make_frozenlake(config)
 
 
-def test_maps_that_are_not_to_be_had_are_not_sought_for_ever():
-    # Without holes there is one map of each size.
+def test_search_for_a_held_out_map_gives_up():
+    # Without holes there is only one map of each size.
     with pytest.raises(UserError, match="none of 2000 maps of 4×4 is one for tests"):
         make_map(np.random.default_rng(0), 4, (1.0, 1.0), test=True)
 
 
 @pytest.mark.parametrize("module", ["gymnasium.envs.toy_text", "pygame"])
-def test_without_gymnasium_or_pygame_the_remedy_is_said(monkeypatch, module):
+def test_without_gymnasium_or_pygame_the_error_names_the_extra(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match="pip install -e '.\\[frozenlake\\]'"):
         maps.frozen_lake()
 
 
-def test_defaults_are_a_config():
+def test_default_settings_are_valid():
     assert FrozenLakeConfig().sizes

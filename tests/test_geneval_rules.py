@@ -1,4 +1,4 @@
-"""GenEval's rules, by hand and as the public evaluator has them."""
+"""GenEval's rules, checked by hand and against the official evaluator."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from tp_jax.evals.geneval.rules import Detection, judge, relations, select
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
-def test_objects_are_taken_surest_first_above_their_threshold_and_16_at_most():
+def test_at_most_16_objects_above_the_threshold_are_selected_by_score():
     found = {
         "cat": [Detection(np.zeros(4), s) for s in (0.3, 0.31, float(np.float32(0.9)), 0.91)],
         "dog": [Detection(np.zeros(4), 0.1)],
@@ -30,22 +30,22 @@ def test_objects_are_taken_surest_first_above_their_threshold_and_16_at_most():
     ("shift", "expected"),
     [
         ((0, 0), set()),
-        ((-20, 0), set()),  # a tenth of both widths, 100 each, is 20
-        ((-40, 0), set()),  # half of the distance lies within the margin
+        ((-20, 0), set()),  # the margin is a tenth of both widths: 20
+        ((-40, 0), set()),  # half of the distance is within the margin
         ((-41, 0), {"left of"}),
         ((41, 0), {"right of"}),
         ((0, -41), {"above"}),
         ((0, 41), {"below"}),
         ((-500, 500), {"left of", "below"}),
-        ((500, 240), {"right of"}),  # down by less than half of the distance
+        ((500, 240), {"right of"}),  # the vertical share is less than half of the distance
     ],
 )
-def test_position_boundaries(shift, expected):
+def test_relations_at_their_thresholds(shift, expected):
     here = np.array([300, 300, 400, 400], np.float32)
     assert relations(here + np.array(shift * 2, np.float32), here) == expected
 
 
-def test_counts():
+def test_number_of_objects_is_judged():
     two = PROMPTS[1]
     box = (0, 0, 9, 9)
     assert judge({"cat": detections(box, box)}, two) == (True, "")
@@ -55,7 +55,7 @@ def test_counts():
     assert judge({"cat": detections(box, box, box), "dog": detections(box)}, PROMPTS[0])[0]
 
 
-def test_colour_is_asked_of_the_surest_objects_alone():
+def test_only_the_best_scored_objects_are_checked_for_colour():
     prompt = {"include": [{"class": "cat", "count": 2, "color": "red"}]}
     objects = {"cat": detections(*[(i, 0, i + 9, 9) for i in range(4)])}
 
@@ -71,11 +71,11 @@ def test_colour_is_asked_of_the_surest_objects_alone():
     assert (right, why) == (False, "cat: red, blue, must be 2 red")
 
 
-def test_position_needs_every_pair_and_a_target_that_is_met():
+def test_position_must_hold_for_every_pair_of_objects():
     left, middle, right = (0, 0, 50, 50), (200, 0, 250, 50), (400, 0, 450, 50)
     prompt = PROMPTS[3]
     assert judge({"cat": detections(right), "dog": detections(left)}, prompt) == (True, "")
-    # Only the surest dog counts.
+    # Only the dog with the highest score counts.
     assert judge({"cat": detections(middle), "dog": detections(left, right)}, prompt)[0]
     assert judge({"cat": detections(middle), "dog": detections(right, left)}, prompt) == (
         False,
@@ -90,7 +90,7 @@ def test_position_needs_every_pair_and_a_target_that_is_met():
     ]
 
 
-def test_verdicts_are_the_official_evaluator_s():
+def test_verdicts_equal_those_of_the_official_evaluator():
     golden = json.loads((GOLDEN / "geneval.json").read_text())["verdicts"]
     assert len(golden) == detection_formula.CASES
     for seed, expected in enumerate(golden):
@@ -105,7 +105,7 @@ def test_verdicts_are_the_official_evaluator_s():
         assert right == (why == "")
 
 
-def test_relations_are_the_official_evaluator_s():
+def test_relations_equal_those_of_the_official_evaluator():
     golden = json.loads((GOLDEN / "geneval.json").read_text())["relations"]
     count = detection_formula.PAIRS
     boxes = detection_formula.boxes(np.random.RandomState(0), 2 * count).reshape(count, 2, 5)

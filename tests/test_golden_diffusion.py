@@ -1,4 +1,4 @@
-"""Objectives and samplers against the public torch code; tests/golden/README.md names it."""
+"""Compare objectives and samplers with public torch code (see tests/golden/README.md)."""
 
 import functools
 import itertools
@@ -37,19 +37,19 @@ def channels_last(x):
 
 
 def stand_in(x, timestep, coefficients=STAND_IN):
-    """The golden files' formula in place of a network that predicts noise and variance."""
+    """The formula that replaces a network for noise and variance in the golden files."""
     a, b, c, d = coefficients
     t = timestep.reshape(-1, 1, 1, 1)
     return jnp.concatenate([a * x + b * jnp.sin(t / 100), c * x - d * t / 1000], axis=-1)
 
 
 def velocity(x, timestep):
-    """The golden files' formula in place of a network that predicts velocity."""
+    """The formula that replaces a network for velocity in the golden files."""
     return 0.5 * x + 0.1 * timestep.reshape(-1, 1, 1, 1) / 1000
 
 
 def trajectory(objective, config, predict, start, noise):
-    """Every sample [steps, B, H, W, C] that a sampler's steps give with this noise."""
+    """All intermediate samples [steps, B, H, W, C] of a sampler with this noise."""
     steps, step = SAMPLERS[config.sampler].start(objective, config)
 
     def body(x, inputs):
@@ -74,7 +74,7 @@ def assert_close(ours, theirs, atol, rtol=0.0):
 
 
 @pytest.mark.parametrize("name", ["betas", "alphas_cumprod", "posterior_log_variance_clipped"])
-def test_gaussian_tables(name):
+def test_gaussian_schedule(name):
     assert_close(getattr(GAUSSIAN.tables(), name), golden("gaussian")[name], atol=0, rtol=1e-12)
 
 
@@ -86,7 +86,7 @@ def test_respaced_timesteps(name, steps, spacing):
     assert_close(tables.betas, golden("gaussian")[f"betas_{name}"], atol=0, rtol=1e-11)
 
 
-def test_gaussian_noised():
+def test_gaussian_noised_data():
     x, noise, x_t = (channels_last(golden("gaussian")[f"train_{n}"]) for n in ("x0", "noise", "xt"))
     assert_close(GAUSSIAN.noised(x, noise, golden("gaussian")["train_t"]), x_t, atol=1e-6)
 
@@ -101,71 +101,71 @@ def gaussian_losses(coefficients):
 @pytest.mark.parametrize("name", ["mse", "vb", "loss"])
 def test_gaussian_losses(name):
     losses = jax.jit(gaussian_losses)(jnp.array(STAND_IN))
-    # At large t the bound is a small difference of large numbers.
+    # At large t the variational bound is a small difference of large numbers.
     assert_close(losses[name], golden("gaussian")[f"train_{name}"], atol=1e-6, rtol=1e-5)
 
 
-def test_the_bound_trains_the_variance_alone():
+def test_variational_bound_trains_only_the_variance():
     gradient = jax.jit(jax.grad(lambda c: gaussian_losses(c)["loss"].mean()))(jnp.array(STAND_IN))
     assert_close(gradient, golden("gaussian")["train_loss_grad"], atol=1e-6, rtol=1e-5)
 
 
-def test_ddpm_10():
+def test_ddpm_with_10_steps():
     arrays = golden("gaussian")
     ours = gaussian_trajectory(arrays["sample_noise_10"], sampler="ddpm", steps=10)
     assert_close(ours, channels_last(arrays["p_10"]), atol=1e-5)
 
 
-def test_predicted_data():
+def test_data_predicted_at_each_ddpm_step():
     arrays = golden("gaussian")
     timesteps = respaced_timesteps(1000, 10, "even")
-    # What the sampler saw at each of its steps; the steps count down.
-    seen = channels_last(np.concatenate([arrays["sample_start"][None], arrays["p_10"][:-1]]))
-    index = np.repeat(np.arange(10)[::-1], seen.shape[1])
+    # The input of the sampler at each step; timesteps decrease.
+    inputs = channels_last(np.concatenate([arrays["sample_start"][None], arrays["p_10"][:-1]]))
+    index = np.repeat(np.arange(10)[::-1], inputs.shape[1])
 
     @jax.jit
     def predicted_data(x_t):
         output = stand_in(x_t, timesteps[index].astype(np.float32))
         return posterior(GAUSSIAN.tables(timesteps), output, x_t, index)[2]
 
-    ours = predicted_data(seen.reshape(-1, *seen.shape[2:])).reshape(seen.shape)
+    ours = predicted_data(inputs.reshape(-1, *inputs.shape[2:])).reshape(inputs.shape)
     assert_close(ours, channels_last(arrays["p_10_x0"]), atol=1e-5)
 
 
-def test_ddpm_250():
+def test_ddpm_with_250_steps():
     noise = np.random.RandomState(250).randn(250, 2, 2, 4, 4).astype(np.float32)
     ours = gaussian_trajectory(noise, sampler="ddpm", steps=250)
     assert_close(ours[-1], channels_last(golden("gaussian")["p_250"]), atol=1e-5)
 
 
-def test_ddim_50_without_noise():
+def test_ddim_with_50_steps_without_noise():
     expected = channels_last(golden("gaussian")["ddim50_eta0"])
-    # Noise that eta = 0 must ignore.
+    # With eta = 0 this noise must have no effect.
     noise = np.ones((50, 2, 2, 4, 4), np.float32)
     ours = gaussian_trajectory(noise, sampler="ddim", steps=50, spacing="stride", eta=0.0)
     assert_close(ours, expected, atol=2e-5)
 
 
-def test_ddim_10_with_noise():
+def test_ddim_with_10_steps_and_noise():
     arrays = golden("gaussian")
     ours = gaussian_trajectory(arrays["sample_noise_10"], sampler="ddim", steps=10, eta=1.0)
     assert_close(ours, channels_last(arrays["ddim_10_eta1"]), atol=2e-5)
 
 
-def test_flow_training_times():
+def test_flow_training_timesteps():
     sigmas = FLOW.shifted(np.arange(1000, 0, -1) / 1000)
     assert_close(sigmas, golden("flow")["train_sigmas"], atol=0, rtol=1e-6)
     assert_close(1000 * sigmas, golden("flow")["train_timesteps"], atol=0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("steps", [28, 10])
-def test_flow_schedule(steps):
+def test_flow_sampling_schedule(steps):
     sigmas = FLOW.schedule(steps)
     assert_close(sigmas, golden("flow")[f"sigmas_{steps}"], atol=0, rtol=1e-6)
     assert_close(1000 * sigmas[:-1], golden("flow")[f"timesteps_{steps}"], atol=0, rtol=1e-6)
 
 
-def test_euler_10():
+def test_euler_with_10_steps():
     arrays = golden("flow")
     start, expected = channels_last(arrays["euler_start"]), channels_last(arrays["euler_10"])
     config = SamplerConfig(sampler="euler", steps=10)
@@ -173,7 +173,7 @@ def test_euler_10():
     assert_close(ours, expected, atol=1e-5)
 
 
-def test_heun_against_a_plain_loop():
+def test_heun_equals_a_plain_loop():
     def curved(x, timestep):
         t = timestep.reshape(-1, 1, 1, 1) / 1000
         return x * (1 + t) / (1 + x * x) + 0.1 * t

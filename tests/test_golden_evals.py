@@ -1,4 +1,4 @@
-"""Statistics, precision and recall, and resizing: by hand, and as the public code has them."""
+"""Statistics, precision, recall and resizing, checked by hand and against public code."""
 
 import functools
 import json
@@ -16,10 +16,11 @@ from tp_jax.evals.adm.statistics import frechet_distance, inception_score, merge
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
-# Statistics.
+# Statistics
 
 
 def merged(rows, block):
+    """Moments of all rows, merged from those of blocks."""
     parts = [moments(rows[start : start + block]) for start in range(0, len(rows), block)]
     found = parts[0]
     for part in parts[1:]:
@@ -28,7 +29,7 @@ def merged(rows, block):
 
 
 @pytest.mark.parametrize("offset", [0, 1e6])
-def test_moments_of_blocks_are_those_of_all_rows(offset):
+def test_merged_moments_of_blocks_equal_those_of_all_rows(offset):
     rows = offset + np.random.RandomState(0).standard_normal((103, 5))
     found = merged(rows, 10)
     assert found.count == 103
@@ -36,7 +37,7 @@ def test_moments_of_blocks_are_those_of_all_rows(offset):
     np.testing.assert_allclose(found.covariance(), np.cov(rows, rowvar=False), atol=1e-9)
 
 
-def test_moments_of_float32_rows_are_summed_in_float64():
+def test_moments_of_float32_rows_are_accumulated_in_float64():
     rows = (1000 + np.random.RandomState(0).standard_normal((5000, 3))).astype(np.float32)
     wide = rows.astype(np.float64)
     found = merged(rows, 1024)
@@ -48,13 +49,13 @@ def gaussian(rows):
     return rows.mean(axis=0), np.cov(rows, rowvar=False)
 
 
-@pytest.mark.parametrize("rows", [5, 300])  # 5 rows leave 60 features without full rank
-def test_distance_to_itself_is_zero(rows):
+@pytest.mark.parametrize("rows", [5, 300])  # with 5 rows of 60 features the covariance is singular
+def test_frechet_distance_of_a_gaussian_to_itself_is_zero(rows):
     mean, covariance = gaussian(features(0, rows, width=60).astype(np.float64))
     assert abs(frechet_distance(mean, covariance, mean, covariance)) < 1e-12 * np.trace(covariance)
 
 
-def test_distance_of_gaussians_known_by_hand():
+def test_frechet_distance_matches_a_computation_by_hand():
     a, b = np.array([4.0, 1, 0]), np.array([1.0, 9, 4])
     turn = np.linalg.qr(np.random.RandomState(0).standard_normal((3, 3)))[0]
     found = frechet_distance(
@@ -63,12 +64,12 @@ def test_distance_of_gaussians_known_by_hand():
     assert found == pytest.approx(1 + 4 + (2 - 1) ** 2 + (1 - 3) ** 2 + (0 - 2) ** 2, rel=1e-9)
 
 
-def test_inception_score_known_by_hand():
+def test_inception_score_matches_a_computation_by_hand():
     sure = 100 * np.eye(8)
     assert inception_score(sure) == pytest.approx(8)
     assert inception_score(np.ones((8, 5))) == pytest.approx(1)
-    assert inception_score(1e4 * np.eye(8)) == pytest.approx(8)  # exp of these is infinite
-    # Splits of 4, 4 and 2 images, each image of a class of its own.
+    assert inception_score(1e4 * np.eye(8)) == pytest.approx(8)  # exp of these overflows
+    # Splits of 4, 4 and 2 images, each image in another class.
     assert inception_score(100 * np.eye(10), split_size=4) == pytest.approx((4 + 4 + 2) / 3)
 
 
@@ -89,9 +90,9 @@ def plain_precision_recall(reference, sample, neighbours):
 
 @pytest.mark.parametrize("block", [7, 16, 100])
 @pytest.mark.parametrize("half", [True, False])
-def test_precision_and_recall_of_small_sets(block, half):
+def test_precision_and_recall_equal_a_plain_loop(block, half):
     random = np.random.RandomState(3)
-    # Whole numbers, so that distances are exact and some are equal to a radius.
+    # With integer features, distances are exact and some equal a radius.
     reference, sample = random.randint(0, 4, (23, 4)), random.randint(2, 6, (17, 4))
     found = manifold.precision_recall(reference, sample, 3, half=half, block=block)
     assert found == pytest.approx(plain_precision_recall(reference, sample, 3), abs=1e-7)
@@ -99,9 +100,10 @@ def test_precision_and_recall_of_small_sets(block, half):
 
 
 @pytest.mark.parametrize("block", [3, 4096])
-def test_a_border_belongs_to_its_ball(block):
+def test_points_on_the_border_of_a_ball_are_inside(block):
     scores = functools.partial(manifold.precision_recall, block=block)
-    # 3 is as far from 0 as 0's third neighbour, -3; the balls of 3, 300, … hold everything.
+    # The distance of 0 to 3 equals its radius, the distance to its third neighbour -3. The balls
+    # around 3, 300, … contain all points.
     near, far = np.array([[0.0], [-1], [-2], [-3]]), np.array([[3.0], [300], [500], [700]])
     assert scores(near, far) == (0.25, 1)
     assert scores(far, near) == (1, 0.25)
@@ -116,7 +118,7 @@ def golden():
 def check_precision_recall(golden, rows, factor=1, **options):
     reference, sample = factor * features(1, rows), factor * features(2, rows, shift=0.3)
     found = manifold.precision_recall(reference, sample, **options)
-    # One image of 2,000, where a sum of other order falls on the other side of a rounding.
+    # Tolerate one image of 2,000: another order of summation may round to the other side.
     assert found == pytest.approx((golden["precision"], golden["recall"]), rel=1e-3)
 
 
@@ -134,7 +136,7 @@ def check_inception_score(golden, rows):
     assert score == pytest.approx(golden["inception_score_split_600"], rel=1e-5)
 
 
-def test_scores_of_2000_rows_are_the_adm_evaluators(golden):
+def test_scores_of_2000_rows_equal_those_of_the_adm_evaluator(golden):
     check_precision_recall(golden["2000"], 2000)
     check_frechet(golden["2000"], 2000)
     check_inception_score(golden["2000"], 2000)
@@ -146,23 +148,23 @@ def test_distances_that_overflow_float16_are_computed_in_float32(golden):
     assert golden["2000_overflow"] != golden["2000"]
 
 
-def test_float16_is_summed_in_the_adm_evaluators_order(golden):
+def test_float16_is_summed_in_the_order_of_the_adm_evaluator(golden):
     [rows] = manifold._split_into_blocks(features(1, 16), 16)
     np.testing.assert_array_equal(rows.half_norms, golden["distances_to_origin"])
 
 
 @pytest.mark.slow
-def test_scores_of_10000_rows_are_the_adm_evaluators(golden):
+def test_scores_of_10000_rows_equal_those_of_the_adm_evaluator(golden):
     check_precision_recall(golden["10000"], 10_000)
     check_frechet(golden["10000"], 10_000)
     check_inception_score(golden["10000"], 10_000)
 
 
-# Images for the network.
+# Preprocessing of images
 
 
 @pytest.mark.parametrize(("half_pixel", "shift"), [(False, 0), (True, 0.5)])
-def test_resize_is_the_rule_written_out(half_pixel, shift):
+def test_resize_equals_bilinear_interpolation_by_a_loop(half_pixel, shift):
     picture = image(9, 7).astype(np.float64)
     found = np.asarray(resize(jnp.asarray(picture[None], jnp.float32), half_pixel=half_pixel))[0]
 
@@ -186,7 +188,7 @@ def test_resize_is_the_rule_written_out(half_pixel, shift):
     ("protocol", "file", "scale", "shift"),
     [("adm", "resize_tf1", 128, 128), ("pytorch-fid", "resize_torch", 127.5, 127.5)],
 )
-def test_protocols_resize_as_the_public_code(protocol, file, scale, shift, size):
+def test_protocols_resize_like_the_public_code(protocol, file, scale, shift, size):
     with np.load(GOLDEN / f"{file}.npz") as file:
         expected = file["{}x{}".format(*size)]
     found = PROTOCOLS[protocol].prepare(jnp.asarray(image(*size)[None]))[0, ::13, ::13]
@@ -194,7 +196,7 @@ def test_protocols_resize_as_the_public_code(protocol, file, scale, shift, size)
 
 
 @pytest.mark.parametrize(("protocol", "low"), [("adm", -1), ("pytorch-fid", -1)])
-def test_protocols_scale_for_the_network(protocol, low):
+def test_protocols_scale_pixels_for_the_network(protocol, low):
     ends = np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 255)]).astype(np.uint8)
     found = np.asarray(PROTOCOLS[protocol].prepare(jnp.asarray(ends)))
     assert found.shape == (2, 299, 299, 3) and found.dtype == np.float32

@@ -1,4 +1,4 @@
-"""DiT and MMDiT against outputs of the public torch models; tests/golden/README.md names them."""
+"""Compare DiT and MMDiT with public torch models (see tests/golden/README.md)."""
 
 import functools
 import json
@@ -18,12 +18,12 @@ from tp_jax.pretrained import read_dit, read_sd3
 from tp_jax.thinking import Thinking, ThinkingConfig, ThinkingOptions
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-# Of the largest output. Torch's own rounding is 1.5e-6 on outputs of deviation 1.1.
+# Relative to the largest output. Torch's rounding error is 1.5e-6 for outputs of deviation 1.1.
 TOLERANCE = 1e-5
 THINKING = ThinkingConfig(layers=(1,), rank=4, latent_steps=2, experts=2, gate_width=8)
 NO_THINKING = ThinkingConfig(layers=())
-# Compiling takes longer than all else here.
-QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
+# These tests spend most of their time on compilation.
+FAST_COMPILATION = {"xla_backend_optimization_level": 0}
 READERS = {"dit": read_dit, "sd3": read_sd3, "sd35": read_sd3}
 
 
@@ -85,7 +85,7 @@ def golden_inputs(name, suffix=""):
 
 
 def golden_model(name, thinking=NO_THINKING):
-    """Our model with the golden base; what thinks is freshly initialised."""
+    """Our model with the base weights of a golden file and new thinking parameters."""
     model = build_model(our_config(name, thinking))
     base = READERS[name](torch_state(name), model.config)
     if not thinking.layers:
@@ -95,14 +95,14 @@ def golden_model(name, thinking=NO_THINKING):
 
 @functools.cache
 def fresh_thinking(config, width):
-    """The parameters that a model of this width would add to its base."""
-    init = jax.jit(Thinking(config, width).init, compiler_options=QUICK_TO_COMPILE)
+    """Newly initialised thinking parameters for a model of this width."""
+    init = jax.jit(Thinking(config, width).init, compiler_options=FAST_COMPILATION)
     return init(jax.random.key(0), ThinkingOptions(), 1)["params"]
 
 
 @jax.default_matmul_precision("highest")
 def apply(model, params, *inputs):
-    run = jax.jit(model.apply, compiler_options=QUICK_TO_COMPILE)
+    run = jax.jit(model.apply, compiler_options=FAST_COMPILATION)
     return run({"params": params}, *inputs)
 
 
@@ -117,7 +117,7 @@ def assert_matches(ours, theirs):
 @pytest.mark.parametrize(
     ("name", "suffix"), [("dit", ""), ("sd3", ""), ("sd3", "_wide"), ("sd35", "")]
 )
-def test_output(name, suffix):
+def test_output_equals_the_public_model(name, suffix):
     model, params = golden_model(name)
     output, thoughts = apply(model, params, *golden_inputs(name, suffix))
     assert not thoughts
@@ -125,14 +125,14 @@ def test_output(name, suffix):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_fresh_thinking_leaves_the_output_as_it_was(name):
+def test_untrained_thinking_does_not_change_the_output(name):
     model, params = golden_model(name, THINKING)
     output, thoughts = apply(model, params, *golden_inputs(name))
     assert list(thoughts) == [1]
     assert_matches(output, golden(name)["out"])
 
 
-def test_dit_with_guidance():
+def test_guided_dit_equals_the_public_model():
     arrays = golden("dit")
     model, params = golden_model("dit")
     images = len(arrays["cfg_y"]) // 2
@@ -151,7 +151,7 @@ def test_dit_with_guidance():
 def test_timestep_embedding(name):
     arrays = golden(name)
     ours = timestep_embedding(golden_inputs(name)[1])
-    # At 999 the angles are so large neighbouring float32 values are 6e-5 apart.
+    # At timestep 999 the angles are so large that adjacent float32 values differ by 6e-5.
     np.testing.assert_allclose(ours, arrays["t_sinusoid"], rtol=0, atol=1e-4)
 
 
@@ -168,7 +168,7 @@ def test_position_table(name):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_weights_fill_the_tree_exactly(name):
+def test_read_weights_match_the_parameter_tree(name):
     model, params = golden_model(name, THINKING)
     shapes, read = (
         jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -178,7 +178,7 @@ def test_weights_fill_the_tree_exactly(name):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_missing_or_left_over_weight_is_named(name):
+def test_missing_and_unexpected_weights_are_named(name):
     state, config = torch_state(name), our_config(name)
     for missing in state:
         rest = {key: value for key, value in state.items() if key != missing}
@@ -189,7 +189,7 @@ def test_a_missing_or_left_over_weight_is_named(name):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_another_position_table_is_refused(name):
+def test_wrong_position_table_is_refused(name):
     state, config = torch_state(name), our_config(name)
     key = next(key for key in state if key.endswith("pos_embed"))
     with pytest.raises(UserError, match=re.escape(key)):
