@@ -1,6 +1,7 @@
-"""The autoencoder of Stable Diffusion: images to latents and back, in tiles where they are large.
+"""The autoencoder of Stable Diffusion, which encodes images to latents and decodes them.
 
-B images, H×W pixels, h×w latents, c latent channels. Numbers as diffusers' AutoencoderKL.
+B images, H×W pixels, h×w latents, c latent channels. The results equal those of diffusers'
+AutoencoderKL.
 Sources: Rombach et al. (arXiv 2112.10752); Esser et al. (arXiv 2403.03206) for 16 channels.
 """
 
@@ -15,24 +16,25 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.models.layers import QKV, dense
 
-# The moments' second half is a log variance; these are the bounds it was trained with.
+# The encoder's log variance is clipped to these bounds, as in training.
 LOG_VARIANCE = (-30.0, 20.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """An autoencoder; the defaults are those of Stable Diffusion 1.
+    """Sizes of an autoencoder; the defaults are those of Stable Diffusion 1.
 
     Attributes:
-      channels: c.
-      scale, shift: what a diffusion model sees is (z - shift)·scale.
-      block_widths: of the levels, from the pixels inwards; each but the first halves the side.
-      layers_per_block: residual blocks of a level of the encoder; the decoder has one more.
-      norm_groups: of every GroupNorm; divides every width.
+      channels: number c of latent channels.
+      scale, shift: the diffusion model works on (z - shift)·scale.
+      block_widths: channels of each level, starting at full resolution; every further level
+        halves height and width.
+      layers_per_block: residual blocks per level of the encoder; the decoder has one more.
+      norm_groups: groups of every GroupNorm; must divide every width.
       quant_convs: whether a 1×1 convolution follows the encoder and precedes the decoder.
 
     Raises:
-      UserError: a width that norm_groups doesn't divide.
+      UserError: `norm_groups` does not divide a width.
     """
 
     channels: int = 4
@@ -52,51 +54,58 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels a side of one latent."""
+        """Return the side in pixels of the square that one latent stands for."""
         return 2 ** (len(self.block_widths) - 1)
 
 
 def to_latents(config: AutoencoderConfig, z: jax.Array) -> jax.Array:
-    """The encoder's z [B, h, w, c], as a diffusion model sees it."""
+    """Scale the encoder's z [B, h, w, c] to the latents that the diffusion model works on."""
     return (z - config.shift) * config.scale
 
 
 def from_latents(config: AutoencoderConfig, latents: jax.Array) -> jax.Array:
-    """The inverse of `to_latents`: what the decoder takes."""
+    """Scale the latents of the diffusion model back to z [B, h, w, c] for the decoder."""
     return latents / config.scale + config.shift
 
 
 def split_moments(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moments [B, h, w, 2·c], means then log variances, as (mean, std), each [B, h, w, c]."""
+    """Split moments [B, h, w, 2·c], means then log variances, into mean and std [B, h, w, c]."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return mean, jnp.exp(0.5 * jnp.clip(log_variance, *LOG_VARIANCE))
 
 
 def sample_posterior(mean: jax.Array, std: jax.Array, noise: jax.Array) -> jax.Array:
-    """A sample z of the encoder's Gaussian, from standard normal noise; all [B, h, w, c]."""
+    """Return a sample z of the encoder's Gaussian from standard normal noise [B, h, w, c]."""
     return mean + std * noise
 
 
 def conv(width: int, name: str | None, dtype: jnp.dtype, side: int = 3) -> nn.Conv:
-    """A convolution with float32 parameters that keeps the size and computes in `dtype`."""
+    """Return a convolution that keeps height and width, with float32 parameters.
+
+    Args:
+      width: output channels.
+      name: of the Flax module; None if an attribute in `setup` names it.
+      dtype: compute dtype.
+      side: of the kernel.
+    """
     return nn.Conv(width, (side, side), padding=side // 2, dtype=dtype, name=name)
 
 
 def group_norm(groups: int, name: str, dtype: jnp.dtype) -> nn.GroupNorm:
-    """GroupNorm, eps 1e-6, statistics in float32, result in `dtype`."""
-    # The fast variance, E[x²] - E[x]², loses digits where a group's mean is large.
+    """Return a GroupNorm (eps 1e-6) with float32 statistics and a result in `dtype`."""
+    # Flax's fast variance, E[x²] - E[x]², loses precision where the mean of a group is large.
     return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
 class ResBlock(nn.Module):
-    """Twice norm, SiLU and convolution, added to the input."""
+    """Residual block: two times GroupNorm, SiLU and convolution."""
 
     width: int
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, C] -> [B, H, W, width]."""
+        """Map x [B, H, W, C] to [B, H, W, width]."""
         h = x
         for i in (1, 2):
             h = nn.silu(group_norm(self.groups, f"norm{i}", x.dtype)(h))
@@ -107,13 +116,13 @@ class ResBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention with one head among all places, residual block."""
+    """Residual block, attention with one head over all positions, residual block."""
 
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, C] -> the same shape."""
+        """Map x [B, H, W, C] to the same shape."""
         width = x.shape[-1]
         x = ResBlock(width, self.groups, name="res_0")(x)
         h = group_norm(self.groups, "norm", x.dtype)(x)
@@ -123,20 +132,20 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images [B, H, W, 3] to moments [B, h, w, 2·c], before any quant convolution."""
+    """The encoder, without the quant convolution."""
 
     config: AutoencoderConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """See the class."""
+        """Map images [B, H, W, 3] to moments [B, h, w, 2·c]."""
         cfg, last = self.config, len(self.config.block_widths) - 1
         x = conv(cfg.block_widths[0], "conv_in", x.dtype)(x)
         for level, width in enumerate(cfg.block_widths):
             for layer in range(cfg.layers_per_block):
                 x = ResBlock(width, cfg.norm_groups, name=f"level_{level}_res_{layer}")(x)
             if level < last:
-                # The published weights were trained with padding at the far edges alone.
+                # The published weights were trained with padding at the bottom and right only.
                 name = f"level_{level}_down"
                 padding = ((0, 1), (0, 1))
                 x = nn.Conv(width, (3, 3), 2, padding=padding, dtype=x.dtype, name=name)(x)
@@ -146,13 +155,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, h, w, c], after any quant convolution, to images [B, H, W, 3]."""
+    """The decoder, without the quant convolution."""
 
     config: AutoencoderConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """See the class."""
+        """Map z [B, h, w, c] to images [B, H, W, 3]."""
         cfg = self.config
         x = conv(cfg.block_widths[-1], "conv_in", x.dtype)(x)
         x = MidBlock(cfg.norm_groups, name="mid")(x)
@@ -170,15 +179,16 @@ class Autoencoder(nn.Module):
     """Encoder and decoder; call its methods with `apply(params, x, method="encode")`.
 
     Attributes:
-      dtype: compute dtype, "float32" or "bfloat16"; parameters and results are float32. What
-        float32 products are rounded to is JAX's `default_matmul_precision`.
+      config: its sizes.
+      dtype: compute dtype, "float32" or "bfloat16"; parameters and results are float32. The
+        precision of float32 products is JAX's `default_matmul_precision`.
     """
 
     config: AutoencoderConfig
     dtype: str = "float32"
 
     def setup(self) -> None:
-        """Declares the parts."""
+        """Create the submodules."""
         cfg, dtype = self.config, jnp.dtype(self.dtype)
         self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
         if cfg.quant_convs:
@@ -186,17 +196,20 @@ class Autoencoder(nn.Module):
             self.post_quant = conv(cfg.channels, None, dtype, side=1)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] there and back by their means; touches every parameter."""
+        """Encode images [B, H, W, 3] to the posterior mean and decode it; for `init`."""
         return self.decode(self.encode(images)[0])
 
     def moments(self, images: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] in [-1, 1] -> means and log variances [B, h, w, 2·c] float32."""
+        """Encode images [B, H, W, 3] in [-1, 1] to moments [B, h, w, 2·c] float32.
+
+        The first c channels are means, the others log variances.
+        """
         x = self.encoder(images.astype(self.dtype))
         x = self.quant(x) if self.config.quant_convs else x
         return x.astype(jnp.float32)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The posterior of images.
+        """Return mean and standard deviation of the posterior of images.
 
         Args:
           images: [B, H, W, 3] in [-1, 1], any float dtype; H and W multiples of `factor`.
@@ -207,7 +220,7 @@ class Autoencoder(nn.Module):
         return split_moments(self.moments(images))
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """Unscaled z [B, h, w, c] -> images [B, H, W, 3] float32, about in [-1, 1]."""
+        """Decode unscaled z [B, h, w, c] to images [B, H, W, 3] float32, roughly in [-1, 1]."""
         z = z.astype(self.dtype)
         z = self.post_quant(z) if self.config.quant_convs else z
         return self.decoder(z).astype(jnp.float32)
@@ -216,26 +229,28 @@ class Autoencoder(nn.Module):
 def tiled_encode(
     moments: Callable[[jax.Array], jax.Array], images: jax.Array, factor: int, tile: int = 512
 ) -> tuple[jax.Array, jax.Array]:
-    """Encodes large images in overlapping tiles, so that memory doesn't grow with their size.
+    """Encode large images in overlapping tiles, so that memory doesn't grow with their size.
 
-    Tiles overlap by a quarter; there, moments are blended linearly, as diffusers does.
+    Neighbouring tiles overlap by a quarter, where their moments are blended linearly, as in
+    diffusers.
 
     Args:
-      moments: `Autoencoder.moments` with its parameters, jitted; it sees at most nine shapes.
+      moments: `Autoencoder.moments` with its parameters, jitted; called with at most nine shapes.
       images: [B, H, W, 3] in [-1, 1]; H and W multiples of `factor`.
-      tile: pixels a side, a multiple of 4·factor.
+      factor: pixels per latent, `AutoencoderConfig.factor`.
+      tile: side of a tile in pixels, a multiple of 4·factor.
 
     Returns:
-      (mean, std), each [B, h, w, c] float32. Images that one tile holds are encoded whole.
+      (mean, std), each [B, h, w, c] float32. Images no larger than a tile are encoded whole.
 
     Raises:
-      UserError: sizes that don't divide.
+      UserError: the image size is not a multiple of `factor`, or `tile` not of 4·factor.
     """
     _check_tile(tile, factor)
     for size in images.shape[1:3]:
         if size % factor:
             raise UserError(
-                f"images of {images.shape[1]}×{images.shape[2]} pixels can't be encoded: "
+                f"cannot encode images of {images.shape[1]}×{images.shape[2]} pixels: "
                 f"height and width must be multiples of {factor}"
             )
     return split_moments(_run_tiled(moments, images, tile, tile // factor))
@@ -244,18 +259,19 @@ def tiled_encode(
 def tiled_decode(
     decode: Callable[[jax.Array], jax.Array], z: jax.Array, factor: int, tile: int = 512
 ) -> jax.Array:
-    """Decodes large latents in overlapping tiles; see `tiled_encode`.
+    """Decode large latents in overlapping tiles; see `tiled_encode`.
 
     Args:
-      decode: `Autoencoder.decode` with its parameters, jitted; it sees at most nine shapes.
+      decode: `Autoencoder.decode` with its parameters, jitted; called with at most nine shapes.
       z: [B, h, w, c] unscaled.
-      tile: pixels a side, a multiple of 4·factor.
+      factor: pixels per latent, `AutoencoderConfig.factor`.
+      tile: side of a tile in pixels, a multiple of 4·factor.
 
     Returns:
       Images [B, h·factor, w·factor, 3] float32.
 
     Raises:
-      UserError: `tile` is no such multiple.
+      UserError: `tile` is not a multiple of 4·factor.
     """
     _check_tile(tile, factor)
     return _run_tiled(decode, z, tile // factor, tile)
@@ -269,7 +285,14 @@ def _check_tile(tile: int, factor: int) -> None:
 def _run_tiled(
     run: Callable[[jax.Array], jax.Array], x: jax.Array, tile: int, out_tile: int
 ) -> jax.Array:
-    """Runs tiles of x; `tile` and `out_tile` are their sides before and after."""
+    """Apply `run` to tiles of x and blend the results.
+
+    Args:
+      run: maps a tile of x to a tile of the result.
+      x: [B, height, width, channels].
+      tile: side of a tile of x.
+      out_tile: side of a tile of the result.
+    """
     height, width = x.shape[1:3]
     if max(height, width) <= tile:
         return run(x)
@@ -291,7 +314,7 @@ def _run_tiled(
 
 
 def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.Array:
-    """`after`, its first `extent` rows or columns fading in over the last ones of `before`."""
+    """Blend the first `extent` rows or columns of `after` with the last ones of `before`."""
     extent = min(extent, before.shape[axis], after.shape[axis])
     fade = jnp.arange(extent, dtype=after.dtype) / extent
     fade = fade.reshape([-1 if i == axis else 1 for i in range(after.ndim)])

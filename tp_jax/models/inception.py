@@ -1,10 +1,11 @@
-"""The Inception network of FID: the 2015 weights with 1008 logits, for inference only.
+"""The Inception network of FID (the 2015 weights with 1008 logits), for inference only.
 
-B images. Every convolution is followed by a batch norm in the published weights; its statistics
-are constants, so `pretrained.inception` folds it into the kernel and bias held here. Modules are
-named as in mseitzer/pytorch-fid, which ported TensorFlow's graph to torch and is followed in
-where it differs from torchvision's Inception: average pools don't count padding, and the last
-block has a max pool.
+B images. In the published weights a batch norm follows every convolution. Its statistics are
+constants, so `pretrained.inception` folds it into the kernel and bias of the convolution.
+
+Modules are named as in mseitzer/pytorch-fid, which ported TensorFlow's graph to torch. As there,
+and unlike torchvision's Inception, average pooling leaves out the padding, and the last block has
+a max pooling.
 Source: Szegedy et al. (arXiv 1512.00567).
 """
 
@@ -19,13 +20,14 @@ SPATIAL_CHANNELS = 7
 
 
 class InceptionFeatures(NamedTuple):
-    """What the evaluations are computed from, float32.
+    """The features from which FID and the other scores are computed, all float32.
 
     Attributes:
-      pool: [B, 2048], the mean over all places after the last block: TensorFlow's `pool_3`.
-      spatial: [B, 2023], the first 7 channels of the first branch of Mixed_6d, TensorFlow's
-        `mixed_6/conv`, flattened from [17, 17, 7].
-      logits: [B, 1008], without a bias, as the Inception Score of openai/guided-diffusion has it.
+      pool: [B, 2048], the mean over all positions after the last block (TensorFlow's `pool_3`),
+        for FID, precision and recall.
+      spatial: [B, 2023], the first 7 channels of Mixed_6d (TensorFlow's `mixed_6/conv`), flattened
+        from [17, 17, 7], for sFID.
+      logits: [B, 1008], without bias as in openai/guided-diffusion, for the Inception Score.
     """
 
     pool: jax.Array
@@ -34,7 +36,7 @@ class InceptionFeatures(NamedTuple):
 
 
 class Conv(nn.Module):
-    """A convolution with the folded batch norm, then ReLU; strided ones don't pad."""
+    """A convolution, with the batch norm folded in, then ReLU."""
 
     features: int
     kernel: tuple[int, int]
@@ -43,8 +45,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, H, W, C] -> [B, H', W', features]."""
-        # Scores are compared between machines, so never in bfloat16 passes.
+        """Map x [B, H, W, C] to [B, H', W', features]."""
+        # Full float32 precision, because scores are compared between machines.
         conv = nn.Conv(
             self.features,
             self.kernel,
@@ -57,7 +59,7 @@ class Conv(nn.Module):
 
 
 def chain(x: jax.Array, *layers: tuple) -> jax.Array:
-    """Convolutions one after the other, each (name, features, kernel side or sides)."""
+    """Apply convolutions in sequence, each given as (name, features, kernel side or sides)."""
     for name, features, kernel in layers:
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         x = Conv(features, kernel, name=name)(x)
@@ -65,33 +67,33 @@ def chain(x: jax.Array, *layers: tuple) -> jax.Array:
 
 
 def shrink(x: jax.Array, name: str, features: int) -> jax.Array:
-    """A 3×3 convolution of stride 2."""
+    """Apply a 3×3 convolution with stride 2 and no padding."""
     return Conv(features, (3, 3), stride=2, padding="VALID", name=name)(x)
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
-    """Mean of 3×3 places that keeps the size; what is outside isn't counted."""
+    """Apply a 3×3 average pooling that keeps height and width and leaves out the padding."""
     return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maximum of 3×3 places, stride 2."""
+    """Apply a 3×3 max pooling with stride 2."""
     return nn.max_pool(x, (3, 3), (2, 2))
 
 
 def join(*branches: jax.Array) -> jax.Array:
-    """Branches side by side in the channels."""
+    """Concatenate branches along the channels."""
     return jnp.concatenate(branches, axis=-1)
 
 
 class BlockA(nn.Module):
-    """35×35 places."""
+    """Block at 35×35 positions."""
 
     pool_features: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 35, 35, C] -> [B, 35, 35, 224 + pool_features]."""
+        """Map x [B, 35, 35, C] to [B, 35, 35, 224 + pool_features]."""
         return join(
             chain(x, ("branch1x1", 64, 1)),
             chain(x, ("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)),
@@ -103,23 +105,23 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """From 35×35 to 17×17 places."""
+    """Block that reduces 35×35 positions to 17×17."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 35, 35, C] -> [B, 17, 17, 480 + C]."""
+        """Map x [B, 35, 35, C] to [B, 17, 17, 480 + C]."""
         double = chain(x, ("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3))
         return join(shrink(x, "branch3x3", 384), shrink(double, "branch3x3dbl_3", 96), max_pool(x))
 
 
 class BlockC(nn.Module):
-    """17×17 places; 7×7 convolutions in two halves."""
+    """Block at 17×17 positions, with 7×7 convolutions factored into 1×7 and 7×1."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 17, 17, C] -> [B, 17, 17, 768]."""
+        """Map x [B, 17, 17, C] to [B, 17, 17, 768]."""
         width, row, column = self.width, (1, 7), (7, 1)
         return join(
             chain(x, ("branch1x1", 192, 1)),
@@ -142,11 +144,11 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """From 17×17 to 8×8 places."""
+    """Block that reduces 17×17 positions to 8×8."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 17, 17, C] -> [B, 8, 8, 512 + C]."""
+        """Map x [B, 17, 17, C] to [B, 8, 8, 512 + C]."""
         seven = chain(
             x,
             ("branch7x7x3_1", 192, 1),
@@ -161,17 +163,17 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8×8 places; 3×3 convolutions in two halves side by side.
+    """Block at 8×8 positions, with a 1×3 and a 3×1 convolution side by side.
 
     Attributes:
-      pool: "mean", or "max" as in the last block.
+      pool: "mean" or "max"; the last block has "max".
     """
 
     pool: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, 8, 8, C] -> [B, 8, 8, 2048]."""
+        """Map x [B, 8, 8, C] to [B, 8, 8, 2048]."""
         three = chain(x, ("branch3x3_1", 384, 1))
         double = chain(x, ("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3))
         pooled = nn.max_pool(x, (3, 3), padding="SAME") if self.pool == "max" else mean_pool(x)
@@ -186,23 +188,20 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """The network; its parameters come from `pretrained.load_inception`."""
+    """The network; `pretrained.load_inception` returns it with its parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> InceptionFeatures:
-        """Features of images.
+        """Compute the features of images.
 
         Args:
-          x: [B, 299, 299, 3] float32, scaled as the network was trained, to about [-1, 1].
-
-        Returns:
-          InceptionFeatures, float32.
+          x: [B, 299, 299, 3] float32, scaled to about [-1, 1] as in the training of the network.
 
         Raises:
-          ValueError: another shape.
+          ValueError: x has another shape.
         """
         if x.shape[1:] != (SIDE, SIDE, 3):
-            raise ValueError(f"Inception takes [B, {SIDE}, {SIDE}, 3], not {list(x.shape)}")
+            raise ValueError(f"Inception expects [B, {SIDE}, {SIDE}, 3], not {list(x.shape)}")
         x = shrink(x, "Conv2d_1a_3x3", 32)
         x = Conv(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
         x = max_pool(chain(x, ("Conv2d_2b_3x3", 64, 3)))
@@ -213,7 +212,7 @@ class Inception(nn.Module):
         x = BlockB(name="Mixed_6a")(x)
         for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160)):
             x = BlockC(width, name=name)(x)
-        # The block's first branch comes first in its channels.
+        # These channels are from the first branch of the block, which is concatenated first.
         spatial = x[..., :SPATIAL_CHANNELS].reshape(len(x), -1)
         x = BlockD(name="Mixed_7a")(BlockC(192, name="Mixed_6e")(x))
         x = BlockE("max", name="Mixed_7c")(BlockE("mean", name="Mixed_7b")(x))

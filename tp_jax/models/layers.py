@@ -26,11 +26,15 @@ def dense(
     *,
     path: str | None = None,
 ) -> nn.Dense:
-    """A linear layer with float32 parameters that computes in `dtype`.
+    """Return a linear layer with float32 parameters that computes in `dtype`.
 
     Args:
-      path: of its parameters, for their sharding rules, where the layer is in no stack: a stack
-        gathers the weights of its blocks.
+      features: output features.
+      name: of the Flax module.
+      dtype: compute dtype.
+      kernel_init: initialiser of the kernel; the bias starts at zero.
+      path: path of its parameters in the model, by which their sharding rule is found. Give it for
+        layers outside the stacks of blocks. (`stack.run_stacks` gathers the weights of blocks.)
     """
     return nn.Dense(
         features,
@@ -42,7 +46,7 @@ def dense(
 
 
 def _gathering(path: str) -> Callable[..., jax.Array]:
-    """`jax.lax.dot_general` whose kernel, the parameter of this path, is gathered before."""
+    """Return `jax.lax.dot_general` that first gathers the kernel, the parameter at `path`."""
 
     def dot_general(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         kernel = gather({"kernel": kernel}, path)["kernel"]
@@ -52,7 +56,7 @@ def _gathering(path: str) -> Callable[..., jax.Array]:
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
-    """LayerNorm without affine, eps 1e-6, statistics in float32, result in x's dtype."""
+    """Apply LayerNorm (eps 1e-6, no scale or bias) in float32; the result has x's dtype."""
     x32 = x.astype(jnp.float32)
     centred = x32 - x32.mean(-1, keepdims=True)
     return (centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)).astype(
@@ -61,12 +65,12 @@ def layer_norm(x: jax.Array) -> jax.Array:
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """adaLN: x [B, N, D] · (1 + scale [B, D]) + shift [B, D]."""
+    """Apply an adaLN modulation: x [B, N, D] · (1 + scale [B, D]) + shift [B, D]."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class AdaLN(nn.Module):
-    """SiLU, then one linear layer to `chunks` modulations, each [B, D]; zero-initialised."""
+    """SiLU, then a zero-initialised linear layer that gives `chunks` modulations, each [B, D]."""
 
     width: int
     chunks: int
@@ -74,8 +78,8 @@ class AdaLN(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array) -> tuple[jax.Array, ...]:
-        """y [B, D] -> `chunks` arrays [B, D]."""
-        # One [D, chunks·D] matrix, in the order of the published weights.
+        """Map y [B, D] to `chunks` arrays [B, D]."""
+        # The kernel is one [D, chunks·D] matrix, as in the published weights.
         kernel = self.param("kernel", zeros, (self.width, self.chunks * self.width))
         bias = self.param("bias", zeros, (self.chunks * self.width,))
         out = jnp.dot(jax.nn.silu(y), kernel.astype(self.dtype)) + bias.astype(self.dtype)
@@ -83,9 +87,10 @@ class AdaLN(nn.Module):
 
 
 class QKV(nn.Module):
-    """Q, K and V projections, held in one array and handed out as a pure function.
+    """Q, K and V projections with one kernel, returned as a pure function.
 
-    The recursion calls it inside `jax.lax.scan`, where a bound Flax module can't be called.
+    The recursion calls that function inside `jax.lax.scan`, where a bound Flax module can't be
+    called.
     """
 
     width: int
@@ -93,7 +98,7 @@ class QKV(nn.Module):
 
     @nn.compact
     def __call__(self) -> Callable[[jax.Array], jax.Array]:
-        """Returns x [B, N, D] -> [B, N, 3, D]."""
+        """Return the function x [B, N, D] -> [B, N, 3, D]."""
 
         def init(key, shape):
             return xavier(key, (shape[0], shape[1] * shape[2])).reshape(shape)
@@ -104,16 +109,16 @@ class QKV(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """RMS norm over the last axis with a scale, eps 1e-6; float32 inside.
+    """RMS norm over the last axis, with a scale (eps 1e-6), computed in float32.
 
-    A module that hands out a pure function, for the same reason as `QKV`.
+    It returns a pure function, for the same reason as `QKV`.
     """
 
     features: int
 
     @nn.compact
     def __call__(self) -> Callable[[jax.Array], jax.Array]:
-        """Returns x [..., features] -> the same, normed."""
+        """Return the function x [..., features] -> [..., features]."""
         scale = self.param("scale", nn.initializers.ones_init(), (self.features,))
 
         def norm(x):
@@ -125,7 +130,7 @@ class RMSNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, tanh GELU, linear."""
+    """Linear layer, GELU (tanh approximation), linear layer."""
 
     width: int
     hidden: int
@@ -133,27 +138,27 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [..., D] -> [..., D]."""
+        """Map x [..., D] to [..., D]."""
         x = nn.gelu(dense(self.hidden, "in", self.dtype)(x), approximate=True)
         return dense(self.width, "out", self.dtype)(x)
 
 
 class EmbedMlp(nn.Module):
-    """Linear, SiLU, linear: the embedding of timesteps and of pooled text."""
+    """Linear layer, SiLU, linear layer: embeds timesteps and pooled text."""
 
     width: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, features] -> [B, D]."""
+        """Map x [B, features] to [B, D]."""
         normal = nn.initializers.normal(0.02)
         x = nn.silu(dense(self.width, "in", self.dtype, normal, path=f"{self.name}/in")(x))
         return dense(self.width, "out", self.dtype, normal, path=f"{self.name}/out")(x)
 
 
 def timestep_embedding(timestep: jax.Array, features: int = 256) -> jax.Array:
-    """Sinusoids [B, features] of timesteps [B]: first cosines, then sines, max period 1e4."""
+    """Embed timesteps [B] as sinusoids [B, features], cosines first; the longest period is 1e4."""
     half = features // 2
     frequencies = jnp.exp(-np.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = timestep.astype(jnp.float32)[:, None] * frequencies
@@ -161,10 +166,14 @@ def timestep_embedding(timestep: jax.Array, features: int = 256) -> jax.Array:
 
 
 def position_embedding(width: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Fixed 2-D sin-cos embedding [len(rows)·len(columns), D] float32.
+    """Return the fixed 2-D sin-cos embedding [len(rows)·len(columns), D] float32.
 
-    The first half of the features encodes the column, the second the row; each half is sines,
-    then cosines. Source: facebookresearch/DiT, after MAE.
+    The first half of the features encodes the column and the second the row; each half has sines
+    first, then cosines. Source: facebookresearch/DiT, after MAE.
+
+    Args:
+      width: D, a multiple of 4.
+      rows, columns: coordinates of the patches.
     """
     frequencies = 1 / 10_000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
 
@@ -178,12 +187,17 @@ def position_embedding(width: int, rows: np.ndarray, columns: np.ndarray) -> np.
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
-    """Images [B, H, W, C] to tokens [B, N, p·p·C], row-major."""
+    """Cut images [B, H, W, C] into tokens [B, N, p·p·C] in row-major order.
+
+    Example:
+      >>> patchify(jnp.zeros((1, 8, 8, 3)), patch=2).shape
+      (1, 16, 12)
+    """
     return einops.rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
 
 
 def unpatchify(x: jax.Array, patch: int, height: int, width: int) -> jax.Array:
-    """Tokens [B, N, p·p·C] back to images [B, height, width, C]."""
+    """Join tokens [B, N, p·p·C] to images [B, height, width, C]; the inverse of `patchify`."""
     return einops.rearrange(
         x, "b (h w) (p q c) -> b (h p) (w q) c",
         h=height // patch, w=width // patch, p=patch, q=patch,
