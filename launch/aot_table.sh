@@ -69,7 +69,8 @@ import json, pathlib, sys
 
 print("| job | chips | mesh | state GiB | peak GiB | TFLOP | received MiB | step ≥ ms | MFU ≤ |")
 print("|---|---|---|---|---|---|---|---|---|")
-reports = [(path.stem, json.loads(path.read_text())) for path in pathlib.Path(sys.argv[1]).glob("*.json")]
+files = pathlib.Path(sys.argv[1]).glob("*.json")
+reports = [(file.stem, json.loads(file.read_text())) for file in files]
 for name, r in sorted(reports, key=lambda item: (item[0].rsplit("-", 1)[0], item[1]["chips"])):
     slices = f" × {r['slices']}" if r["slices"] > 1 else ""
     mesh = " × ".join(f"{k} {v}" for k, v in r["mesh"].items())

@@ -76,8 +76,9 @@ state_of() {
 
 # The status that worker.sh prints on the first worker, whose log has the line "done:".
 state_of_run() {
+  local worker=tp_jax/launch/worker.sh
   local command=(gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=0
-    "--command=if [ -e tp_jax/launch/worker.sh ]; then bash tp_jax/launch/worker.sh status; else echo none; fi")
+    "--command=if [ -e $worker ]; then bash $worker status; else echo none; fi")
   if [ -n "$dry_run" ]; then
     run "${command[@]}"
   else

@@ -100,7 +100,7 @@ need() {
 choose_program() {
   entry="${entry:-main}"
   grep -qs '^if __name__ == "__main__"' "$launch_folder/../tp_jax/$entry.py" ||
-    fail "--entry=$entry is unknown: give main, prepare, sample, evaluate or another tp_jax/ENTRY.py"
+    fail "--entry=$entry is unknown: give main, prepare, sample or another command of tp_jax"
   [ "$entry" != main ] || need config workdir
   program=("$entry")
   [ -z "$config" ] || program+=("--config=$config")

@@ -52,7 +52,8 @@ score() {
   local run_folder="$1" out="$2"
   shift 2
   if [ ! -e "$out/scores.json" ] || [ "$run_folder/checkpoints" -nt "$out/scores.json" ]; then
-    run .venv/bin/python -m tp_jax.evaluate "--suite=$suite" "--workdir=$run_folder" "--out=$out" "$@"
+    run .venv/bin/python -m tp_jax.evaluate "--suite=$suite" "--workdir=$run_folder" \
+      "--out=$out" "$@"
   fi
 }
 

@@ -38,8 +38,8 @@ case "$action" in
   *) fail_on_action "$action" "create, queue, setup, run, log, status, stop or delete" ;;
 esac
 
-name='' zone='' project='' accelerator_type='' runtime_version='' spot='' queued='' config='' workdir=''
-entry='' extras=''
+name='' zone='' project='' accelerator_type='' runtime_version='' spot='' queued=''
+entry='' config='' workdir='' extras=''
 parse_arguments "name zone project accelerator-type runtime-version spot! queued! config workdir \
 entry extras" "$@"
 need name zone
@@ -54,7 +54,7 @@ choose_runtime() {
     v5litepod-*) runtime_version=v2-alpha-tpuv5-lite ;;
     v5p-*) runtime_version=v2-alpha-tpuv5 ;;
     v6e-*) runtime_version=v2-alpha-tpuv6e ;;
-    *) fail "no image is known for --accelerator-type=$accelerator_type: give --runtime-version=…" ;;
+    *) fail "--accelerator-type=$accelerator_type has no known image: give --runtime-version=…" ;;
   esac
 }
 

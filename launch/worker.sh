@@ -5,7 +5,7 @@
 #   bash launch/worker.sh once [ENTRY] FLAGS…    run it in the foreground; exit code 42 if SIGTERM
 #                                                stopped it
 #   bash launch/worker.sh status                 print one line about the background run
-#   bash launch/worker.sh stop                   send it SIGTERM, and SIGKILL after STOP_SECONDS (300)
+#   bash launch/worker.sh stop                   send it SIGTERM; SIGKILL after STOP_SECONDS (300)
 #
 # ENTRY is main (the default: training), prepare, sample, evaluate or another entry of tp_jax.
 # EXTRAS are names of optional dependencies in setup.py, separated by commas: text,convert.

@@ -10,7 +10,7 @@
 #   --tpu-type            v5litepod-16, v6e-64, …
 #   --num-slices          number of slices, connected by the data-centre network (1)
 #   --docker-image        the image to run, unchanged
-#   --base-docker-image   instead: xpk adds this checkout to that image, and pushes and runs the result
+#   --base-docker-image   instead: xpk adds this checkout to that image, pushes the result, runs it
 #   --entry               what to run: main (the default: training, which needs --config and
 #                         --workdir), prepare, sample, evaluate, …
 #   --max-restarts        how many times the pods may start again (100)
@@ -23,8 +23,8 @@ root="$(cd "$(dirname "$0")/.." && pwd)"
 
 action="${1:-}"
 [ $# -eq 0 ] || shift
-cluster='' workload='' tpu_type='' docker_image='' base_docker_image='' entry='' config='' workdir=''
-zone='' project='' num_slices=1 max_restarts=100
+cluster='' workload='' tpu_type='' docker_image='' base_docker_image='' entry='' config=''
+workdir='' zone='' project='' num_slices=1 max_restarts=100
 case "$action" in
   create) names="cluster workload tpu-type num-slices docker-image base-docker-image max-restarts \
 entry config workdir zone project" ;;
@@ -59,9 +59,10 @@ if [ "$action" = create ]; then
   # itself adds 42 and 127 to 255 to the codes after which the pods start again.
   container=(exec bash launch/worker.sh once "${program[@]}")
   case "${container[*]}" in
-    *$'\n'*) fail "a flag contains a line break, which xpk can't pass on: give the flag without it" ;;
+    *$'\n'*) fail "xpk can't pass on a line break in a flag: give the flag without it" ;;
   esac
   command+=("--tpu-type=$tpu_type" "--num-slices=$num_slices" "${image[@]}"
-    "--max-restarts=$max_restarts" --restart-on-exit-codes=1 "--command=$(quoted "${container[@]}")")
+    "--max-restarts=$max_restarts" --restart-on-exit-codes=1
+    "--command=$(quoted "${container[@]}")")
 fi
 run "${command[@]}"
