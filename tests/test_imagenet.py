@@ -1,4 +1,4 @@
-"""From raw images and published weights to a score, by the commands alone, killed on the way."""
+"""The full recipe for ImageNet with the commands of the README, killed and resumed on the way."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from safetensors.numpy import save_file
 from tp_jax.models.layers import position_embedding
 
 ROOT = pathlib.Path(__file__).parents[1]
-DEPTH, WIDTH, SIDE = 4, 64, 8  # of configs/imagenet256.py:debug
+DEPTH, WIDTH, SIDE = 4, 64, 8  # model of configs/imagenet256.py:debug
 
 
 def dit_weights():
-    """A state dict of facebookresearch/DiT at the size of the config."""
+    """A state dict with the key names of facebookresearch/DiT, for the model of the config."""
     block = {
         "attn.qkv": (3 * WIDTH, WIDTH), "attn.proj": (WIDTH, WIDTH), "mlp.fc1": (4 * WIDTH, WIDTH),
         "mlp.fc2": (WIDTH, 4 * WIDTH), "adaLN_modulation.1": (6 * WIDTH, WIDTH),
@@ -42,8 +42,8 @@ def dit_weights():
     return seeded_weights(shapes, 0) | {"pos_embed": position_embedding(WIDTH, side, side)[None]}
 
 
-class Lab:
-    """A folder in which commands are given, as processes."""
+class Shell:
+    """Runs commands of tp_jax as processes in a folder."""
 
     def __init__(self, folder, cache):
         self.folder, self._log = folder, folder / "log"
@@ -62,7 +62,7 @@ class Lab:
         return self._log.read_text()
 
     def kill_when(self, event, module, *flags):
-        """Ends a command with SIGKILL at an event, and says whether there was time to."""
+        """Start a command and send SIGKILL when `event()` is true; fail if it ended before."""
         process, deadline = self.start(module, *flags), time.monotonic() + 600
         while not event() and process.poll() is None:
             assert time.monotonic() < deadline, self._log.read_text()
@@ -78,16 +78,17 @@ class Lab:
 
 
 def shards(folder):
+    """Contents of the shards of prepared latents, by file name."""
     return {file.name: file.read_bytes() for file in folder.glob("*.arrayrecord")}
 
 
 @pytest.mark.slow
 def test_from_raw_images_to_a_score(tmp_path):
-    lab = Lab(tmp_path, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")})
+    shell = Shell(tmp_path, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")})
     make_fake_imagenet(tmp_path / "tfds")
     make_autoencoder(tmp_path / "vae")
-    lab.convert("dit", dit_weights(), "--heads=4")
-    lab.convert("inception", torch_state("inception"))
+    shell.convert("dit", dit_weights(), "--heads=4")
+    shell.convert("inception", torch_state("inception"))
 
     config = [
         f"--config={ROOT}/configs/imagenet256.py:debug",
@@ -95,13 +96,13 @@ def test_from_raw_images_to_a_score(tmp_path):
         "--config.prepare.batch_size=4", "--config.autoencoder.path=vae",
     ]  # fmt: skip
     latents = tmp_path / "latents"
-    lab.kill_when(
+    shell.kill_when(
         lambda: len(list(latents.glob("*.arrayrecord"))) >= 2,
         "prepare", *config, "--workdir=latents",
     )  # fmt: skip
     assert 0 < len(shards(latents)) < 5 and not (latents / "header.json").exists()
-    lab.run("prepare", *config, "--workdir=latents")
-    lab.run("prepare", *config, "--workdir=again")
+    shell.run("prepare", *config, "--workdir=latents")
+    shell.run("prepare", *config, "--workdir=again")
     assert shards(latents) == shards(tmp_path / "again") and len(shards(latents)) == 5
 
     training = [
@@ -110,24 +111,24 @@ def test_from_raw_images_to_a_score(tmp_path):
         "--config.train.batch_size=8", "--config.checkpoint.every_steps=2",
     ]  # fmt: skip
     checkpoints = tmp_path / "run" / "checkpoints"
-    lab.kill_when(lambda: (checkpoints / "4").exists(), "main", *training, "--workdir=run")
-    said = lab.run("main", *training, "--workdir=run")
-    assert "going on from checkpoint" in said and "done: 20 steps" in said
+    shell.kill_when(lambda: (checkpoints / "4").exists(), "main", *training, "--workdir=run")
+    log = shell.run("main", *training, "--workdir=run")
+    assert "going on from checkpoint" in log and "done: 20 steps" in log
 
     sample = ["--workdir=run", "--num=40", "--batch_size=8", "--guidance_channels=4"]
-    lab.run("sample", *sample, "--out=samples.npz")
+    shell.run("sample", *sample, "--out=samples.npz")
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].shape == (40, 64, 64, 3) and file["arr_0"].dtype == np.uint8
         np.testing.assert_array_equal(file["arr_1"], np.arange(40))
         assert len(np.unique(file["arr_0"].reshape(40, -1), axis=0)) == 40
 
     evaluate = ["--inception=inception", "--batch_size=8"]
-    lab.run("evaluate", "--samples=samples.npz", "--save_statistics=own.npz", *evaluate)
+    shell.run("evaluate", "--samples=samples.npz", "--save_statistics=own.npz", *evaluate)
     for reference in ("own.npz", "samples.npz"):
         files = ["--samples=samples.npz", f"--reference={reference}", "--out=scores.json"]
-        said = lab.run("evaluate", *files, *evaluate)
-        assert "fid" in said and "protocol        adm" in said
+        log = shell.run("evaluate", *files, *evaluate)
+        assert "fid" in log and "protocol        adm" in log
         scores = json.loads((tmp_path / "scores.json").read_text())
-        # A set against itself.
+        # The samples are compared with themselves.
         assert abs(scores["fid"]) < 1e-3 and scores["precision"] == scores["recall"] == 1
         assert scores["inception_score"] > 1 and scores["count"] == 40

@@ -1,4 +1,4 @@
-"""Frames decoded from latent steps, and the loss of them."""
+"""Decoding a frame from each latent step, and the loss on these frames."""
 
 import dataclasses
 import types
@@ -35,7 +35,7 @@ CONFIG = DiTConfig(
 
 
 @pytest.mark.parametrize("frame", ["channels", "tokens"])
-def test_latent_steps_decode_as_if_the_layer_had_ended_there(frame):
+def test_decoded_frame_equals_that_of_a_layer_that_ends_at_the_step(frame):
     model = build_model(dataclasses.replace(CONFIG, frame=frame))
     params, (x, timestep, condition) = random_params(model), example(model)
     frames, thoughts = jax.jit(lambda p: decode_latent_steps(model, p, x, timestep, condition))(
@@ -47,13 +47,13 @@ def test_latent_steps_decode_as_if_the_layer_had_ended_there(frame):
     np.testing.assert_allclose(frames[-1], last, atol=1e-5)
     layer = params["thinking"]["layer_1"]
     for step in (1, 2, 3):
-        # The slow reference, whose base says nothing, gives attention at its last latent step.
+        # With a base that returns zeros, the slow reference returns the attention of its last step.
         def ended(vision, scale, shift, y, base, attend, step=step):
-            said = thinking_attention(
+            found = thinking_attention(
                 vision, scale, shift, y.time, y.condition, layer,
                 lambda tokens: (0 * tokens,) * 3, heads=2, latent_steps=step,
             )  # fmt: skip
-            return said["vision"], None, None
+            return found["vision"], None, None
 
         base = DiTBase(model.config)
         wanted, _ = base.apply(
@@ -64,7 +64,7 @@ def test_latent_steps_decode_as_if_the_layer_had_ended_there(frame):
         assert np.abs(frames[step - 1] - frames[-1]).max() > 1e-3
 
 
-def test_more_latent_steps_leave_the_earlier_frames_as_they_are():
+def test_more_latent_steps_do_not_change_the_earlier_frames():
     model = build_model(CONFIG)
     params, inputs = random_params(model), example(model)
 
@@ -78,22 +78,22 @@ def test_more_latent_steps_leave_the_earlier_frames_as_they_are():
 
 
 @pytest.mark.parametrize("frame", ["channels", "tokens"])
-def test_what_a_model_draws_is_added_to_the_frame_that_it_sees(frame):
+def test_model_output_is_added_to_the_given_frame(frame):
     model = build_model(dataclasses.replace(CONFIG, frame=frame))
     params, (x, timestep, condition) = random_params(model), example(model)
     params["base"]["final"]["out"] = jax.tree.map(jnp.zeros_like, params["base"]["final"]["out"])
     out, _ = model.apply({"params": params}, x, timestep, condition)
     np.testing.assert_array_equal(out, condition["frame"])
-    # And it does see it.
+    # The output also depends on the frame.
     params, other = random_params(model), condition["frame"] + 1
-    drawn = [
+    outputs = [
         model.apply({"params": params}, x, timestep, condition | {"frame": given})[0] - given
         for given in (condition["frame"], other)
     ]
-    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
-def test_decoding_gives_every_frame_a_gradient_to_gate_and_experts():
+def test_every_frame_has_a_gradient_for_gate_and_experts():
     model = build_model(CONFIG)
     params, inputs = random_params(model), example(model)
     options = ThinkingOptions(RoutingNoise(jax.random.key(2), jnp.arange(3)))
@@ -110,7 +110,7 @@ def test_decoding_gives_every_frame_a_gradient_to_gate_and_experts():
 
 
 @pytest.mark.parametrize("moves", [1, 2, 4])
-def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
+def test_loss_compares_the_frame_after_each_move(moves):
     config = tiny_config()
     config.frozenlake.frames_weight = 0.5
     model, objective = build_model(CONFIG), RectifiedFlow(prediction="data", shift=1.0)
@@ -118,15 +118,15 @@ def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
     frames = jax.random.normal(jax.random.key(5), (3, 4, 4, 4, 2))
     batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
     batch["index"] = jnp.arange(3)
-    found, was = [], objective.losses
+    calls, original_losses = [], objective.losses
 
     def losses(predict, x, noise, times):
-        found.append((x, objective.noised(x, noise, times), times))
-        return was(predict, x, noise, times)
+        calls.append((x, objective.noised(x, noise, times), times))
+        return original_losses(predict, x, noise, times)
 
-    watched = types.SimpleNamespace(sample_times=objective.sample_times, losses=losses)
-    total, metrics = make_frames_loss(model, watched, config)(params, batch, 7, moves)
-    ((x, x_t, times),) = found
+    recording = types.SimpleNamespace(sample_times=objective.sample_times, losses=losses)
+    total, metrics = make_frames_loss(model, recording, config)(params, batch, 7, moves)
+    ((x, x_t, times),) = calls
     np.testing.assert_array_equal(x, frames[:, moves - 1])
     noise = RoutingNoise(stream_key(config.seed, "routing", 7), batch["index"])
     decoded, _ = decode_latent_steps(
@@ -137,7 +137,7 @@ def test_the_loss_is_of_the_frames_after_each_of_its_moves(moves):
     np.testing.assert_allclose(total, metrics["mse"] + 0.5 * metrics["frames"], rtol=1e-5)
 
 
-def test_an_update_is_of_one_to_all_moves():
+def test_each_train_step_samples_the_number_of_moves():
     config, model = tiny_config(), build_model(CONFIG)
     params, (_, _, condition) = random_params(model), example(model)
     frames = jax.random.normal(jax.random.key(5), (3, 2, 4, 4, 2))
@@ -149,15 +149,15 @@ def test_an_update_is_of_one_to_all_moves():
     state = make_state(params, optimizer, "all")
     for train_step in range(6):
         now = state.replace(train_step=jnp.int32(train_step))
-        said = step(now, batch)[1]
+        metrics = step(now, batch)[1]
         by_moves = [loss(params, batch, train_step, moves)[1] for moves in (1, 2)]
-        near = [bool(np.isclose(said["frames"], m["frames"], rtol=1e-4)) for m in by_moves]
+        near = [bool(np.isclose(metrics["frames"], m["frames"], rtol=1e-4)) for m in by_moves]
         assert sum(near) == 1
         drawn.add(near.index(True))
     assert drawn == {0, 1}
 
 
-def test_a_source_without_frames_is_refused_ahead_of_time():
+def test_source_without_frames_is_refused_before_compilation():
     config = tiny_frozenlake()
     config.data.source = "synthetic"
     with pytest.raises(UserError, match="config.model.frame='channels', but synthetic gives none"):
@@ -165,7 +165,7 @@ def test_a_source_without_frames_is_refused_ahead_of_time():
 
 
 @pytest.mark.parametrize("layers", [(), (0, 1)])
-def test_only_one_layer_is_decoded(layers):
+def test_decoding_needs_exactly_one_thinking_layer_and_a_frame(layers):
     thinking = dataclasses.replace(CONFIG.thinking, layers=layers)
     with pytest.raises(UserError, match="of one layer"):
         check_decodable(dataclasses.replace(CONFIG, thinking=thinking))

@@ -1,4 +1,4 @@
-"""Prepared latents: what is written, resumed, refused, and read in training."""
+"""Preparing latents: the files, resuming, errors, and reading them in training."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def config(photos, autoencoder, tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(photos, autoencoder, tmp_path_factory):
-    """A folder of latents, read only."""
+    """A folder of latents. Tests must not change it."""
     folder = epath.Path(tmp_path_factory.mktemp("prepared")) / "latents"
     prepare(latents_config(photos, autoencoder, folder), folder)
     return folder
@@ -63,7 +63,7 @@ def prepared(photos, autoencoder, tmp_path_factory):
 
 @pytest.fixture
 def copied(prepared, config):
-    """The folder of the config, with latents to spoil."""
+    """A copy of the latents in the folder that the config names; tests may damage it."""
     shutil.copytree(prepared, config.data.dir)
     return epath.Path(config.data.dir)
 
@@ -77,7 +77,7 @@ def shard_bytes(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.arrayrecord")}
 
 
-def test_records_are_the_moments_of_the_crop_and_of_its_mirror_image(prepared, config):
+def test_records_hold_the_moments_of_the_crop_and_its_mirror_image(prepared, config):
     source = open_latents(str(prepared), "")
     assert len(source.records) == IMAGES and len(shard_bytes(prepared)) == SHARDS
     raw = open_named("", "tfds/imagenet2012", config.prepare.dir, "train")
@@ -92,7 +92,7 @@ def test_records_are_the_moments_of_the_crop_and_of_its_mirror_image(prepared, c
         np.testing.assert_allclose(moments[:, 1], std, rtol=2e-3)
 
 
-def test_the_header_has_the_statistics_of_what_training_sees(prepared):
+def test_header_has_the_statistics_of_the_training_data(prepared):
     source = open_latents(str(prepared), "")
     decode, rng = source.decoder(8, flip=True), np.random.default_rng(0)
     seen = [decode(source.records[i % IMAGES], rng)["x"] for i in range(40 * IMAGES)]
@@ -100,21 +100,21 @@ def test_the_header_has_the_statistics_of_what_training_sees(prepared):
     np.testing.assert_allclose(source.header.std, np.std(seen, (0, 1, 2)), rtol=0.02)
 
 
-def test_the_mirror_image_is_taken_half_the_time_if_asked(prepared):
+def test_flip_uses_the_mirror_image_half_of_the_time(prepared):
     source, rng = open_latents(str(prepared), ""), np.random.default_rng(0)
     plan = source.header.plan
     means = (plan.decode(source.records[3])[1][:, 0].astype(np.float32)) * plan.autoencoder.scale
 
     def mirrored(flip):
         decode = source.decoder(8, flip=flip)
-        draws = [decode(source.records[3], rng)["x"] for _ in range(200)]
-        return sum(np.abs(x - means[1]).mean() < np.abs(x - means[0]).mean() for x in draws)
+        latents = [decode(source.records[3], rng)["x"] for _ in range(200)]
+        return sum(np.abs(x - means[1]).mean() < np.abs(x - means[0]).mean() for x in latents)
 
     assert mirrored(False) == 0
     assert 70 < mirrored(True) < 130
 
 
-def test_the_bytes_depend_on_neither_batch_nor_devices(prepared, config, monkeypatch):
+def test_files_depend_on_neither_batch_size_nor_devices(prepared, config, monkeypatch):
     config.prepare.batch_size = 5
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)
@@ -122,14 +122,14 @@ def test_the_bytes_depend_on_neither_batch_nor_devices(prepared, config, monkeyp
     assert shard_bytes(epath.Path(config.data.dir)) == shard_bytes(prepared)
 
 
-def test_two_processes_make_what_one_makes(prepared, config, monkeypatch):
+def test_two_processes_write_the_files_of_one(prepared, config, monkeypatch):
     folder, codec = epath.Path(config.data.dir), one_device_codec(config)
     monkeypatch.setattr(preparation, "load_codec", lambda config, mesh: codec)
     monkeypatch.setattr(processes, "broadcast_from_first", lambda value: value)
     preparation.start(folder, open_latents(str(prepared)).header.plan)
     monkeypatch.setattr(preparation.multihost_utils, "sync_global_devices", lambda name: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    # The first writes the header, so it comes last here.
+    # Process 0 writes the header after all shards, so it runs last here.
     for process in (1, 0):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         prepare(config, folder)
@@ -138,7 +138,7 @@ def test_two_processes_make_what_one_makes(prepared, config, monkeypatch):
     assert (folder / HEADER).read_text() == (prepared / HEADER).read_text()
 
 
-def test_stopped_it_goes_on_shard_by_shard(prepared, config, monkeypatch):
+def test_interrupted_preparation_resumes_at_the_unfinished_shard(prepared, config, monkeypatch):
     folder, write_shard = epath.Path(config.data.dir), preparation.write_shard
 
     def stopping(folder, plan, shard, records, bar):
@@ -162,7 +162,7 @@ def test_stopped_it_goes_on_shard_by_shard(prepared, config, monkeypatch):
     assert shard_bytes(folder) == shard_bytes(prepared)
 
 
-def test_a_truncated_shard_is_named_and_made_again(prepared, copied, config):
+def test_truncated_shard_is_named_and_written_again(prepared, copied, config):
     shard = copied / "latents-00001-of-00003.arrayrecord"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(UserError, match="latents-00001.*bytes instead of.*same tp_jax.prepare"):
@@ -172,7 +172,8 @@ def test_a_truncated_shard_is_named_and_made_again(prepared, copied, config):
     data.open_source(config)
 
 
-def spoil(shard, part):
+def damage(shard, part):
+    """Flip 64 bytes at this fraction of the file."""
     content = bytearray(shard.read_bytes())
     start = int(part * len(content))
     for at in range(start, start + 64):
@@ -181,8 +182,8 @@ def spoil(shard, part):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_record_is_named_and_skipped_only_if_asked(copied, config, workers):
-    spoil(copied / "latents-00000-of-00003.arrayrecord", 0.1)
+def test_damaged_record_is_named_or_skipped_on_request(copied, config, workers):
+    damage(copied / "latents-00000-of-00003.arrayrecord", 0.1)
     config.data.workers = workers
 
     def two_epochs():
@@ -195,8 +196,8 @@ def test_a_damaged_record_is_named_and_skipped_only_if_asked(copied, config, wor
     assert len(two_epochs()) == 6
 
 
-def test_a_shard_that_cannot_be_opened_is_named(copied, config):
-    spoil(copied / "latents-00001-of-00003.arrayrecord", 0.5)
+def test_unreadable_shard_is_named(copied, config):
+    damage(copied / "latents-00001-of-00003.arrayrecord", 0.5)
     with pytest.raises(UserError, match="latents-00001.*is damaged.*delete it.*tp_jax.prepare"):
         data.open_source(config)
 
@@ -217,7 +218,7 @@ def test_latents_of_another_autoencoder_or_scale_are_refused(prepared, config, t
         data.open_source(config)
 
 
-def test_other_settings_do_not_go_on_in_the_folder(copied, config):
+def test_preparation_does_not_resume_with_other_settings(copied, config):
     config.prepare.records_per_shard = 7
     with pytest.raises(UserError, match="begun with other settings: records_per_shard was 10"):
         prepare(config, copied)
@@ -234,7 +235,7 @@ def write_photos(folder, count=6):
         path.write_bytes(photo(i, "png"))
 
 
-def test_a_folder_of_class_folders_is_prepared_and_a_broken_image_named(config, tmp_path):
+def test_class_folders_are_prepared_and_a_corrupt_image_is_named(config, tmp_path):
     write_photos(tmp_path / "photos")
     broken = tmp_path / "photos" / "class_1" / "3.png"
     broken.write_bytes(broken.read_bytes()[:200])
@@ -253,7 +254,7 @@ def test_a_folder_of_class_folders_is_prepared_and_a_broken_image_named(config, 
     assert len(source.header.skipped) == 1 and "3.png" in source.header.skipped[0]
 
 
-def test_encoding_on_the_fly_is_what_was_prepared(prepared, config):
+def test_encoding_on_the_fly_gives_the_prepared_distribution(prepared, config):
     config.data.update(source="tfds/imagenet2012", dir=config.prepare.dir, flip=False)
     codec = one_device_codec(config)
     source = data.open_source(config, codec.space)
@@ -261,22 +262,22 @@ def test_encoding_on_the_fly_is_what_was_prepared(prepared, config):
     batch = next(data.make_iterator(source, config, codec.space))
     assert batch["x"].shape == (8, 64, 64, 3)
     index = np.arange(8, dtype=np.int32)
-    draws = [np.asarray(codec.encode(batch["x"], index, 0, step)) for step in range(60)]
+    samples = [np.asarray(codec.encode(batch["x"], index, 0, step)) for step in range(60)]
     ready = open_latents(str(prepared), "")
     plan = ready.header.plan
     for row, label in enumerate(batch["condition"]["label"]):
         mean, std = plan.decode(next(r for r in ready.records if plan.decode(r)[0] == label))[1][0]
         scale = plan.autoencoder.scale
-        drawn = np.stack([draw[row] for draw in draws])
-        error = np.abs(drawn.mean(0) / scale - mean) / (std.astype(np.float32) / np.sqrt(60))
+        latents = np.stack([sample[row] for sample in samples])
+        error = np.abs(latents.mean(0) / scale - mean) / (std.astype(np.float32) / np.sqrt(60))
         assert error.max() < 5
-        assert drawn.std(0).mean() / scale == pytest.approx(std.mean(), rel=0.1)
-    # A draw is of its place in the batch, not of its neighbours.
+        assert latents.std(0).mean() / scale == pytest.approx(std.mean(), rel=0.1)
+    # The noise of a sample depends on its index, not on the rest of the batch.
     half = codec.encode(batch["x"][4:], index[4:], 0, 0)
-    np.testing.assert_allclose(half, draws[0][4:], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(half, samples[0][4:], rtol=1e-6, atol=1e-7)
 
 
-def test_decoding_undoes_the_scale(config):
+def test_decoding_reverts_the_scale(config):
     codec = one_device_codec(config)
     z = np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
     loaded = codec.autoencoder
@@ -285,31 +286,31 @@ def test_decoding_undoes_the_scale(config):
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-def test_facts_beside_a_shard_are_json(prepared):
-    facts = json.loads((prepared / "latents-00002-of-00003.arrayrecord.json").read_text())
-    assert facts["count"] == 4 and facts["skipped"] == []
+def test_each_shard_has_a_json_file_with_its_counts(prepared):
+    counts = json.loads((prepared / "latents-00002-of-00003.arrayrecord.json").read_text())
+    assert counts["count"] == 4 and counts["skipped"] == []
 
 
-def test_training_encodes_on_the_fly_and_draws_pixels(config, tmp_path):
+def test_training_encodes_on_the_fly_and_writes_sample_grids_of_pixels(config, tmp_path):
     config.data.update(source="tfds/imagenet2012", dir=config.prepare.dir)
     config.train.update(steps=2, sample_every=2, samples=4)
     train(config, epath.Path(tmp_path) / "run")
-    # Four pictures of 64 pixels, two by two, with lines of 2 between them.
+    # A 2×2 grid of images of 64 pixels, with lines of 2 pixels around and between them.
     grid = read_rgb(epath.Path(tmp_path / "run" / "samples" / "00000002.png"))
     assert grid.shape == (134, 134, 3)
     assert load(epath.Path(tmp_path) / "run").codec is not None
 
 
-def test_a_cut_tfds_shard_is_named(config, photos, tmp_path):
-    shutil.copytree(photos, tmp_path / "cut")
-    (file,) = (tmp_path / "cut").rglob("*.array_record*")
+def test_truncated_tfds_shard_is_named(config, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "truncated")
+    (file,) = (tmp_path / "truncated").rglob("*.array_record*")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    config.prepare.dir = str(tmp_path / "cut")
+    config.prepare.dir = str(tmp_path / "truncated")
     with pytest.raises(UserError, match="tfds/imagenet2012|record [0-9]+ can't be read"):
         prepare(config, epath.Path(config.data.dir))
 
 
-def test_settings_that_prepare_refuses_before_anything_is_written(config, tmp_path):
+def test_wrong_settings_are_refused_before_anything_is_written(config, tmp_path):
     folder = epath.Path(config.data.dir)
     cases = [
         ("autoencoder.tile", 33, "config.autoencoder.tile=33: give 0 or a multiple of 32"),
@@ -330,7 +331,7 @@ def test_settings_that_prepare_refuses_before_anything_is_written(config, tmp_pa
         prepare(config, folder.parent / "file")
 
 
-def test_a_begun_folder_survives_kills_at_bad_moments(prepared, copied, config):
+def test_preparation_resumes_after_a_kill_while_writing_a_file(prepared, copied, config):
     (copied / "latents-00001-of-00003.arrayrecord.json").write_text('{"count":')
     (copied / "latents-00001-of-00003.arrayrecord.tmp").write_bytes(b"half")
     prepare(config, copied)
@@ -343,7 +344,7 @@ def test_a_begun_folder_survives_kills_at_bad_moments(prepared, copied, config):
     assert shard_bytes(fresh) == shard_bytes(prepared)
 
 
-def test_latents_cropped_otherwise_are_refused(copied, config):
+def test_latents_with_another_crop_are_refused(copied, config):
     header = json.loads((copied / HEADER).read_text())
     header["plan"]["crop"] = "random"
     (copied / HEADER).write_text(json.dumps(header))

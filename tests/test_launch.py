@@ -1,4 +1,4 @@
-"""The launch scripts: the commands that they print, and that they run those and no others."""
+"""The launch scripts run exactly the commands that they print, and handle interruptions."""
 
 import os
 import re
@@ -32,7 +32,7 @@ from fake_machine import (
         ("v6e-64", "v2-alpha-tpuv6e"),
     ],
 )
-def test_each_generation_gets_its_image(machine, kind, image):
+def test_each_tpu_generation_gets_its_image(machine, kind, image):
     kind = f"--accelerator-type={kind}"
     create, _ = machine.run("tpu_vm.sh", "create", *TPU_FLAGS, kind, "--spot", "--dry-run")
     made = [*GCLOUD, "tpu-vm", "create", "n", "--zone=z", kind, f"--version={image}", "--spot"]
@@ -42,7 +42,7 @@ def test_each_generation_gets_its_image(machine, kind, image):
     assert queue == [[*GCLOUD, "queued-resources", "create", *place, f"--runtime-version={image}"]]
 
 
-def test_a_tpu_vm_is_told_exactly_this(machine):
+def test_commands_for_tpu_vms(machine):
     on = [*GCLOUD, "tpu-vm", "ssh", "n", "--zone=z"]
     start = ["bash", "launch/worker.sh", "start", "main", *TRAINING, *FLAGS]
     expected = {
@@ -84,7 +84,7 @@ def test_a_tpu_vm_is_told_exactly_this(machine):
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_what_runs_is_what_dry_run_prints(machine, script, arguments):
+def test_scripts_run_what_dry_run_prints(machine, script, arguments):
     if script == "xpk.sh" and arguments[0] == "create":
         arguments = [*arguments, "--docker-image=i", *TRAINING, "--", *FLAGS]
     at = arguments.index("--") if "--" in arguments else len(arguments)
@@ -92,12 +92,12 @@ def test_what_runs_is_what_dry_run_prints(machine, script, arguments):
     for name in ("gcloud", "xpk", "tar"):
         machine.add_program(name)
     assert machine.calls() == []
-    _, told = machine.run(script, *arguments)
+    _, announced = machine.run(script, *arguments)
     assert machine.calls() == printed
-    assert [shlex.split(line.removeprefix("+ ")) for line in told.splitlines()] == printed
+    assert [shlex.split(line.removeprefix("+ ")) for line in announced.splitlines()] == printed
 
 
-def test_arguments_arrive_whole_on_every_worker(machine):
+def test_arguments_reach_the_workers_unchanged(machine):
     root = machine.checkout()
     machine.add_program("python", PROGRAM)
     machine.add_program("gcloud", '#!/usr/bin/env bash\nbash -c "${!##--command=}"\n')
@@ -113,15 +113,15 @@ def test_arguments_arrive_whole_on_every_worker(machine):
     assert refusal == "error: a run is already in progress here: end it with tpu_vm.sh stop\n"
     machine.run("tpu_vm.sh", "stop", *TPU_FLAGS)
     assert status() == [["stopped"]]
-    for code, said in ((0, ["done"]), (2, ["failed", "2", "stopped"])):
+    for code, words in ((0, ["done"]), (2, ["failed", "2", "stopped"])):
         (root / "end").write_text(str(code))
         machine.run("tpu_vm.sh", "run", *TPU_FLAGS, *TRAINING)
         wait_until(lambda: status() != [["running"]])
-        assert status()[0][: len(said)] == said[: 2 if code else 1]
+        assert status()[0][: len(words)] == words[: 2 if code else 1]
 
 
 @pytest.mark.parametrize(("entry", "status"), [("main", "stopped"), ("sample", "done")])
-def test_only_training_needs_its_last_line_to_be_done(machine, entry, status):
+def test_training_is_done_only_if_its_log_ends_with_done(machine, entry, status):
     root = machine.checkout()
     machine.add_program("python", RECORD)
     machine.run("worker.sh", "start", entry, "--out=o", root=root)
@@ -130,7 +130,7 @@ def test_only_training_needs_its_last_line_to_be_done(machine, entry, status):
     assert machine.run("worker.sh", "status", root=root)[0] == [[status]]
 
 
-def test_an_entry_that_sigterm_killed_is_stopped(machine):
+def test_entry_killed_by_sigterm_has_status_stopped(machine):
     root = machine.checkout()
     machine.add_program("python", f"{RECORD}\nexec sleep 60\n")
     machine.run("worker.sh", "start", "prepare", root=root)
@@ -167,7 +167,7 @@ def test_launchers_run_other_entries(machine, entry, options, flags):
     assert words in [shlex.split(line) for line in ssh if "worker.sh start" in line]
 
 
-def test_a_run_that_vanished_is_lost(machine):
+def test_run_whose_process_vanished_has_status_lost(machine):
     root = machine.checkout()
     assert machine.run("worker.sh", "status", root=root)[0] == [["none"]]
     machine.add_program("python", PROGRAM)
@@ -188,7 +188,7 @@ def test_a_run_that_vanished_is_lost(machine):
     ],
     ids=["done", "failed", "refused", "stopped", "terminated"],
 )
-def test_a_pod_that_sigterm_stopped_isnt_finished(machine, end, code, program):
+def test_exit_code_of_a_pod_tells_whether_to_restart_it(machine, end, code, program):
     root = machine.checkout()
     machine.add_program("python", program)
     if end:
@@ -202,7 +202,7 @@ def test_a_pod_that_sigterm_stopped_isnt_finished(machine, end, code, program):
         assert pod.wait(20) == code
 
 
-def test_xpk_runs_the_flags_as_they_are(machine):
+def test_xpk_passes_flags_unchanged(machine):
     where = ["--cluster=k", "--workload=w", "--tpu-type=v6e-64", "--num-slices=2", "--zone=z"]
     (printed,), _ = machine.run(
         "xpk.sh", "create", *where, "--docker-image=i", *TRAINING, "--dry-run", "--", *FLAGS
@@ -221,10 +221,11 @@ def test_xpk_runs_the_flags_as_they_are(machine):
 
 
 def babysit(machine, script, *arguments, code=0):
+    """Run babysit.sh with these statuses of the run; return the main steps and stderr."""
     machine.add_program("gcloud", CLOUD)
     machine.add_program("tar")
     (machine.folder / "script").write_text("\n".join(script) + "\n")
-    _, said = machine.run(
+    _, stderr = machine.run(
         "babysit.sh",
         *TPU_FLAGS,
         "--accelerator-type=v5litepod-16",
@@ -237,19 +238,19 @@ def babysit(machine, script, *arguments, code=0):
     )
     calls = [" ".join(call) for call in machine.calls()]
     steps = "queued-resources create|queued-resources delete|scp|worker.sh start|worker.sh stop"
-    return [found[0] for call in calls if (found := re.search(steps, call))], said
+    return [found[0] for call in calls if (found := re.search(steps, call))], stderr
 
 
-def test_babysit_goes_on_until_the_run_is_done(machine):
+def test_babysit_restarts_the_run_until_it_is_done(machine):
     script = ["none", "running", "preempted", "none", "running", "stopped", "running", "lost"]
     script += ["failed 1 a peer died", "running", "done"]
-    steps, said = babysit(machine, script)
+    steps, stderr = babysit(machine, script)
     begin = ["queued-resources create", "scp", "worker.sh start"]
     again = ["worker.sh stop", "worker.sh start"]
     gone = "queued-resources delete"
     assert steps == [*begin, gone, *begin, *again, *again, *again, gone]
-    assert said.splitlines()[-2].endswith("the run is done: gs://bucket/a run")
-    # The same command in the same workdir, each time; and all of it was announced.
+    assert stderr.splitlines()[-2].endswith("the run is done: gs://bucket/a run")
+    # It always starts the same command, and --dry-run prints everything that it runs.
     starts = [call for call in machine.calls() if "worker.sh start" in call[-1]]
     assert len(starts) == 5 and all(call == starts[0] for call in starts)
     printed, _ = machine.run(
@@ -264,21 +265,22 @@ def test_babysit_goes_on_until_the_run_is_done(machine):
     assert {tuple(call) for call in machine.calls()} == {tuple(call) for call in printed}
 
 
-def test_babysit_takes_up_where_another_left(machine):
+def test_babysit_continues_with_an_existing_run(machine):
     (machine.folder / "request").write_text("ACTIVE\n")
     steps, _ = babysit(machine, ["running", "done"], "--keep")
     assert steps == []
 
 
-def test_babysit_gives_up_on_what_trying_again_wont_mend(machine):
+def test_babysit_gives_up_on_user_errors_and_after_too_many_restarts(machine):
     (machine.folder / "request").write_text("ACTIVE\n")
-    steps, said = babysit(machine, ["failed 2 error: --config is missing"], code=2)
+    steps, stderr = babysit(machine, ["failed 2 error: --config is missing"], code=2)
     assert steps == []
-    assert said == "error: the run ended with exit code 2: error: --config is missing\n"
-    steps, said = babysit(machine, ["failed 1 x"] * 3, "--restarts=2", code=1)
+    assert stderr == "error: the run ended with exit code 2: error: --config is missing\n"
+    steps, stderr = babysit(machine, ["failed 1 x"] * 3, "--restarts=2", code=1)
     assert steps == ["worker.sh stop", "worker.sh start"] * 2
     assert (
-        said.splitlines()[-1] == "error: the run failed 3 times: find the cause with tpu_vm.sh log"
+        stderr.splitlines()[-1]
+        == "error: the run failed 3 times: find the cause with tpu_vm.sh log"
     )
 
 
@@ -294,7 +296,7 @@ def test_babysit_gives_up_on_what_trying_again_wont_mend(machine):
     ],
     ids=["done", "stopped", "cancelled", "failed", "terminated", "terminated-cancelled"],
 )
-def test_a_slurm_job_queues_again_until_it_is_done(machine, end, state, code, requeued):
+def test_slurm_job_is_requeued_until_it_is_done(machine, end, state, code, requeued):
     machine.add_program("srun", f"{RECORD}\n{end}\n")
     machine.add_program("squeue", f"#!/bin/sh\necho {state}\n")
     machine.add_program("scontrol")
@@ -304,7 +306,7 @@ def test_a_slurm_job_queues_again_until_it_is_done(machine, end, state, code, re
         *["srun", "--kill-on-bad-exit=1", "--gpu-bind=none"],
         *["a python", "-m", "tp_jax.main", *TRAINING, *FLAGS],
     ]
-    # From a copy in another folder, as SLURM does it.
+    # SLURM runs a copy of the script in another folder.
     shutil.copy(ROOT / "launch" / "slurm.sbatch", machine.folder)
     job = dict(SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(ROOT))
     (machine.folder / "launch").mkdir()

@@ -1,4 +1,4 @@
-"""Launch scripts: images, help, bad arguments, and the comparison of variants."""
+"""Launch scripts: wrong arguments, help, container images, and comparing variants."""
 
 import ast
 import math
@@ -13,8 +13,6 @@ import yaml
 from fake_machine import FLAGS, PROGRAM, ROOT, TPU_FLAGS, TRAINING
 
 CREATE = ["create", "--cluster=k", "--workload=w", "--tpu-type=v6e-8"]
-
-
 BABYSIT = [*TPU_FLAGS, "--accelerator-type=v6e-8", "--config=c"]
 
 
@@ -50,7 +48,7 @@ BABYSIT = [*TPU_FLAGS, "--accelerator-type=v6e-8", "--config=c"]
         ("worker.sh", ["go"], "give setup, start"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_line(machine, script, arguments, remedy):
+def test_wrong_arguments_are_refused_with_a_one_line_error(machine, script, arguments, remedy):
     for name in ("gcloud", "xpk", "srun", "python"):
         machine.add_program(name)
     printed, error = machine.run(script, *arguments, code=2)
@@ -92,7 +90,7 @@ def test_help_prints_the_head_of_the_script_and_does_nothing_else(machine, scrip
     assert machine.calls() == [] and not (root / ".venv").exists()
 
 
-def test_the_table_of_what_fits_is_of_flags_that_there_are(tmp_path):
+def test_aot_table_uses_meshes_that_fit_their_topology(tmp_path):
     command = ["bash", ROOT / "launch" / "aot_table.sh", f"--out={tmp_path / 'new'}", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     commands = [shlex.split(line) for line in done.stdout.splitlines()]
@@ -109,12 +107,12 @@ def test_the_table_of_what_fits_is_of_flags_that_there_are(tmp_path):
         assert "-1" in sizes.values() or math.prod(map(int, sizes.values())) * slices == chips
 
 
-def test_skypilot_tells_gpu_machines_who_they_are(machine):
+def test_skypilot_sets_the_process_variables_on_gpu_machines(machine):
     task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
     root = machine.checkout()
     (root / "end").write_text("0")
-    told = '"$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"'
-    machine.add_program("python", PROGRAM.replace('"$@"', f'"$@" {told}'))
+    variables = '"$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"'
+    machine.add_program("python", PROGRAM.replace('"$@"', f'"$@" {variables}'))
     machine.add_program("nvidia-smi")
     environment = dict(
         CONFIG=TRAINING[0].partition("=")[2],
@@ -146,7 +144,7 @@ def test_skypilot_tells_gpu_machines_who_they_are(machine):
 
 
 @pytest.mark.parametrize("kind", ["tpu", "cuda"])
-def test_an_image_copies_what_there_is_and_installs_the_extra(kind):
+def test_dockerfile_copies_existing_files_and_installs_known_extras(kind):
     text = (ROOT / "launch" / f"Dockerfile.{kind}").read_text()
     copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
     assert {"setup.py", "tp_jax", "configs", "launch"} < set(copied)
@@ -162,6 +160,7 @@ def test_an_image_copies_what_there_is_and_installs_the_extra(kind):
     assert extras == ["train", kind] and set(extras) < set(known)
 
 
+# Records its arguments, and creates the files of a training run or an evaluation.
 PYTHON = r"""#!/bin/bash
 printf '%s\037' "$@" >> "$RECORDED"
 printf '\036' >> "$RECORDED"
@@ -178,7 +177,7 @@ esac
 """
 
 
-def test_variants_are_trained_and_scored_once(machine):
+def test_compare_trains_and_scores_each_variant_once(machine):
     checkout, root = machine.checkout(), machine.folder / "root"
     shutil.copy(ROOT / "setup.py", checkout)
     python = checkout / ".venv/bin/python"
@@ -188,11 +187,11 @@ def test_variants_are_trained_and_scored_once(machine):
 
     def compare(*arguments, code=0):
         machine.record.unlink(missing_ok=True)
-        _, said = machine.run(
+        _, stderr = machine.run(
             "compare.sh", *arguments, code=code, root=checkout, SEEDS="0 7", PYTHON=sys.executable
         )
         calls = [call[1:] for call in machine.calls()]
-        return [call for call in calls if call[0].startswith("tp_jax.")], said
+        return [call for call in calls if call[0].startswith("tp_jax.")], stderr
 
     calls, _ = compare("frozenlake", str(root), "--config.train.steps=5")
     trained = [call for call in calls if call[0] == "tp_jax.main"]
@@ -208,7 +207,7 @@ def test_variants_are_trained_and_scored_once(machine):
     assert scored[-1] == [*suite, f"--collect={root}", f"--out={root}/frozenlake.json"]
     run = f"--workdir={root}/random/7/run"
     assert [*suite, run, f"--out={root}/random-1/7", "--latent_steps=1"] in scored
-    # Again only what has been trained on since.
+    # A second run evaluates only runs that were trained further.
     calls, _ = compare("frozenlake", str(root))
     assert [call for call in calls if call[0] == "tp_jax.evaluate"] == [scored[-1]]
     (root / "random/0/run/checkpoints/2000").mkdir()
@@ -216,8 +215,8 @@ def test_variants_are_trained_and_scored_once(machine):
     again = [call[2] for call in calls if call[0] == "tp_jax.evaluate"]
     assert again == [f"--workdir={root}/random/0/run"] * 2 + [f"--collect={root}"]
     for wrong in (["lake"], ["frozenlake", str(root), "--config.model.thinking.rank=4"]):
-        calls, said = compare(*wrong, str(root), code=2)
-        assert not calls and said.startswith("error: ")
+        calls, stderr = compare(*wrong, str(root), code=2)
+        assert not calls and stderr.startswith("error: ")
 
     calls, _ = compare("shapes", str(root / "shapes"))
     base = [call[4] for call in calls if call[0] == "tp_jax.main" and "think" in call[1]]
