@@ -1,4 +1,4 @@
-"""What tests of runs that are stopped and go on share: a small run, and processes to be killed."""
+"""Helpers for tests of resuming: a small config, reading checkpoints, and runs that are killed."""
 
 import contextlib
 import json
@@ -25,7 +25,10 @@ STEPS = 14
 
 
 def small_config(steps: int = STEPS, every_steps: int = 2) -> ConfigDict:
-    """Everything that has a memory is on: EMA, moments, schedule, shuffling and all the noise."""
+    """A config that uses all state that a checkpoint must restore.
+
+    These are the EMA, optimizer moments, learning-rate schedule, data order and all noise.
+    """
     config = default("dit", "flow")
     config.model.update(
         image_size=8, channels=1, num_classes=10, patch=4, depth=1, width=8, heads=2
@@ -42,7 +45,7 @@ def small_config(steps: int = STEPS, every_steps: int = 2) -> ConfigDict:
 
 
 class FakeWriter:
-    """Stands in for the TensorBoard writer, whose TensorFlow takes long to import."""
+    """Replaces the TensorBoard writer, which imports TensorFlow slowly; it stores the scalars."""
 
     def __init__(self):
         self.scalars = {}
@@ -58,7 +61,11 @@ class FakeWriter:
 
 
 def read_checkpoint(workdir, train_step):
-    """Every array of a checkpoint as {"item/a/b": array}, read without our code; and its data."""
+    """Read a checkpoint without code of this package.
+
+    Returns:
+      Its arrays as {"item/a/b": array}, and the state of the data iterator.
+    """
     arrays, folder = {}, epath.Path(workdir) / "checkpoints" / str(train_step)
     for item in ("base", "thinking", "ema", "opt_state"):
         with ocp.PyTreeCheckpointer() as checkpointer:
@@ -77,14 +84,14 @@ def assert_identical(a, b):
 
 
 def saved_steps(workdir):
-    """The whole checkpoints; those being written have longer names."""
+    """Steps of the complete checkpoints. Checkpoints that are being written have other names."""
     with contextlib.suppress(FileNotFoundError):
         return {int(name) for name in os.listdir(workdir / "checkpoints") if name.isdigit()}
     return set()
 
 
 def trained_losses(config, workdir, stop_at=None):
-    """Trains in this process, where asked until an error at that step; the loss of each step."""
+    """Train in this process, with an error at step `stop_at` if given; return the loss by step."""
     curves = FakeWriter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "open_writer", lambda workdir: curves)
@@ -108,18 +115,18 @@ USE_FAKE_WRITER = "resuming.metrics.open_writer = lambda workdir: resuming.FakeW
 
 
 def make_batch_nan(step):
-    """Makes the batch of that step, counted from the start of the process, NaN."""
+    """Make the batch of this step NaN; steps count from the start of the process."""
     to_devices, seen = loop._to_devices, []
 
-    def spoilt(batch, mesh):
+    def with_nan(batch, mesh):
         seen.append(batch)
         return to_devices(batch | {"x": batch["x"] * np.nan} if len(seen) == step else batch, mesh)
 
-    loop._to_devices = spoilt
+    loop._to_devices = with_nan
 
 
 class RestartableRun:
-    """Starts one run again and again, as a person would."""
+    """A training run in processes of its own, which can be killed and started again."""
 
     def __init__(self, folder, cache, *, steps=STEPS, lines=USE_FAKE_WRITER):
         self.workdir, self._folder, self._log_file = folder / "run", folder, folder / "log"
@@ -128,14 +135,14 @@ class RestartableRun:
         self.write_config(steps, lines)
 
     def write_config(self, steps, lines):
-        """The config of the next starts, after lines that change the program."""
+        """Write the config for the next starts; its `lines` may change the program."""
         (self._folder / "config.py").write_text(
             f"import resuming\n\n{lines}\n\n"
             f"def get_config():\n    return resuming.small_config(steps={steps})\n"
         )
 
     def start(self, *flags, stderr=None):
-        """Starts a process in the folder, so that the workdir is named by a relative path."""
+        """Start a process in the folder, with a relative path as workdir."""
         command = [sys.executable, "-m", "tp_jax.main", "--config=config.py", "--workdir=run"]
         with self._log_file.open("w") as log:
             return subprocess.Popen(
@@ -143,19 +150,20 @@ class RestartableRun:
             )
 
     def finish(self, *flags, through_pipe=False):
-        """Runs to the end; its exit code and what it said."""
+        """Run to the end; return the exit code and the log."""
         process = self.start(*flags, stderr=subprocess.PIPE if through_pipe else None)
         try:
-            said = process.communicate(timeout=300)[1]
-            return process.returncode, said.decode() if through_pipe else self.log()
+            stderr = process.communicate(timeout=300)[1]
+            return process.returncode, stderr.decode() if through_pipe else self.log()
         finally:
             process.kill()
 
     def log(self):
+        """The stderr of the last process so far."""
         return self._log_file.read_text()
 
     def unfinished_checkpoint(self):
-        """The checkpoint being written now, if one is."""
+        """The name of a checkpoint that is incomplete, or None."""
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.workdir / "checkpoints"):
                 if not name.isdigit():
@@ -163,10 +171,10 @@ class RestartableRun:
         return None
 
     def kill(self, after, *, saving, delay):
-        """Starts, kills after that many new checkpoints and a delay, or while saving the next.
+        """Start a process; kill it after `after` new checkpoints, or if `saving` in the next save.
 
         Returns:
-          Whether it was alive till then, and whether a checkpoint was left half written.
+          Whether the process was alive until then, and whether it left an incomplete checkpoint.
         """
         process, before = self.start(), saved_steps(self.workdir)
         newest = max(before, default=0)
@@ -181,7 +189,7 @@ class RestartableRun:
             reached = newest + 2 * after
             wait_for(lambda: max(saved_steps(self.workdir), default=0) >= reached)
             if saving:
-                # What the last kill left half written is cleared away before anything is saved.
+                # Before it logs "compiling", it deletes incomplete checkpoints of the last process.
                 wait_for(lambda: "compiling" in self.log() and self.unfinished_checkpoint())
             time.sleep(delay)
         finally:
@@ -190,15 +198,15 @@ class RestartableRun:
 
 
 def kill_and_compare(run, uninterrupted, steps, kills):
-    """Kills one run that many times, and compares its end with a run that never was."""
+    """Kill a run `kills` times, let it finish, and compare it with an uninterrupted run."""
     rng, hits, halves = np.random.default_rng(0), 0, 0
     for number in range(kills):
         saving = number % 2 == 0
         delay = rng.uniform(0, 0.02 if saving else 0.5)
-        # A new checkpoint shows that it trains, and not what the last kill left half written.
+        # Only after a new checkpoint is it certain that the process trains.
         after = int(rng.integers(0, 2)) if saving else int(rng.integers(1, 3))
         for _ in range(3):
-            # A save may end before the kill comes; that is tried again.
+            # Try again if the save ended before the kill.
             hit, half = run.kill(after, saving=saving, delay=delay)
             assert hit, run.log()
             hits, halves, delay = hits + 1, halves + half, 0
@@ -207,20 +215,20 @@ def kill_and_compare(run, uninterrupted, steps, kills):
         json.loads((run.workdir / "config.json").read_text())
     assert halves >= (kills + 1) // 2, "too few kills hit a save"
 
-    code, said = run.finish()
-    assert code == 0, said
-    assert "going on from checkpoint" in said or kills == 1
+    code, log = run.finish()
+    assert code == 0, log
+    assert "going on from checkpoint" in log or kills == 1
     (found, found_data), (wanted, wanted_data) = (
         read_checkpoint(folder, steps) for folder in (run.workdir, uninterrupted)
     )
     assert_identical(found, wanted)
     assert found_data == wanted_data
     assert run.unfinished_checkpoint() is None
-    print(f"\n{hits} kills hit, {halves} of them in the middle of a save")
+    print(f"\n{hits} kills, {halves} of them during a save")
 
 
 def slow_down(seconds):
-    """Makes every step take longer, so that a signal comes between two of them."""
+    """Make every train step slower, so that a signal arrives between two steps."""
     to_devices = loop._to_devices
 
     def slower(*args):
@@ -231,12 +239,12 @@ def slow_down(seconds):
 
 
 def fill_disk(step):
-    """From that step on no file can grow beyond a few bytes, as on a full disk."""
+    """Limit the size of files from this step on, as if the disk was full."""
     to_devices, seen = loop._to_devices, []
 
     def full(*args):
         seen.append(0)
-        time.sleep(0.2)  # So that the save before is written.
+        time.sleep(0.2)  # let the previous save finish
         if len(seen) == step:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
