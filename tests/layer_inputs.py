@@ -1,4 +1,7 @@
-"""One thinking layer with seeded inputs, by our code and by the reference, and their distance."""
+"""Seeded inputs of one thinking layer; run it by the package and by the slow reference.
+
+Axes: B samples, N vision tokens, L text tokens, D width.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,24 +9,22 @@ import numpy as np
 from thinking_reference import thinking_attention
 
 from tp_jax.models.attention import attention, split_heads
-from tp_jax.thinking import Conditioning, RoutingNoise, ThinkingConfig
-from tp_jax.thinking.gate import draw_routing
-from tp_jax.thinking.layer import init_thinking_layer
+from tp_jax.thinking import ThinkingConfig
+from tp_jax.thinking.gate import RoutingNoise, draw_routing
+from tp_jax.thinking.layer import Conditioning, init_thinking_layer
 from tp_jax.thinking.recursion import think
 
 B, N, L, D, HEADS = 2, 5, 3, 8, 2
-
-
 LAYER = 7
 
 
 def normal(seed, *shape):
-    # NumPy's, because every shape that JAX draws has to be compiled.
+    # Sampled by NumPy, because jax.random compiles a program for every shape.
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def layer_inputs(config, text):
-    """Arguments of a layer, with every parameter random (B isn't zero)."""
+    """Arguments of a layer. Every parameter is random, also the experts' second matrix B."""
     shapes = jax.eval_shape(lambda key: init_thinking_layer(key, config, D), jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
     params = tree.unflatten([0.5 * normal(i, *x.shape) for i, x in enumerate(leaves)])
@@ -41,7 +42,7 @@ def layer_inputs(config, text):
 
 
 def our_layer(inputs, config, noise=None, **options):
-    """The layer of the package, as a block calls it."""
+    """Run the package's layer as a transformer block does."""
     text = inputs.get("text")
 
     def attend(qkv):
@@ -67,7 +68,7 @@ def our_layer(inputs, config, noise=None, **options):
 
 
 def reference_layer(inputs, config, noise=None, latent_steps=None):
-    """The plain loop, fed the same draws."""
+    """Run the slow reference with the same random draws."""
     steps = latent_steps or config.latent_steps
     params = dict(inputs["params"])
     if "step_experts" in params:

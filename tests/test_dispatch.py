@@ -1,4 +1,4 @@
-"""Every dispatch brings each token to its expert, whatever the routing."""
+"""Every dispatch computes each token with its expert, for any routing."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -22,7 +22,7 @@ from tp_jax.thinking.experts import Experts
 
 
 def plain_dispatch(u, expert, weight, experts):
-    """Token by token, one matrix-vector product at a time."""
+    """A plain loop over tokens with one matrix-vector product at a time."""
     rows = []
     for b in range(u.shape[0]):
         for n in range(u.shape[1]):
@@ -36,35 +36,35 @@ def plain_dispatch(u, expert, weight, experts):
 
 
 EXPERTS = 4
-
-
-experts_ = Experts(normal(32, EXPERTS, D, 3, 2), normal(33, EXPERTS, 3, 2, D))
+MATRICES = Experts(normal(32, EXPERTS, D, 3, 2), normal(33, EXPERTS, 3, 2, D))
+U, WEIGHT = normal(30, B, N, D), 1 + 0.1 * normal(31, B, N)
 
 
 def dispatch_values(dispatch):
+    """A function of the routing: (sum of sines of the output, output), and gradients."""
+
     def run(expert):
         def f(u, weight, experts):
             out = dispatch(u, expert, weight, experts)
             return jnp.sum(jnp.sin(out)), out
 
-        return jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(u_, weight_, experts_)
+        return jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(U, WEIGHT, MATRICES)
 
     return run
 
 
 compiled_dispatches = {name: jax.jit(dispatch_values(f)) for name, f in LOCAL_DISPATCHES.items()}
-
-
 routings = st.one_of(
-    st.integers(0, EXPERTS - 1).map(lambda m: [m] * (B * N)),  # all to one
-    st.lists(st.sampled_from([0, EXPERTS - 1]), min_size=B * N, max_size=B * N),  # some get none
+    st.integers(0, EXPERTS - 1).map(lambda m: [m] * (B * N)),  # all tokens to one expert
+    # Some experts get no token.
+    st.lists(st.sampled_from([0, EXPERTS - 1]), min_size=B * N, max_size=B * N),
     st.lists(st.integers(0, EXPERTS - 1), min_size=B * N, max_size=B * N),
 )
 
 
 @hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(routings)
-def test_dispatches_equal_token_by_token_whatever_the_routing(routing):
+def test_dispatches_equal_a_loop_over_tokens_for_any_routing(routing):
     expert = jnp.array(routing, jnp.int32).reshape(B, N)
     (_, wanted), wanted_grads = dispatch_values(plain_dispatch)(np.asarray(expert))
     for name, run in compiled_dispatches.items():
@@ -77,8 +77,8 @@ def test_dispatches_equal_token_by_token_whatever_the_routing(routing):
 @pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 def test_dispatch_in_bfloat16_stays_near_float32(dispatch):
     expert = jnp.arange(B * N).reshape(B, N) % EXPERTS
-    exact = LOCAL_DISPATCHES[dispatch](u_, expert, weight_, experts_)
-    found = LOCAL_DISPATCHES[dispatch](u_.astype(jnp.bfloat16), expert, weight_, experts_)
+    exact = LOCAL_DISPATCHES[dispatch](U, expert, WEIGHT, MATRICES)
+    found = LOCAL_DISPATCHES[dispatch](U.astype(jnp.bfloat16), expert, WEIGHT, MATRICES)
     assert found.dtype == jnp.bfloat16
     assert_close(found.astype(jnp.float32), exact, 0.02)
 
@@ -90,30 +90,29 @@ def test_auto_dispatch_follows_the_cost_rule():
             CostInputs(experts, 1152, 128, 2, tokens, devices, 1, 1, chip, itemsize=2)
         )
 
-    # v5p groups, and ordering a token moves 4·4·D bytes: 6.7 ns at 2.77 TB/s for D = 1152.
-    # One wasted expert costs 12·D·r FLOPs: 3.9 ns at 459 TFLOP/s for r = 128.
+    # v5p: "grouped" sorts the tokens, which moves 4·4·D bytes per token: 6.7 ns at 2.77 TB/s for
+    # D = 1152. "dense" wastes 12·D·r FLOPs per expert: 3.9 ns at 459 TFLOP/s for r = 128.
     assert [chosen(m, "TPU v5") for m in (2, 3)] == ["dense", "grouped"]
-    # v5e: 22.5 ns against 9.0 ns.
+    # v5e: sorting takes 22.5 ns, a wasted expert 9.0 ns.
     assert [chosen(m, "TPU v5 lite") for m in (2, 3, 4)] == ["dense", "dense", "grouped"]
-    # Where nothing groups, dense is left.
+    # Other chips have no grouped kernel, so "dense" is chosen.
     assert chosen(64, "NVIDIA H100") == "dense"
-    # The weights of a layer are 12·M·D·r bytes, and travel once; tokens 10·D, T times. At 200 GB/s
-    # that is 0.53 ms for M = 64 and 0.44 ms, but tokens are then ordered twice, 0.2 ms each.
+    # Gathering the weights of a layer moves 12·M·D·r bytes once; "expert_parallel" sends 10·D bytes
+    # per token at each of T latent steps. At 200 GB/s the weights take 0.53 ms for M = 64 and the
+    # tokens 0.44 ms, plus 0.2 ms for each of two sorts.
     found = [chosen(m, "TPU v5 lite", devices=16) for m in (4, 64, 128, 256)]
     assert found == ["grouped", "grouped", "expert_parallel", "expert_parallel"]
     assert chosen(256, "TPU v5 lite", devices=16, tokens=65536) == "grouped"
     assert get_dispatch(ThinkingConfig(), B, N, D, jnp.float32).name == "dense"
-    alone = ThinkingConfig(dispatch="expert_parallel")
-    assert get_dispatch(alone, B, N, D, jnp.float32).name == "dense"
+    # Without an expert axis in the mesh, "expert_parallel" falls back to "dense".
+    expert_parallel = ThinkingConfig(dispatch="expert_parallel")
+    assert get_dispatch(expert_parallel, B, N, D, jnp.float32).name == "dense"
 
 
 @pytest.mark.parametrize("sizes", [[5, 0, 7, 1], [0, 0, 0, 0], [13, 0, 0, 0], [2, 3, 1, 0]])
-def test_the_kernel_for_tpus_multiplies_as_ragged_dot_does(sizes):
+def test_tpu_kernel_equals_ragged_dot(sizes):
     rows, weights = normal(40, 13, 6), normal(41, 4, 6, 3)
     sizes = jnp.array(sizes, jnp.int32)
     found = megablox(rows, weights, sizes, jnp.float32, interpret=True)
     wanted = jax.lax.ragged_dot(rows, weights, sizes)
     assert_close(found, wanted, 1e-5)
-
-
-u_, weight_ = normal(30, B, N, D), 1 + 0.1 * normal(31, B, N)
