@@ -21,7 +21,7 @@ from tp_jax.worlds.shapes.checker import find_objects, same_contents
 from tp_jax.worlds.shapes.render import AREAS, CENTROIDS, coverage, render
 from tp_jax.worlds.shapes.scenes import COLOURS, SHAPES, SKILLS, Request, all_requests, make_scene
 
-# TP_JAX_PICTURES=10000 takes three minutes on two cores.
+# Number of pictures to check. TP_JAX_PICTURES=10000 takes three minutes on two cores.
 PICTURES = int(os.environ.get("TP_JAX_PICTURES", "150"))
 TOLERANCE = 1.5 / 64
 
@@ -218,7 +218,7 @@ def test_word_encoder_outputs_computed_by_hand():
     np.testing.assert_array_equal(words[1], 0)
     np.testing.assert_array_equal(found["pooled"], [[1, 2, 0], [0, 0, 0]])
     assert encoder.space.width == 7 and encoder.space.pooled_width == 3
-    with pytest.raises(UserError, match="has 5 words, the encoder takes 4: shorten it"):
+    with pytest.raises(UserError, match="has 5 words, but the encoder accepts at most 4: shorten it"):
         encoder.check("a a a a a")
     with pytest.raises(UserError, match="doesn't know the word 'square'"):
         encoder.encode(["a square"])
