@@ -193,7 +193,11 @@ def test_compare_trains_and_scores_each_variant_once(machine):
         calls = [call[1:] for call in machine.calls()]
         return [call for call in calls if call[0].startswith("tp_jax.")], stderr
 
-    calls, _ = compare("frozenlake", str(root), "--config.train.steps=5")
+    options = ["frozenlake", str(root), "--config.train.steps=5"]
+    printed, _ = machine.run("compare.sh", *options, "--dry-run", root=checkout, SEEDS="0 7")
+    assert machine.calls() == [] and not (root / "recursive").exists()
+    calls, _ = compare(*options)
+    assert [words[2:] for words in printed] == calls
     trained = [call for call in calls if call[0] == "tp_jax.main"]
     assert [(call[1].partition("frozenlake.py")[2], call[2], call[3]) for call in trained] == [
         (config, f"--workdir={root}/{variant}/{seed}/run", f"--config.seed={seed}")
