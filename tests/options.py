@@ -19,7 +19,10 @@ ENTRIES = ("main", "sample", "prepare", "convert", "bench", "aot")
 
 
 def config_keys():
-    """{"dit, gaussian": {key: default}, …}, without what the first pair has already."""
+    """Defaults by config key, for each pair of model and objective, such as "dit, gaussian".
+
+    All pairs but the first have only the keys whose defaults differ from those of the first pair.
+    """
     found, first = {}, {}
     for model in MODELS:
         for diffusion in OBJECTIVES:
@@ -32,12 +35,12 @@ def config_keys():
 
 
 def entry_flags(entry, *arguments):
-    """{flag: default} of what an entry's --help lists."""
-    code, said, _ = run_entry(entry, *arguments, "--help")
+    """Defaults by flag, as `--help` of an entry lists them."""
+    code, stdout, _ = run_entry(entry, *arguments, "--help")
     assert code == 0
     found = {}
-    # Above the list of flags stand the lines of usage.
-    for block in re.split(r"\n(?=  --)", said.partition(f"\n{entry}:\n")[2]):
+    # The list of flags follows the usage.
+    for block in re.split(r"\n(?=  --)", stdout.partition(f"\n{entry}:\n")[2]):
         name = re.match(r"\s*--((?:\[no\])?[\w.]+)", block)[1]
         value = re.search(r"\(default: '(.*?)'\)", block, re.DOTALL)
         found[name] = value[1] if value else None
@@ -45,7 +48,7 @@ def entry_flags(entry, *arguments):
 
 
 def options():
-    """All of it."""
+    """All config keys and flags."""
     flags = {entry: entry_flags(entry) for entry in ENTRIES}
     flags |= {f"evaluate {name}": entry_flags("evaluate", f"--suite={name}") for name in SUITES}
     return {"config": config_keys(), "flags": flags}

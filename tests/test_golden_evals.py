@@ -192,7 +192,7 @@ def test_protocols_resize_like_the_public_code(protocol, file, scale, shift, siz
     with np.load(GOLDEN / f"{file}.npz") as file:
         expected = file["{}x{}".format(*size)]
     found = PROTOCOLS[protocol].prepare(jnp.asarray(image(*size)[None]))[0, ::13, ::13]
-    np.testing.assert_allclose(scale * found + shift, expected, atol=3e-4)  # of 255
+    np.testing.assert_allclose(scale * found + shift, expected, atol=3e-4)  # for pixels up to 255
 
 
 @pytest.mark.parametrize(("protocol", "low"), [("adm", -1), ("pytorch-fid", -1)])

@@ -85,7 +85,7 @@ def main(out: str) -> None:
         benchmarks.make(
             benchmarks.Make(epath.Path(place / "shapes"), epath.Path(place / "images"), **request)
         )
-    # Latents.
+    # Prepared latents.
     make_autoencoder(epath.Path(place / "autoencoder"))
     for label in range(2):
         (place / "photos" / f"class{label}").mkdir(parents=True)
