@@ -16,14 +16,14 @@ from tp_jax.messages.errors import UserError
 from tp_jax.text.words import WordEncoder
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.cost import equal_rank
-from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
+from tp_jax.worlds.shapes.scenes import MAX_WORDS, WORDS
 
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default(model="mmdit", diffusion="flow")
     config.data.source = "shapes"
     config.text.encoder = "shapes"
-    space = WordEncoder(WORDS, LONGEST).space
+    space = WordEncoder(WORDS, MAX_WORDS).space
 
     # Pictures of 64×64 as means of 4×4 pixels: layouts are learned in minutes on so few places.
     config.autoencoder.pool = 4

@@ -25,11 +25,11 @@ from tp_jax.text.words import WordEncoder
 from tp_jax.train import metrics
 from tp_jax.train.loop import train
 from tp_jax.workdir.record import read_text_space
-from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
+from tp_jax.worlds.shapes.scenes import MAX_WORDS, WORDS
 
 # The tests of this file share compiled programs.
 pytestmark = pytest.mark.usefixtures("cache")
-ENCODER = WordEncoder(WORDS, LONGEST)
+ENCODER = WordEncoder(WORDS, MAX_WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_seed_chooses_the_images_and_the_first_captions_are_kept(config, tmp_pat
 
 
 def test_preparation_does_not_resume_with_another_encoder(copied, config, monkeypatch):
-    other = WordEncoder((*WORDS[1:], WORDS[0]), LONGEST)
+    other = WordEncoder((*WORDS[1:], WORDS[0]), MAX_WORDS)
     monkeypatch.setattr(preparation, "load_encoder", lambda fields: other)
     with pytest.raises(UserError, match="begun with other settings: text was TextSpace"):
         prepare(config, copied)
@@ -215,7 +215,7 @@ def test_embeddings_that_overflow_float16_are_refused(config, monkeypatch):
                 found["text"][[prompt.startswith("three blue") for prompt in prompts]] = value
                 return found
 
-        monkeypatch.setattr(preparation, "load_encoder", lambda f, e=Loud: e(WORDS, LONGEST))
+        monkeypatch.setattr(preparation, "load_encoder", lambda f, e=Loud: e(WORDS, MAX_WORDS))
         with pytest.raises(
             UserError, match="000000000008.jpg: the text encoder gives (100000|nan)"
         ):
@@ -302,7 +302,7 @@ def test_sample_grids_use_the_captions_of_the_first_records(prepared, config):
     config.data.dir = str(prepared)
     source = data.open_source(config)
     found = data.example_conditions(source, None, IMAGES + 2)
-    assert found["text"].shape == (IMAGES + 2, LONGEST, ENCODER.space.width)
+    assert found["text"].shape == (IMAGES + 2, MAX_WORDS, ENCODER.space.width)
     # After the last record, the first follows again.
     drawn = (ENCODER.encode(captions_of(0))["pooled"] == found["pooled"][-2]).all(1)
     assert drawn.sum() == 1 and found["null_text"].shape == found["text"].shape

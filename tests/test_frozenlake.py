@@ -13,8 +13,8 @@ from tp_jax.messages.errors import UserError
 from tp_jax.worlds.frozenlake import frames as frames_lib
 from tp_jax.worlds.frozenlake import maps
 from tp_jax.worlds.frozenlake.frames import Canvas, render
-from tp_jax.worlds.frozenlake.maps import check_map, distances, held_out, make_map
-from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
+from tp_jax.worlds.frozenlake.maps import check_map, distances_to_goal, is_held_out, make_map
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, make_canvas
 
 # Number of frames to compare. TP_JAX_FRAMES=10000 takes some minutes on one core.
 FRAMES = int(os.environ.get("TP_JAX_FRAMES", "100"))
@@ -25,8 +25,8 @@ def test_frames_equal_those_of_the_environment_and_are_read_exactly(tile):
     canvas, rng, read = Canvas(8, tile), np.random.default_rng(tile), 0
     while read < (FRAMES if tile == 8 else 30):
         size = int(rng.integers(2, canvas.cells + 1))
-        desc = make_map(rng, size, (0.5, 0.95), test=bool(rng.integers(2)))
-        cells = list(distances(desc))
+        desc = make_map(rng, size, (0.5, 0.95), held_out=bool(rng.integers(2)))
+        cells = list(distances_to_goal(desc))
         cells = [cells[i] for i in rng.permutation(len(cells))[:10]]
         corner = tuple(int(v) for v in rng.integers(canvas.cells - size + 1, size=2))
         top, left = corner[0] * tile, corner[1] * tile
@@ -35,8 +35,8 @@ def test_frames_equal_those_of_the_environment_and_are_read_exactly(tile):
             frame = canvas.draw(desc, cell, corner)
             np.testing.assert_array_equal(frame[inside], rendered)
             outside = frame.copy()
-            outside[inside] = frames_lib.AROUND
-            assert (outside == frames_lib.AROUND).all()
+            outside[inside] = frames_lib.CANVAS_GREY
+            assert (outside == frames_lib.CANVAS_GREY).all()
             reading = canvas.read(frame, (size, size), corner)
             assert (reading.desc, reading.agents) == (desc, (cell,))
             assert (reading.unreadable, reading.outside) == (0, 0)
@@ -86,8 +86,8 @@ def test_reader_accepts_noise_and_reports_ambiguous_cells():
 def test_paths_are_shortest_and_have_only_legal_moves():
     rng = np.random.default_rng(3)
     for _ in range(20):
-        desc = make_map(rng, int(rng.integers(3, 7)), (0.5, 0.9), test=False)
-        size, left = len(desc), distances(desc)
+        desc = make_map(rng, int(rng.integers(3, 7)), (0.5, 0.9), held_out=False)
+        size, left = len(desc), distances_to_goal(desc)
         # Only shortest distances satisfy Bellman's equation.
         for cell in itertools.product(range(size), repeat=2):
             beside = [left.get((cell[0] + d, cell[1] + r), np.inf) for d, r in maps.MOVES]
@@ -107,26 +107,27 @@ def test_paths_are_shortest_and_have_only_legal_moves():
 def test_training_data_contain_no_held_out_map():
     rng = np.random.default_rng(0)
     shares = [
-        held_out(tuple(maps.frozen_lake().generate_random_map(4, 0.7, seed=i))) for i in range(300)
+        is_held_out(tuple(maps.import_frozen_lake().generate_random_map(4, 0.7, seed=i)))
+        for i in range(300)
     ]
     assert 0.1 < np.mean(shares) < 0.3
     config = tiny_frozenlake()
     examples = make_frozenlake(config).records
-    canvas = canvas_of(config)
-    tests = {make_map(rng, size, (0.6, 0.9), test=True) for size in (3, 4) for _ in range(50)}
+    canvas = make_canvas(config)
+    tests = {make_map(rng, size, (0.6, 0.9), held_out=True) for size in (3, 4) for _ in range(50)}
     for index in range(100):
         frame = (examples[index]["condition"]["frame"] + 1) / 2
         # The example doesn't store the position of the map: it is where the frame isn't grey.
         cells = frame.reshape(canvas.cells, 8, canvas.cells, 8, 3).std((1, 3, 4)) > 0
         rows, columns = np.argwhere(cells.any(1))[:, 0], np.argwhere(cells.any(0))[:, 0]
         desc = canvas.read(frame, (len(rows), len(columns)), (rows[0], columns[0])).desc
-        assert desc not in tests and not held_out(desc)
+        assert desc not in tests and not is_held_out(desc)
         assert len(desc) in (3, 4)
 
 
 def test_examples_show_the_frame_after_each_move():
     config = tiny_frozenlake()
-    canvas, examples = canvas_of(config), make_frozenlake(config).records
+    canvas, examples = make_canvas(config), make_frozenlake(config).records
     from_start = 0
     for index in range(60):
         example = examples[index]
@@ -155,11 +156,11 @@ def test_examples_for_one_latent_step_have_no_intermediate_frames():
     "desc,reason",
     [
         (("SF", "FG"), None),
-        (("SH", "HG"), "no way"),
+        (("SH", "HG"), "no path"),
         (("SF", "FF"), "one S and one G"),
-        (("SF", "FGF"), "equally long"),
+        (("SF", "FGF"), "equal length"),
         (("SX", "FG"), "letters"),
-        (("S" + "F" * 8,) + ("F" * 9,) * 7 + ("F" * 8 + "G",), "9×9; a frame shows up to 8×8"),
+        (("S" + "F" * 8,) + ("F" * 9,) * 7 + ("F" * 8 + "G",), "9×9; a frame shows at most 8×8"),
     ],
 )
 def test_unplayable_maps_are_refused_with_a_reason(desc, reason):
@@ -170,10 +171,10 @@ def test_unplayable_maps_are_refused_with_a_reason(desc, reason):
 @pytest.mark.parametrize(
     "changes,match",
     [
-        ({"frozenlake.tile": 6}, "tile=6.*only at 8, 16, 32, 64"),
-        ({"frozenlake.tile": 4}, "tile=4.*only at 8"),
+        ({"frozenlake.tile": 6}, "tile=6.*visible: 8, 16, 32, 64"),
+        ({"frozenlake.tile": 4}, "tile=4.*visible: 8"),
         ({"frozenlake.tile": 16, "model.image_size": 40}, "image_size=40 isn't a multiple"),
-        ({"frozenlake.unseen_sizes": (5,)}, "5×5 can't be shown sharply"),
+        ({"frozenlake.unseen_sizes": (5,)}, "5×5 cells don't fit"),
         ({"frozenlake.sizes": (3, 4), "frozenlake.unseen_sizes": (4,)}, r"both name \[4\]"),
         ({"frozenlake.sizes": ()}, "sizes is empty"),
         ({"frozenlake.frozen": (0.9, 0.6)}, "two probabilities"),
@@ -192,15 +193,15 @@ def test_settings_that_do_not_fit_are_refused(changes, match):
 
 def test_search_for_a_held_out_map_gives_up():
     # Without holes there is only one map of each size.
-    with pytest.raises(UserError, match="none of 2000 maps of 4×4 is one for tests"):
-        make_map(np.random.default_rng(0), 4, (1.0, 1.0), test=True)
+    with pytest.raises(UserError, match="none of 2000 generated 4×4 maps is a test map"):
+        make_map(np.random.default_rng(0), 4, (1.0, 1.0), held_out=True)
 
 
 @pytest.mark.parametrize("module", ["gymnasium.envs.toy_text", "pygame"])
 def test_without_gymnasium_or_pygame_the_error_names_the_extra(monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match="pip install -e '.\\[frozenlake\\]'"):
-        maps.frozen_lake()
+        maps.import_frozen_lake()
 
 
 def test_default_settings_are_valid():

@@ -21,7 +21,7 @@ from tp_jax.parallel.mesh import create_mesh
 from tp_jax.performance.programs import trace
 from tp_jax.train.loop import train
 from tp_jax.worlds.frozenlake.frames import Canvas, Reading
-from tp_jax.worlds.frozenlake.maps import held_out
+from tp_jax.worlds.frozenlake.maps import is_held_out
 
 CONFIGS = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs/frozenlake.py"))
 LAKE = ("SFFF", "FHFH", "FFFH", "HFFG")
@@ -183,8 +183,8 @@ def test_maps_of_a_file_are_played_or_refused_with_a_reason(walked, tmp_path):
         f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert code == 0
-    assert "map 3 has no way from S to G; it is left out" in stderr
-    assert "map 4 is 2×5; a frame shows up to 4×4" in stderr
+    assert "map 3 has no path from S to G; it is left out" in stderr
+    assert "map 4 is 2×5; a frame shows at most 4×4" in stderr
     assert "map 5 rows must be" in stderr
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert scores["refused_maps"] == 3 and scores["model"]["all"]["plays"] == 2

@@ -313,7 +313,7 @@ def test_truncated_tfds_shard_is_named(config, photos, tmp_path):
 def test_wrong_settings_are_refused_before_anything_is_written(config, tmp_path):
     folder = epath.Path(config.data.dir)
     cases = [
-        ("autoencoder.tile", 33, "config.autoencoder.tile=33: give 0 or a multiple of 32"),
+        ("autoencoder.tile", 33, "config.autoencoder.tile=33: must be 0 or a multiple of 32"),
         ("prepare.dir", str(tmp_path), "config.prepare.source=tfds/imagenet2012.*prepare.dir"),
         ("prepare.split", "nope", "config.prepare.source=tfds/imagenet2012, split 'nope'"),
         ("prepare.source", "synthetic", "config.prepare.source='synthetic' is unknown"),

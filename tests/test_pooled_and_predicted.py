@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from small_configs import tiny_shapes
 
-from tp_jax.diffusion import RectifiedFlow, SamplerConfig
-from tp_jax.diffusion import sample as draw
+from tp_jax.diffusion import SamplerConfig
+from tp_jax.diffusion.flow import RectifiedFlow
+from tp_jax.diffusion.samplers import sample as draw
 from tp_jax.latents.codec import Pooling, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.worlds.shapes.checker import find_objects, same_contents
@@ -24,7 +25,7 @@ def test_pooling_encodes_to_means_and_decodes_by_enlarging():
     np.testing.assert_allclose(pooling.decode(flat), np.full((2, 12, 20, 3), 0.25), atol=1e-6)
     config = tiny_shapes()
     config.autoencoder.path = "somewhere"
-    with pytest.raises(UserError, match="path=somewhere and .pool=2: give one of the two"):
+    with pytest.raises(UserError, match="path=somewhere and .pool=2: set only one of the two"):
         load_codec(config.autoencoder, None)
 
 

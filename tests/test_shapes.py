@@ -129,9 +129,9 @@ def test_relations_in_captions_hold_and_objects_do_not_touch():
         objects = scenes.training_scene(index).objects
         for a, b in itertools.combinations(objects, 2):
             apart = max(abs(a.x - b.x), abs(a.y - b.y))
-            assert apart >= a.size + b.size + scenes.GAP - 1e-9
+            assert apart >= a.size + b.size + scenes.MIN_GAP - 1e-9
         for one in objects:
-            assert one.size + scenes.GAP <= min(one.x, one.y, 1 - one.x, 1 - one.y) + 1e-9
+            assert one.size + scenes.MIN_GAP <= min(one.x, one.y, 1 - one.x, 1 - one.y) + 1e-9
     pair = (("circle", None), ("square", None))
     rng = np.random.default_rng(0)
     for relation, (axis, sign) in {
@@ -147,7 +147,7 @@ def test_captions_are_distinct_and_known_to_the_word_encoder():
         "a circle", "an orange ring", "three crosses", "a circle and a square",
         "a triangle above a ring", "a red square and an orange circle",
     } <= captions  # fmt: skip
-    encoder = WordEncoder(scenes.WORDS, scenes.LONGEST)
+    encoder = WordEncoder(scenes.WORDS, scenes.MAX_WORDS)
     found = encoder.encode(sorted(captions))
     assert len(np.unique(found["text"].reshape(len(captions), -1), axis=0)) == len(captions)
     for index in range(300):

@@ -1,1 +1,1 @@
-"""Between pixels and the latents that a model diffuses."""
+"""Codecs between pixels and the latents that a model diffuses."""

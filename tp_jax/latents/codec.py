@@ -1,6 +1,6 @@
-"""Between pixels and the latents that a model diffuses: an autoencoder on a mesh.
+"""Codecs between pixels and the latents that a model diffuses: an autoencoder, or pooling.
 
-B images of the global batch, H×W pixels, h×w latents of c channels.
+Axes: B images of the global batch, H×W pixels, h×w latents of c channels.
 """
 
 import contextlib
@@ -36,14 +36,20 @@ Tree = TypeVar("Tree")
 
 
 def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | Pooling | None":
-    """The codec of `config.autoencoder`, or None where it names none.
+    """Build the codec that `config.autoencoder` describes; None if the model diffuses pixels.
+
+    Args:
+      config: `config.autoencoder`.
+      mesh: the devices over which batches are sharded.
 
     Raises:
-      UserError: its folder isn't one of a converted autoencoder, or the tile doesn't divide.
+      UserError: `path` isn't a converted autoencoder, `tile` isn't a valid multiple, or both `path`
+        and `pool` are set.
     """
     if config.path and config.pool:
         raise UserError(
-            f"config.autoencoder.path={config.path} and .pool={config.pool}: give one of the two"
+            f"config.autoencoder.path={config.path} and .pool={config.pool}: set only one of the "
+            f"two"
         )
     if config.pool:
         return Pooling(config.pool)
@@ -52,19 +58,20 @@ def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | Pooling | None":
     loaded = load_autoencoder(config.path, config.dtype)
     unit = 4 * loaded.config.factor
     if config.tile % unit:
-        raise UserError(f"config.autoencoder.tile={config.tile}: give 0 or a multiple of {unit}")
+        raise UserError(f"config.autoencoder.tile={config.tile}: must be 0 or a multiple of {unit}")
     return Codec(loaded, mesh, config.tile)
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """Encodes and decodes batches cut over a mesh, frozen, one image at a time on each device.
+    """Encode and decode batches sharded over a mesh, with a frozen autoencoder.
 
-    One at a time, because then an image's numbers don't depend on its batch, and because one
-    image fills an accelerator. With float32, matrix products are float32 on TPUs too.
+    Each device processes its images one at a time, so that the result for an image doesn't depend
+    on the rest of the batch; one image is enough to use an accelerator fully. With dtype float32,
+    matrix products use float32 on TPUs too.
 
     Attributes:
-      tile: pixels a side of overlapping tiles; 0 takes images whole.
+      tile: side in pixels of the overlapping tiles that images are split into; 0 doesn't split.
     """
 
     autoencoder: LoadedAutoencoder
@@ -73,7 +80,7 @@ class Codec:
 
     @property
     def space(self) -> LatentSpace:
-        """What data has to know of the latents."""
+        """The latent space of the autoencoder."""
         config = self.autoencoder.config
         return LatentSpace(
             self.autoencoder.identity, config.channels, config.scale, config.shift, config.factor
@@ -84,34 +91,39 @@ class Codec:
         return jax.device_put(self.autoencoder.params, replicated(self.mesh))
 
     def moments(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Posterior of images [B, H, W, 3] in [-1, 1]: mean and std [B, h, w, c], unscaled."""
+        """Return mean and std [B, h, w, c], unscaled, of the posteriors of images.
+
+        Args:
+          images: [B, H, W, 3] in [-1, 1].
+        """
         return self._moments(self._params, images)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] float32 of scaled latents [B, h, w, c]."""
+        """Decode scaled latents [B, h, w, c] to images [B, H, W, 3] float32."""
         return self._decode(self._params, latents)
 
     def encode(self, images: jax.Array, index: jax.Array, seed: int, train_step: int) -> jax.Array:
-        """Scaled draws [B, h, w, c] of the posteriors of images [B, H, W, 3].
+        """Sample scaled latents [B, h, w, c] from the posteriors of images [B, H, W, 3].
 
         Args:
-          index: [B] int32 place of each image in the global batch; decides its noise.
+          index: [B] int32 position of each image in the global batch.
+          seed, train_step: with `index`, they determine the noise of an image.
         """
-        # Explicitly, because the training loop forbids transfers that happen by themselves.
+        # An explicit transfer, because the training loop forbids implicit ones.
         step = jax.device_put(np.int32(train_step), replicated(self.mesh))
         return self._encode(self._params, images, index, seed, step)
 
     @functools.cached_property
     def _moments(self) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
-        return jax.jit(self._each(self._moments_of_one))
+        return jax.jit(self._per_image(self._moments_of_one))
 
     @functools.cached_property
     def _decode(self) -> Callable[[Params, jax.Array], jax.Array]:
-        return jax.jit(self._each(self._decode_one))
+        return jax.jit(self._per_image(self._decode_one))
 
     @functools.cached_property
     def _encode(self) -> Callable[..., jax.Array]:
-        moments = self._each(self._moments_of_one)
+        moments = self._per_image(self._moments_of_one)
 
         def encode(
             params: Params, images: jax.Array, index: jax.Array, seed: int, train_step: jax.Array
@@ -143,17 +155,19 @@ class Codec:
 
         return tiled_decode(run, z, model.config.factor, self.tile) if self.tile else run(z)
 
-    def _each(self, f: Callable[[Params, jax.Array], Tree]) -> Callable[[Params, jax.Array], Tree]:
-        """Maps (params, [1, …]) -> tree of [1, …] over a batch, on each device its own share."""
+    def _per_image(
+        self, f: Callable[[Params, jax.Array], Tree]
+    ) -> Callable[[Params, jax.Array], Tree]:
+        """Turn f: (params, [1, …]) -> tree of [1, …] into a function of a batch sharded over B."""
 
-        def share(params: Params, batch: jax.Array) -> Tree:
+        def local(params: Params, batch: jax.Array) -> Tree:
             with self._precision():
                 out = jax.lax.map(lambda one: f(params, one[None]), batch)
             return jax.tree.map(lambda leaf: jnp.squeeze(leaf, 1), out)
 
         cut = PartitionSpec(BATCH_AXES)
         return jax.shard_map(
-            share, mesh=self.mesh, in_specs=(PartitionSpec(), cut), out_specs=cut, check_vma=False
+            local, mesh=self.mesh, in_specs=(PartitionSpec(), cut), out_specs=cut, check_vma=False
         )
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -164,28 +178,35 @@ class Codec:
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """The autoencoder without weights: latents are means of pixels, decoded by enlarging them.
+    """A codec without weights: average pooling encodes, and bicubic upsampling decodes.
 
-    For pictures of few and large things, as those of `tp_jax.worlds.shapes`, whose layout a small
-    model learns much sooner on few places. Takes and gives what `Codec` does.
+    It suits images of a few large objects such as those of `tp_jax.worlds.shapes`: a small model
+    learns their layout much sooner on fewer tokens. The interface is that of `Codec`.
 
     Attributes:
-      factor: pixels of a side that one latent stands for.
+      factor: side in pixels of the square that one latent is the mean of.
+
+    Example:
+      >>> codec = Pooling(4)
+      >>> images = jnp.ones((2, 32, 32, 3))
+      >>> latents = codec.encode(images, jnp.arange(2), seed=0, train_step=0)
+      >>> latents.shape, codec.decode(latents).shape
+      ((2, 8, 8, 3), (2, 32, 32, 3))
     """
 
     factor: int
 
     @property
     def space(self) -> LatentSpace:
-        """As of `Codec`: three channels in [-1, 1]."""
+        """The latent space: three channels in [-1, 1], unscaled."""
         return LatentSpace(f"pool {self.factor}", 3, 1.0, 0.0, self.factor)
 
     def encode(self, images: jax.Array, index: jax.Array, seed: int, train_step: int) -> jax.Array:
-        """Means [B, h, w, 3] of images [B, H, W, 3]; nothing is drawn."""
+        """Pool images [B, H, W, 3] to [B, h, w, 3]; the other arguments are ignored."""
         return self._encode(images)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Images [B, H, W, 3] float32, bicubic, of latents [B, h, w, 3]."""
+        """Upsample latents [B, h, w, 3] to images [B, H, W, 3] float32."""
         return self._decode(latents)
 
     @functools.cached_property

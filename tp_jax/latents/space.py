@@ -1,16 +1,17 @@
-"""What other code has to know of the latents of an autoencoder."""
+"""Description of an autoencoder's latent space."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpace:
-    """What other code has to know of an autoencoder.
+    """The latent space of an autoencoder, as needed by data sources and checkpoints.
 
     Attributes:
-      identity: SHA-256 of its weights.
-      channels, scale, shift: latents are (z - shift) · scale.
-      factor: pixels of an image's side for one of its latents.
+      identity: SHA-256 of the autoencoder's weights.
+      channels: number of latent channels.
+      scale, shift: the model diffuses (z - shift) · scale, where z is the encoder's output.
+      factor: downsampling factor; a latent's side is the image's side divided by `factor`.
     """
 
     identity: str

@@ -8,7 +8,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.text.encoder import TextEncoder, TextSpace, ZeroNullEncoder
 from tp_jax.text.sd3 import load_sd3_encoder
 from tp_jax.text.words import WordEncoder
-from tp_jax.worlds.shapes.scenes import LONGEST, WORDS
+from tp_jax.worlds.shapes.scenes import MAX_WORDS, WORDS
 
 
 def _load_sd3(config: ConfigDict) -> TextEncoder:
@@ -23,7 +23,7 @@ def _load_sd3(config: ConfigDict) -> TextEncoder:
 
 # config.text.encoder -> function that builds the encoder from `config.text`.
 ENCODERS: dict[str, Callable[[ConfigDict], TextEncoder]] = {
-    "shapes": lambda config: WordEncoder(WORDS, LONGEST),
+    "shapes": lambda config: WordEncoder(WORDS, MAX_WORDS),
     "sd3": _load_sd3,
 }
 # Encoders that the data workers can run during training, because they have no weights.

@@ -1,1 +1,1 @@
-"""Worlds whose pictures a program can draw and check."""
+"""Synthetic worlds: images that a program renders, and whose contents a program reads back."""

@@ -10,8 +10,14 @@ from ml_collections import ConfigDict
 from tp_jax.data.source import Decode, Source
 from tp_jax.data.sources.synthetic import as_it_is
 from tp_jax.worlds.frozenlake.frames import Canvas, tiles
-from tp_jax.worlds.frozenlake.maps import distances, find, frozen_lake, make_map, walk
-from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
+from tp_jax.worlds.frozenlake.maps import (
+    distances_to_goal,
+    find,
+    import_frozen_lake,
+    make_map,
+    walk,
+)
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, make_canvas
 
 # So many can be shuffled; no training sees them all.
 COUNT = 2**31
@@ -31,10 +37,10 @@ class _Examples:
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([int(index)])
         size = self.fields.sizes[rng.integers(len(self.fields.sizes))]
-        desc = make_map(rng, size, self.fields.frozen, test=False)
+        desc = make_map(rng, size, self.fields.frozen, held_out=False)
         start = find(desc, "S")
         if rng.random() >= FROM_START:
-            cells = [cell for cell, left in distances(desc).items() if left]
+            cells = [cell for cell, left in distances_to_goal(desc).items() if left]
             start = cells[rng.integers(len(cells))]
         corner = self.canvas.random_corner(rng, desc)
         frames = np.stack(
@@ -77,8 +83,8 @@ def make_frozenlake(config: ConfigDict) -> Source:
     Raises:
       UserError: the maps can't be shown, or gymnasium isn't installed.
     """
-    frozen_lake()
-    canvas = canvas_of(config)
+    import_frozen_lake()
+    canvas = make_canvas(config)
     tiles(canvas.tile)
     fields = FrozenLakeConfig(**config.frozenlake.to_dict())
     examples = _Examples(fields, canvas, config.model.thinking.latent_steps)

@@ -16,7 +16,7 @@ from tp_jax.worlds.frozenlake.maps import (
     MOVES,
     Cell,
     Map,
-    distances,
+    distances_to_goal,
     find,
     make_env,
     make_map,
@@ -57,7 +57,7 @@ def held_out_places(
     for size in sizes:
         rng, found, tries = np.random.default_rng([seed, size]), {}, 0
         while len(found) < num and tries < TRIES:
-            desc = make_map(rng, size, frozen, test=True)
+            desc = make_map(rng, size, frozen, held_out=True)
             tries = tries + 1 if desc in found else 0
             found.setdefault(desc, Place(desc, canvas.random_corner(rng, desc)))
         places += found.values()
@@ -78,7 +78,7 @@ class Play:
         self.place, self.cell = place, find(place.desc, "S")
         self._env = make_env(place.desc)
         self._env.reset(seed=0)
-        self.limit = 2 * distances(place.desc)[self.cell]
+        self.limit = 2 * distances_to_goal(place.desc)[self.cell]
         self.readings: list[Reading] = []
         self.cells: list[Cell] = []
         self.equal = self.compared = 0

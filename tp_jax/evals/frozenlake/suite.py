@@ -35,7 +35,7 @@ from tp_jax.sampling.request import (
     open_generator,
     request_fields,
 )
-from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, make_canvas
 
 flags.disclaim_key_flags()
 
@@ -133,7 +133,7 @@ def _lakes_of(
             f"wants a model of configs/frozenlake.py"
         )
     fields = FrozenLakeConfig(**model.config.frozenlake.to_dict())
-    return choose_lakes(fields, canvas_of(model.config), num, seed, maps)
+    return choose_lakes(fields, make_canvas(model.config), num, seed, maps)
 
 
 def walk_workdir(task: WalkRequest) -> dict[str, Any]:

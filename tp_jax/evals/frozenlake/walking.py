@@ -71,7 +71,7 @@ def choose_lakes(
         return Lakes(found, 0, canvas, fields)
     places, refused = [], 0
     for number, block in enumerate(_blocks(read_text(maps)), 1):
-        reason = check_map(block, canvas.most)
+        reason = check_map(block, canvas.max_cells)
         if reason:
             refused += 1
             say(f"{maps}: map {number} {reason}; it is left out")

@@ -1,1 +1,1 @@
-"""FrozenLake: gymnasium's own maps, moves and pictures, as frames to draw and to read."""
+"""FrozenLake: gymnasium's maps, moves and tiles, rendered as frames and read from frames."""

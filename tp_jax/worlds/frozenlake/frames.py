@@ -1,8 +1,8 @@
-"""Frames of FrozenLake as the environment renders them, and what is on them, from pixels alone.
+"""Render FrozenLake frames as gymnasium does, and read map and agent from a frame's pixels.
 
-A frame is a canvas of K×K cells of k×k pixels, with the map somewhere on it and grey around. The
-environment draws each cell by itself, so that its tiles, taken from its own rendering and scaled
-down by averages of whole blocks of pixels, make up every frame that it can show.
+A frame is a canvas of K×K cells of k×k pixels, with the map at some position on it and grey around
+the map. gymnasium draws every cell independently of the others. Therefore a frame can be assembled
+from tiles, which are cut from gymnasium's own rendering and downscaled by block averages.
 """
 
 import contextlib
@@ -17,22 +17,26 @@ import numpy as np
 from tp_jax.messages.errors import UserError
 from tp_jax.worlds.frozenlake.maps import Cell, Map, make_env
 
-# Pixels a side of a cell as the environment draws maps of up to 8 cells a side.
-NATIVE, MOST = 64, 8
-GROUND = "FHSG"
-AROUND = 0.5
-# Of a cell's pixels, in units of black to white: root mean square beyond which it is none of the
-# tiles. At 8 pixels a side tiles are 0.06 apart or more, with an agent and without it 0.12.
-UNREADABLE = 0.1
-# Pixels a side from which tiles are so far apart.
-LEAST = 8
-# A cell is also unreadable where the nearest tile isn't nearer than so much of the second nearest.
-AMBIGUOUS = 0.75
+# gymnasium draws cells of 64×64 pixels for maps of up to 8×8 cells, and smaller ones beyond.
+NATIVE_TILE, MAX_CELLS = 64, 8
+# The map letters, in the order of the ground axis of `tiles`.
+GROUND_LETTERS = "FHSG"
+# Grey level in [0, 1] of the canvas around the map.
+CANVAS_GREY = 0.5
+# A cell is unreadable if its root mean square distance to the nearest tile, with pixels in [0, 1],
+# is larger than this. With cells of 8×8 pixels, different tiles are at least 0.06 apart, and a tile
+# with an agent is at least 0.12 from the same tile without it.
+MAX_TILE_DISTANCE = 0.1
+# Smallest side in pixels of a cell for which tiles are that far apart.
+MIN_TILE = 8
+# A cell is also unreadable if the distance to the nearest tile is more than this share of the
+# distance to the second nearest.
+MAX_AMBIGUITY = 0.75
 
 
 @contextlib.contextmanager
-def _without_screen() -> Iterator[None]:
-    """pygame draws into memory, and doesn't greet."""
+def _headless_pygame() -> Iterator[None]:
+    """Make pygame draw into memory, without a display and without its greeting."""
     names = {"SDL_VIDEODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
@@ -44,26 +48,41 @@ def _without_screen() -> Iterator[None]:
 
 
 def check_tile(tile: int) -> None:
-    """Raises a UserError if cells can't be shown sharply at so many pixels a side."""
-    sharp = [side for side in range(LEAST, NATIVE + 1) if NATIVE % side == 0]
+    """Raise a UserError unless cells of `tile`×`tile` pixels are an exact, readable downscaling."""
+    sharp = [side for side in range(MIN_TILE, NATIVE_TILE + 1) if NATIVE_TILE % side == 0]
     if tile not in sharp:
         raise UserError(
-            f"config.frozenlake.tile={tile}: cells of {NATIVE} pixels a side are shown sharply, so "
-            f"that an agent is seen, only at {', '.join(map(str, sharp))}"
+            f"config.frozenlake.tile={tile}: choose a side that divides {NATIVE_TILE} and leaves "
+            f"the agent visible: {', '.join(map(str, sharp))}"
         )
 
 
 def shrink(picture: np.ndarray, tile: int) -> np.ndarray:
-    """The environment's picture [64·n, 64·m, 3] uint8 with cells of `tile` pixels, in [0, 1]."""
-    block = NATIVE // tile
+    """Downscale gymnasium's image to cells of `tile`×`tile` pixels by block averages.
+
+    Args:
+      picture: uint8 [64·n, 64·m, 3] of n×m cells.
+
+    Returns:
+      float32 [n·tile, m·tile, 3] in [0, 1].
+    """
+    block = NATIVE_TILE // tile
     return einops.reduce(
         picture.astype(np.float32) / 255, "(h i) (w j) c -> h w c", "mean", i=block, j=block
     )
 
 
 def render(desc: Map, cells: Sequence[Cell], tile: int) -> list[np.ndarray]:
-    """What the environment itself renders with the agent on each cell, [n·k, m·k, 3] in [0, 1]."""
-    with _without_screen():
+    """Render a map with gymnasium, once for each position of the agent.
+
+    Args:
+      cells: positions of the agent.
+      tile: side k of a cell in pixels.
+
+    Returns:
+      One image [n·k, m·k, 3] in [0, 1] for each position.
+    """
+    with _headless_pygame():
         env = make_env(desc, "rgb_array")
         env.reset(seed=0)
         pictures = []
@@ -75,80 +94,87 @@ def render(desc: Map, cells: Sequence[Cell], tile: int) -> list[np.ndarray]:
 
 @functools.lru_cache(maxsize=8)
 def tiles(tile: int) -> np.ndarray:
-    """[2, 4, 8, 8, k, k, 3] in [0, 1]: without and with the agent, by `GROUND`, row and column.
+    """Return gymnasium's tiles, downscaled to `tile`×`tile` pixels.
 
-    Of a hole they are the same: who has fallen in isn't seen.
+    Returns:
+      [2, 4, 8, 8, k, k, 3] in [0, 1]. Axes: without and with the agent, index in `GROUND_LETTERS`,
+      row and column of the cell, pixels. For a hole, both tiles are the same, because gymnasium
+      doesn't draw an agent that has fallen in.
 
     Raises:
-      UserError: cells can't be shown sharply so, or gymnasium isn't installed.
+      UserError: `tile` is not a valid side, or gymnasium isn't installed.
     """
     check_tile(tile)
     native = _native_tiles()
-    small = shrink(native.reshape(-1, NATIVE, 3), tile)
+    small = shrink(native.reshape(-1, NATIVE_TILE, 3), tile)
     return small.reshape(*native.shape[:4], tile, tile, 3)
 
 
 @functools.lru_cache(maxsize=1)
 def _native_tiles() -> np.ndarray:
-    """As `tiles`, as the environment renders them: [2, 4, 8, 8, 64, 64, 3] uint8."""
-    found = np.zeros((2, len(GROUND), MOST, MOST, NATIVE, NATIVE, 3), np.uint8)
-    with _without_screen():
-        for number, letter in enumerate(GROUND):
-            # The environment wants a start to reset to.
-            env = make_env(("S" * MOST,) * MOST, "rgb_array")
+    """Return the tiles as gymnasium renders them, uint8 [2, 4, 8, 8, 64, 64, 3]; see `tiles`."""
+    found = np.zeros(
+        (2, len(GROUND_LETTERS), MAX_CELLS, MAX_CELLS, NATIVE_TILE, NATIVE_TILE, 3), np.uint8
+    )
+    with _headless_pygame():
+        for number, letter in enumerate(GROUND_LETTERS):
+            # `reset` needs a map with a start, so the letters are replaced afterwards.
+            env = make_env(("S" * MAX_CELLS,) * MAX_CELLS, "rgb_array")
             env.reset(seed=0)
-            env.desc = np.full((MOST, MOST), letter.encode(), env.desc.dtype)
-            for at in range(MOST**2):
+            env.desc = np.full((MAX_CELLS, MAX_CELLS), letter.encode(), env.desc.dtype)
+            for at in range(MAX_CELLS**2):
                 env.s = at
-                cells = einops.rearrange(env.render(), "(h i) (w j) c -> h w i j c", h=MOST, w=MOST)
-                row, column = divmod(at, MOST)
+                cells = einops.rearrange(
+                    env.render(), "(h i) (w j) c -> h w i j c", h=MAX_CELLS, w=MAX_CELLS
+                )
+                row, column = divmod(at, MAX_CELLS)
                 found[1, number, row, column] = cells[row, column]
-                # Any cell but the agent's shows the ground alone.
-                row, column = divmod((at + 1) % MOST**2, MOST)
+                # Every cell without the agent shows only the ground.
+                row, column = divmod((at + 1) % MAX_CELLS**2, MAX_CELLS)
                 found[0, number, row, column] = cells[row, column]
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """Where a map lies in square frames.
+    """Geometry of the square frames on which maps are drawn.
 
     Attributes:
-      cells: of a side, K.
-      tile: pixels of a cell's side.
+      cells: number K of cells along a side.
+      tile: side k of a cell in pixels.
     """
 
     cells: int
     tile: int
 
     @property
-    def most(self) -> int:
-        """Cells a side of the largest map that it shows sharply."""
-        return min(self.cells, MOST)
+    def max_cells(self) -> int:
+        """Side in cells of the largest map that can be drawn."""
+        return min(self.cells, MAX_CELLS)
 
     def random_corner(self, rng: np.random.Generator, desc: Map) -> Cell:
-        """A cell for a map's upper left, so that all of it is on the canvas."""
+        """Return a random cell of the canvas for the map's upper left, such that the map fits."""
         row, column = (
             int(rng.integers(self.cells - side + 1)) for side in (len(desc), len(desc[0]))
         )
         return row, column
 
     def draw(self, desc: Map, agent: Cell | None, corner: Cell) -> np.ndarray:
-        """A frame [K·k, K·k, 3] float32 in [0, 1].
+        """Draw a frame, float32 [K·k, K·k, 3] in [0, 1].
 
         Args:
-          agent: its cell; None is without one.
-          corner: cell of the canvas where the map's upper left lies.
+          agent: the agent's cell on the map; None draws no agent.
+          corner: the cell of the canvas for the map's upper left.
         """
         k, all_tiles = self.tile, tiles(self.tile)
         rows, columns = len(desc), len(desc[0])
-        ground = np.array([[GROUND.index(letter) for letter in row] for row in desc])
+        ground = np.array([[GROUND_LETTERS.index(letter) for letter in row] for row in desc])
         row, column = np.ogrid[:rows, :columns]
         with_agent = np.zeros((rows, columns), int)
         if agent:
             with_agent[agent] = 1
         cells = all_tiles[with_agent, ground, row, column]
-        frame = np.full((self.cells * k, self.cells * k, 3), AROUND, np.float32)
+        frame = np.full((self.cells * k, self.cells * k, 3), CANVAS_GREY, np.float32)
         top, left = corner[0] * k, corner[1] * k
         frame[top : top + rows * k, left : left + columns * k] = einops.rearrange(
             cells, "h w i j c -> (h i) (w j) c"
@@ -156,53 +182,55 @@ class Canvas:
         return frame
 
     def read(self, frame: np.ndarray, shape: tuple[int, int], corner: Cell) -> "Reading":
-        """What a frame [K·k, K·k, 3] in [0, 1] shows, by the nearest of the environment's tiles.
+        """Read map and agents from a frame, by the nearest tile of each cell.
 
         Args:
+          frame: [K·k, K·k, 3] in [0, 1].
           shape: rows and columns of the map.
-          corner: as of `draw`.
+          corner: the cell of the canvas at the map's upper left, as for `draw`.
         """
         k, (rows, columns) = self.tile, shape
         cells = einops.rearrange(np.asarray(frame), "(h i) (w j) c -> h w i j c", i=k, j=k)
         inside = cells[corner[0] :, corner[1] :][:rows, :columns]
         known = tiles(k)[:, :, :rows, :columns]
-        # A hole has no tile with an agent.
-        apart = _apart(known, inside)
-        apart[1, GROUND.index("H")] = np.inf
-        flat = apart.reshape(-1, rows, columns)
-        with_agent, ground = np.divmod(flat.argmin(0), len(GROUND))
+        distance = _rms_distance(known, inside)
+        # A hole never shows an agent, so exclude its tile with one.
+        distance[1, GROUND_LETTERS.index("H")] = np.inf
+        flat = distance.reshape(-1, rows, columns)
+        with_agent, ground = np.divmod(flat.argmin(0), len(GROUND_LETTERS))
         nearest = np.sort(flat, axis=0)
-        # Said so, because what isn't a number is below and above nothing.
-        readable = (nearest[0] <= UNREADABLE) & (nearest[0] <= AMBIGUOUS * nearest[1])
-        desc = tuple("".join(GROUND[number] for number in row) for row in ground)
+        # NaN fails both comparisons, so a cell with NaN counts as unreadable.
+        readable = (nearest[0] <= MAX_TILE_DISTANCE) & (nearest[0] <= MAX_AMBIGUITY * nearest[1])
+        desc = tuple("".join(GROUND_LETTERS[number] for number in row) for row in ground)
         agents = {(int(r), int(c)) for r, c in np.argwhere(with_agent)}
         around = np.ones((self.cells, self.cells), bool)
         around[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns] = False
+        agent_tiles = np.delete(tiles(k)[1], GROUND_LETTERS.index("H"), 0)
         outside = 0
-        for r, c in np.argwhere(around & ~(_apart(AROUND, cells) <= UNREADABLE)):
-            # An agent is one on any ground, wherever it lies.
-            agent = _apart(np.delete(tiles(k)[1], GROUND.index("H"), 0), cells[r, c]).min()
-            if agent <= UNREADABLE:
+        for r, c in np.argwhere(around & ~(_rms_distance(CANVAS_GREY, cells) <= MAX_TILE_DISTANCE)):
+            # Outside the map, a cell that resembles any tile with an agent counts as an agent.
+            if _rms_distance(agent_tiles, cells[r, c]).min() <= MAX_TILE_DISTANCE:
                 agents.add((int(r) - corner[0], int(c) - corner[1]))
             else:
                 outside += 1
         return Reading(desc, tuple(sorted(agents)), int((~readable).sum()), outside)
 
 
-def _apart(a: np.ndarray | float, b: np.ndarray) -> np.ndarray:
-    """Root mean square of the differences of cells' pixels [..., k, k, 3]."""
+def _rms_distance(a: np.ndarray | float, b: np.ndarray) -> np.ndarray:
+    """Return the root mean square difference of cells [..., k, k, 3]."""
     return np.sqrt(np.square(a - b).mean((-3, -2, -1)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What is on a frame.
+    """The contents of a frame.
 
     Attributes:
       desc: the map.
-      agents: cells with an agent, those around the map among them, as (-1, 0) above its corner.
-      unreadable: number of the map's cells that are near none of the tiles.
-      outside: number of cells around the map that are neither empty nor have an agent.
+      agents: cells with an agent, relative to the map's upper left. Agents outside the map are
+        included: (-1, 0) is the cell above the map's upper left cell.
+      unreadable: number of cells of the map that resemble no tile.
+      outside: number of cells around the map that are neither grey nor show an agent.
     """
 
     desc: Map

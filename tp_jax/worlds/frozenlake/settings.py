@@ -1,4 +1,4 @@
-"""The fields of `config.frozenlake`, and the canvas that they ask for."""
+"""The fields of `config.frozenlake`, and the canvas that they describe."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from tp_jax.messages.errors import UserError
 from tp_jax.worlds.frozenlake.frames import Canvas, check_tile
 
-# With more holes the environment's generator hardly finds a map with a way.
-LEAST_FROZEN = 0.5
+# With more holes, gymnasium's generator rarely finds a solvable map.
+MIN_FROZEN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +16,15 @@ class FrozenLakeConfig:
     """The fields of `config.frozenlake`.
 
     Attributes:
-      sizes: cells a side of the square maps that training shows.
-      unseen_sizes: of maps that are only ever tested.
-      frozen: least and largest probability that a cell isn't a hole; each map draws its own.
-      tile: pixels a side of a cell in a frame.
-      frames_weight: of the frames that latent steps before the last decode to, in the loss.
-      read_sigma: noise level in (0, 1) at which the latent steps of a drawn frame are decoded.
+      sizes: sides in cells of the square training maps.
+      unseen_sizes: sides in cells of maps used only for tests.
+      frozen: range of the probability that a cell isn't a hole; sampled uniformly for each map.
+      tile: side of a cell in pixels.
+      frames_weight: weight in the loss of the frames decoded from the latent steps before the last.
+      read_sigma: noise level in (0, 1) at which the latent steps of a sampled frame are decoded.
 
     Raises:
-      UserError: a value out of its range, naming the field.
+      UserError: a value is out of range; the message names the field.
     """
 
     sizes: tuple[int, ...] = (3, 4, 5)
@@ -40,19 +40,19 @@ class FrozenLakeConfig:
         for field in ("sizes", "unseen_sizes"):
             sizes = getattr(self, field)
             if not all(isinstance(size, int) and size >= 2 for size in sizes):
-                raise UserError(f"config.frozenlake.{field}={sizes}: give whole numbers from 2 on")
+                raise UserError(f"config.frozenlake.{field}={sizes}: must be integers >= 2")
         if not self.sizes:
-            raise UserError("config.frozenlake.sizes is empty: name a size, as 3,4,5")
+            raise UserError("config.frozenlake.sizes is empty: set at least one size, e.g. 3,4,5")
         both = sorted(set(self.sizes) & set(self.unseen_sizes))
         if both:
             raise UserError(
-                f"config.frozenlake.sizes and .unseen_sizes both name {both}: unseen ones are for "
-                f"tests alone"
+                f"config.frozenlake.sizes and .unseen_sizes both name {both}: a size is either for "
+                f"training or only for tests"
             )
-        if len(self.frozen) != 2 or not LEAST_FROZEN <= self.frozen[0] <= self.frozen[1] <= 1:
+        if len(self.frozen) != 2 or not MIN_FROZEN <= self.frozen[0] <= self.frozen[1] <= 1:
             raise UserError(
-                f"config.frozenlake.frozen={self.frozen}: give two probabilities from "
-                f"{LEAST_FROZEN} to 1, as 0.6,0.9"
+                f"config.frozenlake.frozen={self.frozen}: must be two probabilities from "
+                f"{MIN_FROZEN} to 1, the smaller one first, e.g. 0.6,0.9"
             )
         if self.tile < 1:
             raise UserError(f"config.frozenlake.tile={self.tile}: must be 1 or more")
@@ -62,25 +62,25 @@ class FrozenLakeConfig:
             raise UserError(f"config.frozenlake.read_sigma={self.read_sigma}: must be in (0, 1)")
 
 
-def canvas_of(config: ConfigDict) -> Canvas:
-    """The canvas of `config.frozenlake` in frames of `config.model.image_size`.
+def make_canvas(config: ConfigDict) -> Canvas:
+    """Build the canvas for frames of `config.model.image_size` with tiles of `config.frozenlake`.
 
     Raises:
-      UserError: a map of some size can't be shown sharply.
+      UserError: the tiles don't fit the frame, or a map size of the config doesn't fit into it.
     """
     fields, side = FrozenLakeConfig(**config.frozenlake.to_dict()), config.model.image_size
     check_tile(fields.tile)
     if side % fields.tile:
         raise UserError(
             f"config.model.image_size={side} isn't a multiple of config.frozenlake.tile="
-            f"{fields.tile}: cells would be cut"
+            f"{fields.tile}"
         )
     canvas = Canvas(side // fields.tile, fields.tile)
     for size in (*fields.sizes, *fields.unseen_sizes):
         if size > canvas.most:
             raise UserError(
-                f"config.frozenlake: maps of {size}×{size} can't be shown sharply in frames of "
-                f"{side} pixels with cells of {fields.tile}: at most "
-                f"{canvas.most}×{canvas.most}"
+                f"config.frozenlake: maps of {size}×{size} cells don't fit into frames of {side} "
+                f"pixels with cells of {fields.tile} pixels: at most "
+                f"{canvas.max_cells}×{canvas.max_cells} cells do"
             )
     return canvas

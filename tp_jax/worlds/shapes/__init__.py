@@ -1,1 +1,1 @@
-"""Shapes: pictures whose contents a program can check, as an embedded twin of GenEval."""
+"""Shapes: images of coloured shapes whose contents a program checks; a small GenEval."""

@@ -1,7 +1,8 @@
-"""What is in a picture of shapes, from its pixels alone: analysis by synthesis.
+"""Detect the objects in an image of shapes from its pixels.
 
-Backgrounds are grey and objects are coloured, so an object is a blob of one hue; its shape is
-that whose rendering covers the blob best. S pixels a side.
+Backgrounds are grey and objects are coloured, so an object is a connected region of one hue, a
+blob. Its shape is the one whose rendering overlaps the blob best (analysis by synthesis). Images
+are S×S pixels.
 """
 
 import dataclasses
@@ -15,25 +16,27 @@ from scipy import ndimage
 from tp_jax.worlds.shapes.render import AREAS, CENTROIDS, coverage
 from tp_jax.worlds.shapes.scenes import COLOURS, SHAPES, Object
 
-# Of the distance to grey; the palest colour has 0.37, and a background's tint up to 0.04.
-CHROMA = 0.16
-# Blobs below this share of the picture aren't objects; the smallest shape has 0.04.
-BLEMISH = 0.006
-# Least share that a blob and the shape it is taken for have in common, of what they cover
-# together: which shape it is is decided by which fits best, so that this only leaves out what a
-# person wouldn't call any of them.
-LEAST_FIT = 0.65
-# Pixels of 64 that pictures are smoothed by before hues are told apart, and that templates may
-# be blurred by.
-SMOOTH, BLURS = 0.7, (0.0, 1.0)
+# A pixel is coloured if its distance to grey is larger than this. The palest colour has distance
+# 0.37, and a background's tint at most 0.04.
+MIN_CHROMA = 0.16
+# A blob that covers a smaller share of the image than this is ignored; the smallest shape covers
+# 0.04.
+MIN_AREA = 0.006
+# Minimum intersection over union of a blob and the rendering of its shape. The best fit decides
+# which shape a blob is; this threshold only rejects blobs that a person wouldn't call any of them.
+MIN_FIT = 0.65
+# Standard deviations of Gaussian filters, in pixels of a 64×64 image: for the image before hues are
+# compared, and for the templates.
+SMOOTHING, TEMPLATE_BLURS = 0.7, (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """An object found; `shape` is "" for a blob that is none of the shapes.
+    """A detected object.
 
     Attributes:
-      fit: share in [0, 1] that blob and shape have in common.
+      shape, colour, x, y, size: as in `Object`; `shape` is "" if the blob matches no shape.
+      fit: intersection over union of the blob and the best shape, in [0, 1].
     """
 
     shape: str
@@ -45,12 +48,12 @@ class Found:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom, in units of the picture's side."""
+        """Bounding box (left, top, right, bottom), in units of the image's side."""
         return (self.x - self.size, self.y - self.size, self.x + self.size, self.y + self.size)
 
 
 def _hue_vectors(pixels: np.ndarray) -> np.ndarray:
-    """Colours [..., 3] without their grey."""
+    """Subtract the grey part, which is the mean over the channels, from colours [..., 3]."""
     return pixels - pixels.mean(-1, keepdims=True)
 
 
@@ -60,17 +63,26 @@ _HUES = _HUES / np.linalg.norm(_HUES, axis=-1, keepdims=True)
 
 
 def find_objects(picture: np.ndarray) -> list[Found]:
-    """The objects of a picture, from left to right.
+    """Detect the objects of an image.
 
     Args:
       picture: [S, S, 3], uint8 or float in [0, 1].
+
+    Returns:
+      The objects from left to right.
+
+    Example:
+      >>> from tp_jax.worlds.shapes.render import render
+      >>> from tp_jax.worlds.shapes.scenes import training_scene
+      >>> [(found.shape, found.colour) for found in find_objects(render(training_scene(7), 64))]
+      [('circle', 'green'), ('square', 'pink')]
     """
     pixels = picture / 255 if picture.dtype == np.uint8 else np.clip(picture, 0, 1)
     side = len(pixels)
-    sigma = SMOOTH * side / 64
+    sigma = SMOOTHING * side / 64
     chroma = _hue_vectors(pixels.astype(np.float64))
     smooth = ndimage.gaussian_filter(chroma, (sigma, sigma, 0))
-    coloured = np.linalg.norm(smooth, axis=-1) > CHROMA
+    coloured = np.linalg.norm(smooth, axis=-1) > MIN_CHROMA
     nearest = (smooth @ _HUES.T).argmax(-1)
 
     blobs = np.zeros((side, side), int)
@@ -81,7 +93,7 @@ def find_objects(picture: np.ndarray) -> list[Found]:
     objects = []
     for label, window in enumerate(ndimage.find_objects(blobs), 1):
         blob = blobs[window] == label
-        if blob.sum() >= BLEMISH * side**2:
+        if blob.sum() >= MIN_AREA * side**2:
             objects.append(_recognise(chroma, blobs, label, window, side))
     return sorted(objects, key=lambda found: found.x)
 
@@ -100,7 +112,7 @@ def _recognise(
     core = inside & (strength >= np.median(strength[inside]))
     colour = np.median(near[core], axis=0)
     alpha = np.clip(near @ colour / (colour @ colour), 0, 1)
-    # What noise leaves of the background isn't covered.
+    # Away from the blob, background noise must not count as coverage.
     far = np.logical_not(ndimage.binary_dilation(inside, iterations=2))
     alpha = np.where(others | far, 0, alpha)
 
@@ -109,13 +121,22 @@ def _recognise(
     )
     fit, shape, x, y, size = best
     name = _NAMES[(_HUES @ colour).argmax()]
-    return Found(shape if fit >= LEAST_FIT else "", name, x, y, size, fit)
+    return Found(shape if fit >= MIN_FIT else "", name, x, y, size, fit)
 
 
 def _fit(
     shape: str, alpha: np.ndarray, window: tuple[slice, slice], side: int
 ) -> tuple[float, str, float, float, float]:
-    """(share in common, shape, x, y, size) of the best rendering of a shape."""
+    """Fit the position and size of a shape's rendering to a blob by coordinate ascent.
+
+    Args:
+      alpha: coverage of each pixel by the blob, in [0, 1].
+      window: rows and columns of the image that `alpha` holds.
+      side: S.
+
+    Returns:
+      (intersection over union, shape, x, y, size) of the best rendering.
+    """
     area = alpha.sum()
     places = [(np.arange(part.start, part.stop) + 0.5) / side for part in window]
     x = float(alpha.sum(0) @ places[1] / area)
@@ -129,7 +150,7 @@ def _fit(
         return np.minimum(alpha, template).sum() / np.maximum(alpha, template).sum()
 
     place = (x, y - CENTROIDS[shape] * size, size)
-    score, sigma = max((share(place, sigma), sigma) for sigma in BLURS)
+    score, sigma = max((share(place, sigma), sigma) for sigma in TEMPLATE_BLURS)
     for step in (1.0, 0.5, 0.25):
         for axis, sign in itertools.product(range(3), (-1, 1)):
             while True:
@@ -143,10 +164,10 @@ def _fit(
 
 
 def same_contents(found: list[Found], objects: tuple[Object, ...], tolerance: float) -> bool:
-    """Whether exactly these objects were found: shape, colour and, within a tolerance, place.
+    """Return whether exactly these objects were found, with the same shapes, colours and positions.
 
     Args:
-      tolerance: in units of the picture's side.
+      tolerance: maximum difference of a coordinate, in units of the image's side.
     """
     left = list(objects)
     for one in found:

@@ -1,6 +1,7 @@
-"""What is in a picture: objects, their captions, and which combinations training never shows.
+"""Scenes of coloured shapes, their captions, and the combinations held out from training.
 
-Lengths are in units of the picture's side, x to the right and y downwards from its upper left.
+Lengths are in units of the image's side. The origin is the upper left corner; x points right and y
+points down.
 """
 
 import dataclasses
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-# sRGB in [0, 1], of GenEval's names; hues lie 25° or more apart, so that hue alone tells them.
+# sRGB in [0, 1], with names from GenEval. Hues are at least 25° apart, so that the hue identifies a
+# colour.
 COLOURS = {
     "red": (0.85, 0.12, 0.12),
     "orange": (0.96, 0.54, 0.10),
@@ -28,10 +30,10 @@ WORDS = (
     "a", "an", "and", *NUMBERS.values(), "left", "right", "of", "above", "below",
     *COLOURS, *SHAPES, *PLURALS.values(),
 )  # fmt: skip
-LONGEST = 8  # words: "a red circle left of a blue square"
+MAX_WORDS = 8  # as in "a red circle left of a blue square"
 
-# Never in a training picture: these colours of these shapes, these two shapes together, and so
-# many of these shapes. Every colour, shape and number is seen with others.
+# Combinations held out from training: a colour of a shape, two shapes in one image, and a number of
+# objects of a shape. Training shows every colour, shape and number in other combinations.
 UNSEEN_COLOURS = frozenset(
     {
         ("red", "triangle"), ("orange", "cross"), ("yellow", "circle"), ("green", "ring"),
@@ -41,16 +43,21 @@ UNSEEN_COLOURS = frozenset(
 UNSEEN_PAIRS = frozenset({("circle", "cross"), ("ring", "square")})
 UNSEEN_COUNTS = frozenset({(2, "ring"), (3, "square"), (4, "triangle")})
 
-# From an object's centre to its furthest side, by how many there are.
+# Range of `Object.size`, by the number of objects in the image.
 SIZES = {1: (0.18, 0.28), 2: (0.17, 0.25), 3: (0.15, 0.18), 4: (0.14, 0.155)}
-TRIES = 20  # of placing an object, before all are placed anew
-GAP = 0.055  # between objects, and to the border
-APART = 0.08  # a said relation holds by so much more than both sizes: see `holds`
+PLACEMENT_TRIES = 20  # positions tried for an object before all objects are placed again
+MIN_GAP = 0.055  # between objects, and between an object and the border
+RELATION_MARGIN = 0.08  # how clearly a relation must hold: see `relation_holds`
 
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One object; `x` and `y` of the middle of its bounding square, `size` half its side."""
+    """One object.
+
+    Attributes:
+      x, y: centre of its bounding square.
+      size: half the side of its bounding square.
+    """
 
     shape: str
     colour: str
@@ -61,12 +68,13 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture's contents.
+    """The contents of an image.
 
     Attributes:
-      light: that every object's colour is multiplied with.
-      background: grey in [0, 1] at the corners, [2, 2], bilinear between them.
-      tint: added to the background's red, green and blue.
+      skill: one of `SKILLS`.
+      light: brightness factor of the objects' colours.
+      background: grey levels in [0, 1] of the four corners, [2, 2], interpolated bilinearly.
+      tint: offset added to the background's red, green and blue.
     """
 
     caption: str
@@ -79,11 +87,17 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a caption asks for, before anything has a place.
+    """What a caption asks for; positions and sizes aren't chosen yet.
 
     Attributes:
-      objects: (shape, colour or None) of each.
-      relation: of the first object to the second, or None.
+      skill: one of `SKILLS`.
+      objects: (shape, colour) of each object; the colour is None if any colour is correct.
+      relation: position of the first object relative to the second, one of `RELATIONS`, or None.
+
+    Example:
+      >>> request = Request("position", (("circle", "red"), ("square", None)), "left of")
+      >>> request.caption, request.seen
+      ('a red circle left of a square', True)
     """
 
     skill: str
@@ -92,7 +106,7 @@ class Request:
 
     @property
     def seen(self) -> bool:
-        """Whether training may show it."""
+        """Whether training may show this combination, i.e. it isn't held out."""
         shapes = [shape for shape, _ in self.objects]
         coloured = {(colour, shape) for shape, colour in self.objects}
         return not (
@@ -103,7 +117,7 @@ class Request:
 
     @property
     def caption(self) -> str:
-        """Plain English of `WORDS`."""
+        """The caption, in the words of `WORDS`."""
         if self.skill == "counting":
             shape, colour = self.objects[0]
             return " ".join(filter(None, (NUMBERS[len(self.objects)], colour, PLURALS[shape])))
@@ -114,7 +128,7 @@ class Request:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """As a line of GenEval's prompts."""
+        """The request in the format of a line of GenEval's `evaluation_metadata.jsonl`."""
         if self.skill == "counting":
             shape, count = self.objects[0][0], len(self.objects)
             include = [{"class": shape, "count": count}]
@@ -125,8 +139,8 @@ class Request:
                 for shape, colour in self.objects
             ]
             if self.relation:
-                # GenEval writes the relation to the object that it is said of, and its other's
-                # place in the list.
+                # In GenEval's format, the object with the relation comes second, and the relation
+                # names the index of the reference object.
                 include = include[::-1]
                 include[1]["position"] = [self.relation, 0]
             rules = {"include": include}
@@ -134,7 +148,12 @@ class Request:
 
 
 def all_requests(skill: str) -> list[Request]:
-    """Everything that can be asked for of a skill, in a fixed order."""
+    """Return all requests of a skill in a fixed order, held-out combinations included.
+
+    Example:
+      >>> {skill: len(all_requests(skill)) for skill in ("counting", "position")}
+      {'counting': 15, 'position': 80}
+    """
     colours = [None] if skill in ("single_object", "two_object", "position") else list(COLOURS)
     things = list(itertools.product(SHAPES, colours))
     if skill in ("single_object", "colors"):
@@ -150,17 +169,16 @@ def all_requests(skill: str) -> list[Request]:
 
 
 def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -> Scene:
-    """A random picture of a request: what it leaves open is drawn.
+    """Sample a scene that fulfils a request: open colours, positions, sizes and background.
 
     Args:
-      only_seen: colours that the request leaves open don't make it a combination that training
-        never shows.
+      only_seen: choose open colours such that the scene has no held-out combination.
 
     Raises:
-      ValueError: `only_seen` of a request that isn't.
+      ValueError: `only_seen` is set, but the request itself is held out from training.
     """
     if only_seen and not request.seen:
-        raise ValueError(f"training never shows {request.caption!r}")
+        raise ValueError(f"{request.caption!r} is held out from training")
 
     def colour_of(shape: str, colour: str | None) -> str:
         if colour:
@@ -178,7 +196,7 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
         tuple(
             Object(shape, colour, *place)
             for shape, colour, place in zip(
-                shapes, colours, _places(len(shapes), request.relation, rng), strict=True
+                shapes, colours, _sample_places(len(shapes), request.relation, rng), strict=True
             )
         ),
         light=rng.uniform(0.9, 1.04),
@@ -187,38 +205,55 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
     )
 
 
-def _places(
+def _sample_places(
     count: int, relation: str | None, rng: np.random.Generator
 ) -> list[tuple[float, float, float]]:
-    """x, y and size of objects that don't touch, by rejection; `relation` of the first two."""
+    """Sample (x, y, size) of objects that don't touch, by rejection sampling.
+
+    Args:
+      relation: position of the first object relative to the second, or None.
+    """
     while True:
         places: list[tuple[float, float, float]] = []
         for size in rng.uniform(*SIZES[count], count).tolist():
-            for _ in range(TRIES):
-                x, y = rng.uniform(size + GAP, 1 - size - GAP, 2).tolist()
-                if all(max(abs(x - a), abs(y - b)) >= size + c + GAP for a, b, c in places):
+            for _ in range(PLACEMENT_TRIES):
+                x, y = rng.uniform(size + MIN_GAP, 1 - size - MIN_GAP, 2).tolist()
+                if all(max(abs(x - a), abs(y - b)) >= size + c + MIN_GAP for a, b, c in places):
                     places.append((x, y, size))
                     break
-        if len(places) == count and (relation is None or holds(relation, *places)):
+        if len(places) == count and (relation is None or relation_holds(relation, *places)):
             return places
 
 
-def holds(
+def relation_holds(
     relation: str, first: tuple[float, float, float], second: tuple[float, float, float]
 ) -> bool:
-    """Whether the first lies so of the second, clearly: beside it by more than aslant."""
+    """Return whether the first of two (x, y, size) clearly has a relation to the second.
+
+    The distance in the relation's direction must separate the two objects, and exceed the distance
+    in the other direction by `RELATION_MARGIN`.
+    """
     dx, dy = first[0] - second[0], first[1] - second[1]
     along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
     across = abs(dy) if relation in RELATIONS[:2] else abs(dx)
-    return along >= first[2] + second[2] + GAP and along >= across + APART
+    return along >= first[2] + second[2] + MIN_GAP and along >= across + RELATION_MARGIN
 
 
-# Of training captions: some say more than GenEval's do, which ties colours to places.
-COLOURED = 0.5
+# Probability that a training caption names colours although its skill doesn't require them, as in
+# "a red circle left of a blue square". Such captions connect colours with positions.
+COLOURED_SHARE = 0.5
 
 
 def training_scene(index: int, seed: int = 0) -> Scene:
-    """The `index`-th training picture of a seed: skills in equal parts, seen combinations only."""
+    """Return the `index`-th training scene of a seed; held-out combinations don't occur.
+
+    All skills are equally likely.
+
+    Example:
+      >>> scene = training_scene(7)
+      >>> scene.caption, [(thing.shape, thing.colour) for thing in scene.objects]
+      ('a circle above a square', [('circle', 'green'), ('square', 'pink')])
+    """
     rng = np.random.default_rng([seed, index])
     skill = SKILLS[rng.integers(len(SKILLS))]
     while True:
@@ -232,7 +267,7 @@ def _random_request(skill: str, rng: np.random.Generator) -> Request:
         return SHAPES[rng.integers(len(SHAPES))]
 
     def colour(always: bool = False) -> str | None:
-        named = always or rng.random() < COLOURED
+        named = always or rng.random() < COLOURED_SHARE
         return tuple(COLOURS)[rng.integers(len(COLOURS))] if named else None
 
     if skill in ("single_object", "colors"):
@@ -241,7 +276,7 @@ def _random_request(skill: str, rng: np.random.Generator) -> Request:
         thing = shape(), colour()
         return Request(skill, (thing,) * int(rng.integers(2, 5)))
     first, second = rng.choice(len(SHAPES), 2, replace=False)
-    coloured = skill == "color_attr" or (skill == "position" and rng.random() < COLOURED)
+    coloured = skill == "color_attr" or (skill == "position" and rng.random() < COLOURED_SHARE)
     pair = tuple((SHAPES[i], colour(True) if coloured else None) for i in (first, second))
     relation = RELATIONS[rng.integers(4)] if skill == "position" else None
     return Request(skill, pair, relation)
