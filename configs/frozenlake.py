@@ -1,12 +1,13 @@
-"""FrozenLake: from one frame, a DiT draws the next ones; each of its latent steps is one move.
+"""FrozenLake: a DiT generates the next frames from one frame; each latent step is one move.
 
     configs/frozenlake.py               recursive sparse thinking: two experts, four latent steps
-    configs/frozenlake.py:single        the same parameters without recursion: one move a drawing
-    configs/frozenlake.py:random        the same, but experts are taken at random
-    configs/frozenlake.py:large         larger maps and model, for a GPU; also with these
+    configs/frozenlake.py:single        the same parameters without recursion: one move per sample
+    configs/frozenlake.py:random        random experts, with as many parameters
+    configs/frozenlake.py:large         larger maps and a larger model, for a GPU
+    configs/frozenlake.py:single,large  variants combine
 
-The paper doesn't say how it trained its agent: every number is ours. Useful in under 15 minutes on
-two CPU cores.
+The paper doesn't say how it trained its agent, so every number is ours. Training takes up to 15
+minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ from tp_jax.messages.errors import UserError
 def get_config(argument: str = "") -> ConfigDict:
     config = default(model="dit", diffusion="flow")
     config.data.source = "frozenlake"
-    # Maps of 3 and 5 cells a side are trained on, of 4 only tested; one token a cell.
+    # Train on maps of 3×3 and 5×5 cells and test on 4×4 too. Each cell is one token.
     config.frozenlake.update(sizes=(3, 5), unseen_sizes=(4,), tile=8)
     config.model.update(
         image_size=40,
@@ -47,27 +48,29 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.checkpoint.every_steps = 1_000
     config.sampling.update(sampler="euler", steps=8)
-    return change(config, argument)
+    return apply_variants(config, argument)
 
 
-def change(config: ConfigDict, argument: str) -> ConfigDict:
-    """The config as the arguments change it."""
-    words = argument.split(",") if argument else []
-    for word in words:
-        if word not in ("single", "random", "large"):
-            raise UserError(f"--config: unknown argument {word!r}: choose of single, random, large")
-    if "large" in words:
+def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
+    """Return the config with the comma-separated variants of `argument` applied."""
+    variants = argument.split(",") if argument else []
+    for variant in variants:
+        if variant not in ("single", "random", "large"):
+            raise UserError(
+                f"--config: unknown variant {variant!r}: choose from single, random, large"
+            )
+    if "large" in variants:
         config.frozenlake.update(sizes=(3, 4, 5, 7), unseen_sizes=(6, 8))
         config.model.update(image_size=64, depth=12, width=384, heads=6, dtype="bfloat16")
         config.model.thinking.update(layers=(6,), rank=128, gate_width=128)
         config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)
         config.optimizer.update(learning_rate=3e-4, warmup_steps=1_000)
         config.checkpoint.every_steps = 5_000
-    if "single" in words:
+    if "single" in variants:
         config.model.thinking.latent_steps = 1
-    if "random" in words:
-        # The experts get the parameters that the gate had: 3·D·r of it, where each of two experts
-        # has 6·D for a rank.
+    if "random" in variants:
+        # A larger rank replaces the parameters of the learned gate: it has 3·D·r of them, and
+        # each of the two experts has 6·D per rank.
         rank = config.model.thinking.rank * 5 // 4
         config.model.thinking.update(gate="random", rank=rank)
     return config

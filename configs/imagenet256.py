@@ -1,29 +1,28 @@
-"""ImageNet 256×256 class-conditional: DiT-XL/2 on 32×32×4 latents, thinking in block 12.
+"""ImageNet 256×256, class-conditional: DiT-XL/2 on 32×32×4 latents, with thinking in block 12.
 
-    configs/imagenet256.py            thinking is trained on the published base, which is frozen
-    configs/imagenet256.py:scratch    everything is trained from random weights, by DiT's recipe
-    configs/imagenet256.py:debug      the same shrunk, on random latents: a minute anywhere
+    configs/imagenet256.py            train only the thinking layer, on the frozen published base
+    configs/imagenet256.py:scratch    train all parameters from random weights, by DiT's recipe
+    configs/imagenet256.py:debug      a tiny model on random latents; takes a minute on a laptop
     configs/imagenet256.py:scratch,debug
 
-Said by the paper (arXiv 2604.25299): the base, DiT-XL/2; rank 128; experts and latent steps
-from {1, 2, 5}; the FID that this aims at, 2.27 against 2.34 of its own run of DiT.
-Said by DiT (arXiv 2212.09748): the diffusion, the optimizer, the batch of 256, EMA 0.9999,
-dropping 10 % of the classes, flips, 250 DDPM steps, guidance 1.5 on three channels, 7 M steps
-from scratch.
-Ours, because the paper doesn't say: every line marked so.
+From the paper (arXiv 2604.25299): the base, DiT-XL/2; rank 128; experts and latent steps from
+{1, 2, 5}. The paper reports an FID of 2.27, against 2.34 for its own run of DiT.
+From DiT (arXiv 2212.09748): the diffusion, the optimizer, the batch of 256, EMA 0.9999, 10 % of
+the labels dropped, flips, 250 DDPM steps, guidance 1.5 on three channels, 7 M steps from scratch.
+Lines marked "ours" are our choices, because the paper gives no value.
 """
 
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
 from tp_jax.messages.errors import UserError
-from tp_jax.models.dit import SIZES
+from tp_jax.models.dit_config import SIZES
 
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default(model="dit", diffusion="gaussian")
 
-    # What tp_jax.prepare turns into latents, and where they go.
+    # The images that tp_jax.prepare encodes, and the folder that it writes the latents to.
     config.prepare.update(source="tfds/imagenet2012", dir="", split="train")
     config.autoencoder.path = "checkpoints/sd-vae-ft-ema"  # ours
     config.data.source = "latents"
@@ -33,9 +32,9 @@ def get_config(argument: str = "") -> ConfigDict:
 
     config.model.update(image_size=32, channels=4, num_classes=1000, patch=2, **SIZES["XL"])
     config.model.dtype = "bfloat16"  # ours
-    config.model.remat = "full"  # ours: 0.9 GiB of activations a v5e chip instead of 13.5
+    config.model.remat = "full"  # ours: 0.9 GiB of activations per v5e chip, not 13.5
     config.model.thinking.update(
-        layers=(12,),  # 0-based; the paper names layer 12 and doesn't say from where it counts
+        layers=(12,),  # 0-based; the paper doesn't say whether its layer 12 counts from 0
         experts=2,
         latent_steps=2,
         rank=128,
@@ -58,19 +57,19 @@ def get_config(argument: str = "") -> ConfigDict:
     config.sampling.update(
         sampler="ddpm", steps=250, guidance_scale=1.5, guidance_channels=3, spacing="even"
     )
-    return change(config, argument)
+    return apply_variants(config, argument)
 
 
-def change(config: ConfigDict, argument: str) -> ConfigDict:
-    """The config as `scratch` and `debug` change it."""
-    words = argument.split(",") if argument else []
-    for word in words:
-        if word not in ("scratch", "debug"):
-            raise UserError(f"--config: unknown argument {word!r}: choose of scratch, debug")
-    if "scratch" in words:
+def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
+    """Return the config with the comma-separated variants of `argument` applied."""
+    variants = argument.split(",") if argument else []
+    for variant in variants:
+        if variant not in ("scratch", "debug"):
+            raise UserError(f"--config: unknown variant {variant!r}: choose from scratch, debug")
+    if "scratch" in variants:
         config.init.base = ""
         config.train.update(trainable="all", steps=7_000_000)
-    if "debug" in words:
+    if "debug" in variants:
         config.data.update(source="synthetic", workers=0)
         config.autoencoder.path = config.init.base = ""
         config.model.update(

@@ -1,6 +1,6 @@
-"""ImageNet 512×512 class-conditional: as configs/imagenet256.py, on 64×64×4 latents.
+"""ImageNet 512×512, class-conditional: configs/imagenet256.py on 64×64×4 latents.
 
-Takes the same arguments. Said by DiT: the same recipe as at 256, 3 M steps from scratch.
+The variants are the same. From DiT: the recipe of 256×256, with 3 M steps from scratch.
 """
 
 import pathlib
@@ -16,7 +16,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model.image_size = 64
     config.data.dir = "data/imagenet512"  # ours
     config.init.base = "checkpoints/dit-xl-2-512"  # ours
-    config = IMAGENET256["change"](config, argument)
+    config = IMAGENET256["apply_variants"](config, argument)
     if "scratch" in argument and "debug" not in argument:
         config.train.steps = 3_000_000
     return config

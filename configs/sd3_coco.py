@@ -1,47 +1,47 @@
-"""Stable Diffusion 3 medium at 1024×1024, frozen, thinking in blocks 4, 8 and 12.
+"""Stable Diffusion 3 medium at 1024×1024, frozen, with thinking in blocks 4, 8 and 12.
 
-    configs/sd3_coco.py              thinking is trained on the published base, which is frozen
-    configs/sd3_coco.py:one-layer    thinking in block 12 alone
-    configs/sd3_coco.py:m5t5         five experts, five latent steps
-    configs/sd3_coco.py:no-mod       without the block's own modulation of what is thought
+    configs/sd3_coco.py              train only the thinking layers, on the frozen published base
+    configs/sd3_coco.py:one-layer    thinking in block 12 only
+    configs/sd3_coco.py:m5t5         five experts and five latent steps
+    configs/sd3_coco.py:no-mod       no adaLN scale and shift (Mod) inside the recursion
     configs/sd3_coco.py:lora         plain LoRA with as many parameters, in the same blocks
-    configs/sd3_coco.py:512          at 512×512
-    configs/sd3_coco.py:debug        the same shrunk, on random latents and text: a minute anywhere
-    configs/sd3_coco.py:m5t5,lora    and so on: lora has as many parameters as what it stands with
+    configs/sd3_coco.py:512          512×512 pixels
+    configs/sd3_coco.py:debug        a tiny model on random data; takes a minute on a laptop
+    configs/sd3_coco.py:m5t5,lora    variants combine; this LoRA has as many parameters as m5t5
 
-Said by the paper (arXiv 2604.25299): the base, layers 4, 8 and 12, two experts, two latent steps,
-rank 128, 1,000 samples of MSCOCO; that one layer, five of both, no modulation and plain LoRA are
-compared with it. It doesn't say from where layers are counted, here from 0, nor which the one is.
-Said by diffusers' script for fine-tuning with LoRA: the learning rate, logit-normal times, two
-times 77 text tokens. Said by SD3: shift 3, 28 steps of Euler, guidance 7.
-Ours, because neither says: every line marked so.
+From the paper (arXiv 2604.25299): the base, layers 4, 8 and 12, two experts, two latent steps,
+rank 128, 1,000 samples of MSCOCO, and the variants one-layer, m5t5, no-mod and lora, which it
+compares. It doesn't say whether it counts layers from 0, as we do, nor which layer one-layer is.
+From diffusers' script for LoRA fine-tuning of SD3: the learning rate, logit-normal timesteps, and
+77 text tokens each for CLIP and T5. From SD3: shift 3, 28 Euler steps, guidance scale 7.
+Lines marked "ours" are our choices, because none of these gives a value.
 """
 
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
 from tp_jax.messages.errors import UserError
-from tp_jax.models.mmdit import SIZES
+from tp_jax.models.mmdit_config import SIZES
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.cost import equal_rank
 
-WORDS = ("one-layer", "m5t5", "no-mod", "lora", "512", "debug")
+VARIANTS = ("one-layer", "m5t5", "no-mod", "lora", "512", "debug")
 
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default(model="mmdit", diffusion="flow")
 
-    # What tp_jax.prepare turns into latents and text, and where they go.
+    # The images and captions that tp_jax.prepare encodes, and the folder that it writes to.
     config.prepare.update(source="coco", dir="data/coco", split="train2017")  # ours
     config.prepare.num = 1_000
-    config.prepare.captions = 1  # ours: of the five or more that each image has
+    config.prepare.captions = 1  # ours: the first of the five or more of each image
     config.prepare.update(records_per_shard=100, batch_size=16)  # ours
     config.autoencoder.path = "checkpoints/sd3-medium-vae"  # ours
     config.text.update(encoder="sd3", t5_tokens=77)
     config.text.path = "stable-diffusion-3-medium-diffusers"  # ours
     config.data.source = "latents"
     config.data.dir = "data/sd3-coco-1024"  # ours
-    config.data.workers = 0  # ours: nothing is decoded, and encoded text is large to pass on
+    config.data.workers = 0  # ours: nothing to decode, and large text arrays to send
 
     config.model.update(image_size=128, channels=16, patch=2, **SIZES["SD3-medium"])
     config.model.dtype = "bfloat16"  # ours
@@ -60,34 +60,36 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.update(learning_rate=1e-4, clip_norm=1.0)
     config.checkpoint.update(every_steps=500, keep=2)  # ours
     config.sampling.update(sampler="euler", steps=28, guidance_scale=7.0)
-    return change(config, argument.split(",") if argument else [])
+    return apply_variants(config, argument.split(",") if argument else [])
 
 
-def change(config: ConfigDict, words: list[str]) -> ConfigDict:
-    """The config as the words of the argument change it."""
-    for word in words:
-        if word not in WORDS:
-            raise UserError(f"--config: unknown argument {word!r}: choose of {', '.join(WORDS)}")
+def apply_variants(config: ConfigDict, variants: list[str]) -> ConfigDict:
+    """Return the config with the given variants applied."""
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise UserError(
+                f"--config: unknown variant {variant!r}: choose from {', '.join(VARIANTS)}"
+            )
     thinking = config.model.thinking
-    if "one-layer" in words:
+    if "one-layer" in variants:
         thinking.layers = (12,)  # ours
-    if "m5t5" in words:
+    if "m5t5" in variants:
         thinking.update(experts=5, latent_steps=5)
-    if "no-mod" in words:
+    if "no-mod" in variants:
         thinking.modulate = False
-    if "512" in words:
+    if "512" in variants:
         config.model.image_size = 64
         config.data.dir = "data/sd3-coco-512"  # ours
-    if "debug" in words:
+    if "debug" in variants:
         shrink(config)
-    if "lora" in words:
+    if "lora" in variants:
         rank = equal_rank(config.model.width, ThinkingConfig(**thinking.to_dict()))
         thinking.update(experts=1, latent_steps=1, gate="first", rank=rank)
     return config
 
 
 def shrink(config: ConfigDict) -> None:
-    """Few and narrow blocks, on synthetic data; every number is ours."""
+    """Shrink the model and train it on synthetic data; every number is ours."""
     config.data.update(source="synthetic", workers=0)
     config.autoencoder.path = config.init.base = ""
     config.model.update(

@@ -1,12 +1,13 @@
-"""Shapes: text to image anywhere, in pictures whose contents a program can check.
+"""Shapes: text to image on small pictures of shapes, which a program renders and checks.
 
-    configs/shapes.py                 the base: a small MMDiT, on pooled pictures
-    configs/shapes.py:think           thinking is trained on it, frozen: two experts, two steps
+    configs/shapes.py                 the base: a small MMDiT on pooled pictures
+    configs/shapes.py:think           thinking on the frozen base: two experts, two latent steps
     configs/shapes.py:lora            plain LoRA with as many parameters, on the same base
-    configs/shapes.py:large           a larger base in pixel space, for a GPU; also with these
+    configs/shapes.py:large           a larger base in pixel space, for a GPU
+    configs/shapes.py:think,large     variants combine
 
-Every number is ours. The base and one fine-tuning take under 25 minutes on two CPU cores. A
-fine-tuning wants the base: --config.init.base=WORKDIR of the base.
+Every number is ours. Training the base and fine-tuning it once takes under 25 minutes on two CPU
+cores. think and lora start from the base: pass --config.init.base=WORKDIR, the workdir of the base.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.text.encoder = "shapes"
     space = WordEncoder(WORDS, MAX_WORDS).space
 
-    # Pictures of 64×64 as means of 4×4 pixels: layouts are learned in minutes on so few places.
+    # Diffuse means of 4×4 pixels, 16×16 per picture, so that layouts are learned in minutes.
     config.autoencoder.pool = 4
     config.model.update(
         image_size=16,
@@ -52,16 +53,18 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.checkpoint.every_steps = 1_000
     config.sampling.update(sampler="euler", steps=30, guidance_scale=2.0)
-    return change(config, argument)
+    return apply_variants(config, argument)
 
 
-def change(config: ConfigDict, argument: str) -> ConfigDict:
-    """The config as the arguments change it."""
-    words = argument.split(",") if argument else []
-    for word in words:
-        if word not in ("think", "lora", "large"):
-            raise UserError(f"--config: unknown argument {word!r}: choose of think, lora, large")
-    if "large" in words:
+def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
+    """Return the config with the comma-separated variants of `argument` applied."""
+    variants = argument.split(",") if argument else []
+    for variant in variants:
+        if variant not in ("think", "lora", "large"):
+            raise UserError(
+                f"--config: unknown variant {variant!r}: choose from think, lora, large"
+            )
+    if "large" in variants:
         config.autoencoder.pool = 0
         config.model.update(depth=12, width=384, heads=6, image_size=64, patch=4)
         config.model.update(max_grid=16, base_grid=16)
@@ -70,12 +73,12 @@ def change(config: ConfigDict, argument: str) -> ConfigDict:
         config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)
         config.optimizer.update(learning_rate=5e-4, warmup_steps=1_000)
         config.checkpoint.every_steps = 5_000
-    if {"think", "lora"} & set(words):
+    if {"think", "lora"} & set(variants):
         depth, width = config.model.depth, config.model.width
-        # As blocks 4, 8 and 12 of Stable Diffusion 3's 24: one in six, two in six, three in six.
+        # The same fractions of the depth as blocks 4, 8 and 12 of Stable Diffusion 3's 24.
         layers = sorted({depth // 6, depth // 3, depth // 2})
         thinking = dict(layers=tuple(layers), experts=2, latent_steps=2, rank=32, gate_width=32)
-        if "lora" in words:
+        if "lora" in variants:
             rank = equal_rank(width, ThinkingConfig(**thinking))
             thinking |= dict(experts=1, latent_steps=1, gate="first", rank=rank)
         config.model.thinking.update(**thinking)

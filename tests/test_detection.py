@@ -56,7 +56,7 @@ def test_missing_packages_are_named_with_the_extra(load, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        UserError, match=r"^torch is missing, .*: pip install -e '\.\[text\]'$"
+        UserError, match=r"^torch isn't installed, .*: pip install -e '\.\[text\]'$"
     ):
         load(epath.Path(tmp_path))
 
@@ -91,7 +91,7 @@ def test_objects_from_logits_match_a_computation_by_hand(torch):
     masks = torch.full((2, 8, 8), -4.0)
     masks[0, :4, :4] = 2.0
     masks[1] = 40.0
-    found = detection.objects(classes, masks, (32, 32), (32, 24), (64, 48))
+    found = detection.decode_objects(classes, masks, (32, 32), (32, 24), (64, 48))
     assert sorted(found) == ["bicycle", "car", "person"]
     person, car, bicycle = (found[name][0] for name in ("person", "car", "bicycle"))
     assert sum(one.score > 1e-9 for group in found.values() for one in group) == 3
@@ -108,9 +108,9 @@ def test_empty_masks_are_dropped_and_at_most_100_objects_are_kept(torch):
     random = np.random.RandomState(0)
     classes = torch.tensor(random.randn(60, 81), dtype=torch.float32)
     masks = torch.tensor(random.randn(60, 4, 4), dtype=torch.float32)
-    found = detection.objects(classes, masks, (16, 16), (16, 16), (16, 16))
+    found = detection.decode_objects(classes, masks, (16, 16), (16, 16), (16, 16))
     assert sum(map(len, found.values())) == 100
-    assert detection.objects(classes, -masks.abs(), (16, 16), (16, 16), (16, 16)) == {}
+    assert detection.decode_objects(classes, -masks.abs(), (16, 16), (16, 16), (16, 16)) == {}
 
 
 def save_mask2former(transformers, folder, labels=80):
@@ -196,12 +196,12 @@ def test_colours_equal_those_of_the_clip_forward_pass(torch, tmp_path):
 def test_folders_of_other_models_are_refused(torch, tmp_path):
     import transformers
 
-    with pytest.raises(UserError, match="nowhere: has no config.json; name a folder"):
+    with pytest.raises(UserError, match="nowhere: has no config.json: name a folder"):
         detection.load_detector(epath.Path(tmp_path / "nowhere"))
     panoptic = save_mask2former(transformers, tmp_path / "m", labels=133)
-    with pytest.raises(UserError, match="knows 133 classes, must be COCO's 80"):
+    with pytest.raises(UserError, match="has 133 classes instead of COCO's 80"):
         detection.load_detector(panoptic)
-    with pytest.raises(UserError, match=r"\A[^\n]*m: (is no CLIPModel|can't be read)[^\n]*\Z"):
+    with pytest.raises(UserError, match=r"\A[^\n]*m: (isn't a CLIPModel|can't be read)[^\n]*\Z"):
         detection.load_colours(panoptic)
     clip = save_clip(transformers, tmp_path / "c")
     (clip / "model.safetensors").unlink()

@@ -38,7 +38,7 @@ def test_prompts_are_read_and_grids_are_assembled(tmp_path):
     np.testing.assert_array_equal(grid[:2, 3:], images[1])
     np.testing.assert_array_equal(grid[2:, :3], images[2])
     np.testing.assert_array_equal(dpg.tiles(grid), images)
-    with pytest.raises(ValueError, match="3 images, a grid has 4"):
+    with pytest.raises(ValueError, match="a grid needs 4 images, got 3"):
         dpg.grid(images[:3])
     (folder / "prompts" / "12.txt").write_text(" \n")
     with raises_user_error("12.txt: the prompt is empty"):
@@ -68,9 +68,13 @@ def test_questions_are_read(tmp_path):
     [
         ("item_id,", "item,", "has no column item_id"),
         (",tuple,", ",triple,", "has no column tuple"),
-        (",1,0,entity", ",one,0,entity", "line 2: proposition_id 'one' and dependency '0' must be"),
-        (',"1, 2",', ',"1; 2",', "line 5: proposition_id '4' and dependency '1; 2' must be"),
-        (",1,0,entity", ",1,,entity", "line 2: proposition_id '1' and dependency '' must be"),
+        (",1,0,entity", ",one,0,entity", "line 2: proposition_id 'one' must be an integer"),
+        (
+            ',"1, 2",',
+            ',"1; 2",',
+            "dependency '1; 2' integers separated by commas",
+        ),
+        (",1,0,entity", ",1,,entity", "dependency '' integers separated by commas"),
         ("global -  (photo, old)", "", "line 6: tuple is empty"),
     ],
 )
@@ -83,9 +87,9 @@ def test_wrong_questions_are_refused(old, new, words, tmp_path):
 
 def test_truncated_questions_are_refused(tmp_path):
     text = question_formula.csv_text("dependent")
-    with raises_user_error("line 27: must have 9 cells; cut short?"):
+    with raises_user_error("line 27: must have 9 cells; the file may be truncated"):
         dpg.read_questions(write_questions(tmp_path, text[:-90]))
-    with raises_user_error("has no questions"):
+    with raises_user_error("contains no questions"):
         dpg.read_questions(write_questions(tmp_path, text[: text.index("\n") + 1]))
     with raises_user_error("has no column item_id"):
         dpg.read_questions(write_questions(tmp_path, ""))
@@ -162,7 +166,7 @@ def test_missing_answers_are_refused():
     answers = answered("a", "yy", "yy", "yy", "yy")
     del answers["a", 2, 1]
     assert score(answers, questions, "official").score == 100  # the official script never asks it
-    with raises_user_error("question 1 of a has no answer on tile 2"):
+    with raises_user_error("question 1 of a has no answer for tile 2"):
         score(answers, questions, "fixed")
     with raises_user_error("rule 'right' is unknown: choose one of official, fixed"):
         score(answers, questions, "right")
@@ -209,7 +213,9 @@ def test_fixed_score_from_official_files_lacks_the_first_item(official):
     assert results.fixed.score == pytest.approx(expected.score)
     assert results.fixed.level2 == expected.level2
     assert results.fixed.left_out == ("partiprompts7",)
-    assert results.notes[-1].startswith("the fixed scores leave out partiprompts7: the official")
+    assert results.notes[-1].startswith(
+        "the fixed scores leave out partiprompts7, because the official"
+    )
     assert len(results.notes) == (2 if case == "dependent" else 1)
 
 
@@ -218,8 +224,12 @@ def test_fixed_score_needs_the_answers(official):
     (path.parent / "run_results_detail.txt").unlink()
     results = read_results(path, questions)
     assert results.fixed is None
-    assert results.notes[-1].endswith("need the answers, which run_results_detail.txt would have")
-    with raises_user_error("of the benchmark's 1065; the official script leaves out one at most"):
+    assert results.notes[-1].endswith(
+        "need the answers in run_results_detail.txt, which doesn't exist"
+    )
+    with raises_user_error(
+        "but the benchmark has 1065, of which the official script leaves out at most one"
+    ):
         read_results(path)
 
 
@@ -232,28 +242,31 @@ def test_complete_official_results_need_no_questions(tmp_path):
     results = read_results(path)
     assert (results.official.score, results.official.prompts) == (50, 1064)
     assert (results.official.level1, results.official.level2) == ({"global": 50}, {"global -": 50})
-    assert results.notes == ("the fixed scores need the questions: dpg_bench.csv",)
+    assert results.notes == ("the fixed scores need the questions: set --questions=dpg_bench.csv",)
 
 
 def test_wrong_official_category_scores_are_noted(official):
     _, path, questions = official
     path.write_text(re.sub(r"(\tother - count: )\S+", r"\g<1>1.5", path.read_text()))
-    assert "in several processes the script mixes" in read_results(path, questions).notes[-1]
+    assert (
+        "with several processes the script assigns answers to wrong"
+        in read_results(path, questions).notes[-1]
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
         ("", lambda s: s[: s.index("Model")], "has no line 'DPG-Bench score: …'"),
-        ("", lambda s: s.replace("images/12", "images/13"), "13 is no item of the questions given"),
-        ("", lambda s: s[s.index("\n") + 1 :], "isn't the mean of its images"),
-        ("", lambda s: "images/12.png, 0.5\n" + s, "line 1: 0 scores and their mean, must be 4"),
+        ("", lambda s: s.replace("images/12", "images/13"), "13 isn't an item of"),
+        ("", lambda s: s[s.index("\n") + 1 :], "isn't the mean of the images' scores"),
+        ("", lambda s: "images/12.png, 0.5\n" + s, "has 0 scores and their mean"),
         ("", lambda s: "images/12.png\n" + s, "line 1: must be an image and its scores"),
-        ("", lambda s: s[: s.index("\n") + 1] + s, "12 has scores already"),
-        ("_detail", lambda s: s[:-20], "isn't the question that comes next for whoops1"),
+        ("", lambda s: s[: s.index("\n") + 1] + s, "12 already has scores"),
+        ("_detail", lambda s: s[:-20], "isn't the next question for whoops1"),
         ("_detail", lambda s: s.replace("(0, 0,", "(0 0,", 1), "line 1: must be image, tile"),
-        ("_detail", lambda s: s.replace(", yes\n", ", no\n"), "isn't that of the answers in"),
-        ("_detail", lambda s: s + s, "isn't the question that comes next for 12"),
+        ("_detail", lambda s: s.replace(", yes\n", ", no\n"), "of the answers in"),
+        ("_detail", lambda s: s + s, "isn't the next question for 12"),
     ],
 )
 def test_damaged_official_files_are_refused(file, change, words, official):
@@ -270,7 +283,7 @@ def test_official_results_that_lack_an_image_are_refused(official):
     extra = [Question(99, "countbench9", 1, (0,), "global -", "?")]
     with raises_user_error("1 of 6 images are missing; the first is countbench9"):
         read_results(path, questions + extra)
-    with raises_user_error("has answers alone; name run_results.txt, which is read with it"):
+    with raises_user_error("has only the answers: name run_results.txt"):
         read_results(path.parent / "run_results_detail.txt", questions)
 
 
@@ -313,7 +326,7 @@ def test_each_question_is_asked_once_also_after_an_interruption(grids, tmp_path)
     assert scores == {rule: score(answers, questions, rule) for rule in ("official", "fixed")}
     results = read_results(whole, questions)
     assert {"official": results.official, "fixed": results.fixed} == scores
-    assert results.notes == ("the official score leaves out partiprompts7, as its script does",)
+    assert results.notes == ("the official score leaves out partiprompts7, as the script does",)
     with pytest.raises(KeyboardInterrupt):
         dpg.answer_images(folder, questions, make_vqa(most=31)[0], out)
     out.write_bytes(out.read_bytes()[:-5])
@@ -330,15 +343,15 @@ def test_grids_and_answers_that_do_not_fit_are_refused(grids, tmp_path):
     with raises_user_error("1 of 6 images are missing; the first is new.png"):
         dpg.answer_images(folder, questions + one_item((0,), item="new"), vqa, out)
     write_lines(tmp_path / "a.jsonl", [dict(item_id="12", tile=0, proposition_id=9, answer="no")])
-    with raises_user_error("answers question 9 of 12, which isn't asked here"):
+    with raises_user_error("answers question 9 of 12, which isn't one of the questions given"):
         dpg.answer_images(folder, questions, vqa, out)
     with raises_user_error("4 of 5 images are missing; the first is partiprompts7"):
         read_results(out, questions)
-    with raises_user_error("answers are scored with their questions: name dpg_bench.csv"):
+    with raises_user_error("answers need their questions: set --questions=dpg_bench.csv"):
         read_results(out)
     out.unlink()
     grey_image(0, size=7).save(folder / "12.png")
-    with raises_user_error("12.png: (7, 7) can't be a grid of 2×2 images"):
+    with raises_user_error("12.png: height and width (7, 7) must be even"):
         dpg.answer_images(folder, questions, vqa, out)
     (folder / "12.png").write_bytes(b"png")
     with raises_user_error("12.png can't be read as an image"):
@@ -352,7 +365,7 @@ def test_grids_and_answers_that_do_not_fit_are_refused(grids, tmp_path):
         ({"tile": "1"}, "line 2: tile='1' must be int"),
         ({"answer": None}, "line 2: answer=None must be str"),
         ({"item_id": 12}, "line 2: item_id=12 must be str"),
-        ({}, "line 2: that question of that tile has an answer already"),
+        ({}, "line 2: this question already has an answer for this tile"),
     ],
 )
 def test_wrong_answers_are_refused(change, words, tmp_path):

@@ -1,4 +1,4 @@
-"""A new model, sampler, source and suite is one file and one line in a registry each."""
+"""A model, sampler, data source or suite is added by one file and one line in its registry."""
 
 import json
 
@@ -9,7 +9,7 @@ from etils import epath
 from toys.model import PatchConfig, PatchModel
 from toys.sampler import MIDPOINT
 from toys.source import GREY, GREYS
-from toys.suite import BrightnessSuite
+from toys.suite import BRIGHTNESS
 
 from tp_jax.config import default
 from tp_jax.data.sources import SOURCES
@@ -23,11 +23,12 @@ from tp_jax.train.loop import train
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
+    """Register the toys for the tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "patches", (PatchConfig, PatchModel))
         patch.setitem(SAMPLERS, "midpoint", MIDPOINT)
         patch.setitem(SOURCES, "grey", GREY)
-        patch.setitem(SUITES, "brightness", BrightnessSuite())
+        patch.setitem(SUITES, "brightness", BRIGHTNESS)
         yield
 
 
@@ -50,7 +51,7 @@ def workdir(tmp_path_factory):
     return workdir
 
 
-def test_training_scores_with_the_suite_and_draws_with_the_sampler(workdir):
+def test_training_uses_the_new_suite_and_sampler(workdir):
     assert (workdir / "samples" / "00000120.png").exists()
     found = sorted(path.name for path in (workdir / "evaluations").glob("*.json"))
     assert found == ["00000060.json", "00000120.json"]
@@ -58,26 +59,26 @@ def test_training_scores_with_the_suite_and_draws_with_the_sampler(workdir):
     assert scores == {f"class_{i}": pytest.approx(grey, abs=25) for i, grey in enumerate(GREYS)}
 
 
-def test_the_entries_know_them(workdir, tmp_path, refused):
+def test_entries_accept_the_new_components(workdir, tmp_path, refused):
     out = tmp_path / "grey.npz"
-    code, _, said = run_entry("sample", f"--workdir={workdir}", f"--out={out}", "--labels=1")
-    assert code == 0 and out.exists(), said
+    code, _, stderr = run_entry("sample", f"--workdir={workdir}", f"--out={out}", "--labels=1")
+    assert code == 0 and out.exists(), stderr
     arguments = ["--suite=brightness", f"--workdir={workdir}"]
-    code, _, said = run_entry("evaluate", *arguments, "--halved", f"--out={tmp_path / 's.json'}")
-    assert code == 0, said
+    code, _, stderr = run_entry("evaluate", *arguments, "--halved", f"--out={tmp_path / 's.json'}")
+    assert code == 0, stderr
     halved = json.loads((tmp_path / "s.json").read_text())
     whole = json.loads((workdir / "evaluations" / "00000120.json").read_text())
     assert halved == {name: pytest.approx(value / 2) for name, value in whole.items()}
-    code, said, _ = run_entry("evaluate", "--suite=brightness", "--help")
-    assert code == 0 and "--[no]halved" in said and "--reference" not in said
-    assert "draws and scores" in said
-    refused("evaluate", "--suite=adm", "--halved", match="--halved isn't .* but for brightness")
+    code, stdout, _ = run_entry("evaluate", "--suite=brightness", "--help")
+    assert code == 0 and "--[no]halved" in stdout and "--reference" not in stdout
+    assert "samples images and scores them" in stdout
+    refused("evaluate", "--suite=adm", "--halved", match="--halved isn't .* but of brightness")
 
 
-def test_ahead_of_time_a_step_asks_the_model_as_often_as_the_sampler_says():
+def test_predicted_flops_count_the_predictions_of_the_new_sampler():
     config = grey_config()
     mesh = create_mesh(config.mesh, jax.devices()[:1])
     assert "loss" in trace(config, "train", mesh).traced.out_info[1]
-    once = trace(config, "sample", mesh).model_flops
+    midpoint = trace(config, "sample", mesh).model_flops
     config.sampling.sampler = "euler"
-    assert once == 2 * trace(config, "sample", mesh).model_flops > 0
+    assert midpoint == 2 * trace(config, "sample", mesh).model_flops > 0

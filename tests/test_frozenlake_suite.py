@@ -84,7 +84,7 @@ def test_environment_decides_the_outcome_of_predicted_frames(readings, outcome, 
     play = Play(Place(LAKE, (0, 0)))
     for reading in readings:
         assert play.outcome is None
-        play.take([reading])
+        play.advance([reading])
     assert (play.outcome, play.cell) == (outcome, cell)
     # Every predicted frame is compared with the true one.
     assert play.compared == len(readings)
@@ -93,11 +93,11 @@ def test_environment_decides_the_outcome_of_predicted_frames(readings, outcome, 
 def test_frames_are_equal_if_map_and_agent_are_correct():
     play = Play(Place(LAKE, (0, 0)))
     thawed = ("SFFF", "FFFH", "FFFH", "HFFG")
-    play.take([step((1, 0)), step((2, 0), desc=thawed), step((2, 1)), step((2, 2))])
+    play.advance([step((1, 0)), step((2, 0), desc=thawed), step((2, 1)), step((2, 2))])
     # The true frames follow the shortest path, which goes down at (2, 1).
     assert (play.equal, play.compared, play.outcome) == (2, 4, None)
     # The next true frames start at the agent's current cell.
-    play.take([step((3, 2))])
+    play.advance([step((3, 2))])
     assert (play.equal, play.compared) == (3, 5)
 
 
@@ -116,7 +116,7 @@ def test_oracle_always_reaches_the_goal_and_a_random_walker_rarely():
     canvas, rng = Canvas(6, 8), np.random.default_rng(0)
     places = plays_lib.held_out_places((3, 4, 6), (0.6, 0.9), canvas, 20, seed=1)
     assert len({place.desc for place in places}) == len(places)
-    assert all(held_out(place.desc) for place in places)
+    assert all(is_held_out(place.desc) for place in places)
     assert {place.size for place in places} == {"3×3", "4×4", "6×6"}
     oracle = plays_lib.score([walk_as_oracle(place, canvas) for place in places], (6,))
     assert oracle["all"]["goal"] == oracle["all"]["frames_equal"] == 1
@@ -183,7 +183,7 @@ def test_maps_of_a_file_are_played_or_refused_with_a_reason(walked, tmp_path):
         f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert code == 0
-    assert "map 3 has no path from S to G; it is left out" in stderr
+    assert "map 3 has no path from S to G; it is skipped" in stderr
     assert "map 4 is 2×5; a frame shows at most 4×4" in stderr
     assert "map 5 rows must be" in stderr
     scores = json.loads((tmp_path / "out/scores.json").read_text())

@@ -1,4 +1,4 @@
-"""GenEval: prompts, rules and scores, by hand and as the public evaluator has them."""
+"""GenEval: prompts, results files, scores, and judging a folder of images."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from etils import epath
 from tp_jax.evals.geneval import prompts as layout
 from tp_jax.evals.geneval import results as geneval
 
-# Prompts.
+# Prompts
 
 
 @pytest.fixture
@@ -18,14 +18,14 @@ def prompts(tmp_path):
     return layout.read_prompts(write_lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
 
 
-def test_geneval_prompts_keep_their_metadata_and_number_their_folders(prompts):
+def test_prompts_keep_their_metadata_and_are_numbered(prompts):
     assert [prompt.metadata for prompt in prompts] == PROMPTS
     assert [prompt.name for prompt in prompts] == ["00000", "00001", "00002", "00003"]
     assert [prompt.index for prompt in prompts] == [0, 1, 2, 3]
     assert prompts[3].text == "a photo of a dog left of a cat"
 
 
-def test_geneval_layout_is_the_evaluator_s(prompts, tmp_path):
+def test_image_folders_have_the_layout_of_the_official_evaluator(prompts, tmp_path):
     out = epath.Path(tmp_path / "out")
     path = layout.image_path(out, prompts[2], 3)
     assert path.relative_to(out).as_posix() == "00002/samples/0003.png"
@@ -39,7 +39,7 @@ def test_geneval_layout_is_the_evaluator_s(prompts, tmp_path):
         ({"tag": "colours"}, "tag 'colours' must be one of single_object"),
         ({"tag": 3}, "tag=3 must be str"),
         ({"include": "cat"}, "include='cat' must be list"),
-        ({"include": ["cat"]}, "include[0] must be an object"),
+        ({"include": ["cat"]}, "include[0] must be an object with"),
         ({"include": [{"class": "cat"}]}, "include[0]: has no 'count'"),
         ({"include": [{"class": "cat", "count": True}]}, "count=True must be int"),
         ({"include": [{"class": "cat", "count": 0}]}, "count=0 must be 1 or more"),
@@ -53,7 +53,7 @@ def test_geneval_layout_is_the_evaluator_s(prompts, tmp_path):
         (PROMPTS[0], "repeats line 1"),
     ],
 )
-def test_bad_geneval_prompts_are_named_by_line(change, words, tmp_path):
+def test_wrong_prompts_are_refused_with_their_line(change, words, tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [PROMPTS[0], PROMPTS[2] | change])
     with raises_user_error(words) as caught:
         layout.read_prompts(path)
@@ -65,12 +65,12 @@ def test_bad_geneval_prompts_are_named_by_line(change, words, tmp_path):
     [
         (b'{"tag": "colors", ', "line 1: invalid or truncated JSON"),
         (b"[1]\n", "line 1: must be a JSON object, not list"),
-        (b"\n\n", "has no prompts"),
+        (b"\n\n", "contains no prompts"),
         (b"\xff\xfe", "isn't UTF-8 text"),
         (None, "there is no such file"),
     ],
 )
-def test_a_file_that_is_no_list_of_prompts(content, words, tmp_path):
+def test_files_without_prompts_are_refused(content, words, tmp_path):
     path = tmp_path / "p.jsonl"
     if content is not None:
         path.write_bytes(content)
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_list_of_prompts(content, words, tmp_path):
         layout.read_prompts(epath.Path(path))
 
 
-# Results.
+# Results
 
 
 TAGS = [prompt["tag"] for prompt in PROMPTS]
@@ -101,7 +101,7 @@ RIGHT = {0: [1, 1], 1: [0, 0], 2: [1, 0], 3: [0, 1]}
 RESULTS = [result(PROMPTS[i], s, bool(x)) for i, xs in RIGHT.items() for s, x in enumerate(xs)]
 
 
-def test_geneval_scores_by_hand(prompts, tmp_path):
+def test_scores_match_a_computation_by_hand(prompts, tmp_path):
     scores = geneval.read_results(write_lines(tmp_path / "r.jsonl", RESULTS), prompts)
     assert scores.tags == {"single_object": 1, "counting": 0, "colors": 0.5, "position": 0.5}
     assert scores.overall == 0.5
@@ -109,7 +109,7 @@ def test_geneval_scores_by_hand(prompts, tmp_path):
     assert (scores.prompts, scores.images) == (4, 8)
 
 
-def test_each_tag_counts_the_same_however_many_prompts_it_has(tmp_path):
+def test_each_tag_has_the_same_weight_in_the_overall_score(tmp_path):
     cases = {tag: [i < 7 for i in range(count)] for tag, count in layout.PROMPTS.items()}
     lines = []
     for tag, rights in cases.items():
@@ -123,37 +123,37 @@ def test_each_tag_counts_the_same_however_many_prompts_it_has(tmp_path):
     assert scores.tags == pytest.approx(expected)
     assert scores.overall == pytest.approx(sum(expected.values()) / 6)
     assert scores.prompts == 553
-    with raises_user_error("another version's (two_object 98 of 99)"):
+    with raises_user_error("another version of GenEval (two_object 98 of 99)"):
         geneval.read_results(write_lines(path, lines[:80] + lines[81:]))
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (RESULTS[:-1], "'a photo of a dog left of a cat' has 1 images, another prompt 2"),
+        (RESULTS[:-1], "'a photo of a dog left of a cat' has 1 images, but another prompt has 2"),
         (RESULTS[2:], "1 of 4 prompts are missing; the first is 00000, 'a photo of a cat'"),
-        (RESULTS + RESULTS[2:3], "line 9: image out/00001/samples/0000.png is in"),
+        (RESULTS + RESULTS[2:3], "line 9: image out/00001/samples/0000.png is already in"),
         (RESULTS + [result(PROMPTS[0], 2, 1)], "line 9: correct=1 must be bool"),
         (RESULTS + [{"filename": "x"}], "line 9: has no 'tag'"),
-        (RESULTS + [result(PROMPTS[0], 2, True, tag="color")], "line 9: tag 'color' isn't its"),
-        (RESULTS + [result(PROMPTS[0], 2, True, metadata="{")], "line 9: metadata is no JSON"),
-        (RESULTS + [result(PROMPTS[0], 2, True, metadata="[]")], "metadata must be an object"),
+        (RESULTS + [result(PROMPTS[0], 2, True, tag="color")], "line 9: tag 'color' differs from 'single_object' in its"),
+        (RESULTS + [result(PROMPTS[0], 2, True, metadata="{")], "line 9: metadata isn't valid JSON"),
+        (RESULTS + [result(PROMPTS[0], 2, True, metadata="[]")], "metadata must be a JSON object"),
         (
             [result(PROMPTS[0] | {"prompt": "x"}, 0, True)],
-            "'x' with its metadata is none of the prompts given",
+            "'x' with its metadata isn't one of the expected prompts",
         ),
-        ([], "has no results"),
+        ([], "contains no results"),
     ],
 )  # fmt: skip
-def test_bad_geneval_results(lines, words, prompts, tmp_path):
+def test_wrong_results_are_refused(lines, words, prompts, tmp_path):
     with raises_user_error(words):
         geneval.read_results(write_lines(tmp_path / "r.jsonl", lines), prompts)
 
 
-def test_results_cut_short_or_of_another_version(prompts, tmp_path):
+def test_truncated_results_and_other_versions_are_refused(prompts, tmp_path):
     path = write_lines(tmp_path / "r.jsonl", RESULTS)
     with raises_user_error(
-        "prompts are missing, or another version's (single_object 1 of 80, two_object 0 of"
+        "prompts are missing or belong to another version of GenEval (single_object 1 of 80, two_object"
     ):
         geneval.read_results(path)
     path.write_text(path.read_text()[:-30])
@@ -161,12 +161,12 @@ def test_results_cut_short_or_of_another_version(prompts, tmp_path):
         geneval.read_results(path, prompts)
 
 
-# A folder of images.
+# A folder of images
 
 
 @pytest.fixture
-def drawn(prompts, tmp_path):
-    """Images as grey as their number, two a prompt."""
+def images(prompts, tmp_path):
+    """A folder with two images per prompt; the grey level encodes prompt and sample."""
     folder = epath.Path(tmp_path / "out")
     for prompt in prompts:
         layout.write_metadata(folder, prompt)
@@ -174,14 +174,14 @@ def drawn(prompts, tmp_path):
             path = layout.image_path(folder, prompt, sample)
             path.parent.mkdir(exist_ok=True)
             grey_image(10 * prompt.index + sample).save(path)
-        (folder / prompt.name / "grid.png").write_bytes(b"not looked at")
-        (folder / prompt.name / "samples" / "notes.txt").write_text("nor this")
+        (folder / prompt.name / "grid.png").write_bytes(b"ignored")
+        (folder / prompt.name / "samples" / "notes.txt").write_text("ignored")
     (folder / "log").mkdir()
     return folder
 
 
 class Detector:
-    """One cat in every image, and a second in the last of each prompt; counts its calls."""
+    """Finds one cat in the first image of each prompt and two in the second; records its calls."""
 
     def __init__(self, most=99):
         self.calls, self.most = [], most
@@ -197,15 +197,15 @@ def red(image, group, name):
     return ["red"] * len(group)
 
 
-def test_images_are_judged_and_written_as_the_evaluator_does(drawn, prompts, tmp_path):
+def test_images_are_judged_and_results_written_as_by_the_evaluator(images, prompts, tmp_path):
     out = epath.Path(tmp_path / "r.jsonl")
     detector = Detector()
-    scores = geneval.score_images(drawn, detector, red, out, prompts)
+    scores = geneval.score_images(images, detector, red, out, prompts)
     assert detector.calls == [0, 1, 10, 11, 20, 21, 30, 31]
     assert scores.tags == {"single_object": 1, "counting": 0.5, "colors": 1, "position": 0}
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert lines[3] == {
-        "filename": str(drawn / "00001" / "samples" / "0001.png"),
+        "filename": str(images / "00001" / "samples" / "0001.png"),
         "tag": "counting",
         "prompt": "a photo of two cats",
         "correct": True,
@@ -217,65 +217,65 @@ def test_images_are_judged_and_written_as_the_evaluator_does(drawn, prompts, tmp
     assert geneval.read_results(out, prompts) == scores
 
 
-@pytest.mark.parametrize("torn", [0, 1, 25])
-def test_a_killed_scoring_goes_on(torn, drawn, prompts, tmp_path):
+@pytest.mark.parametrize("cut", [0, 1, 25])
+def test_interrupted_scoring_resumes(cut, images, prompts, tmp_path):
     out = epath.Path(tmp_path / "r.jsonl")
     with pytest.raises(KeyboardInterrupt):
-        geneval.score_images(drawn, Detector(most=5), red, out, prompts)
-    whole = geneval.score_images(drawn, Detector(), red, epath.Path(tmp_path / "w"), prompts)
-    out.write_bytes(out.read_bytes()[: -torn or None])
+        geneval.score_images(images, Detector(most=5), red, out, prompts)
+    whole = geneval.score_images(images, Detector(), red, epath.Path(tmp_path / "w"), prompts)
+    out.write_bytes(out.read_bytes()[: -cut or None])
     rest = Detector()
-    assert geneval.score_images(drawn, rest, red, out, prompts) == whole
-    assert rest.calls == ([20] if torn > 1 else []) + [21, 30, 31]
+    assert geneval.score_images(images, rest, red, out, prompts) == whole
+    assert rest.calls == ([20] if cut > 1 else []) + [21, 30, 31]
     assert out.read_text() == (tmp_path / "w").read_text()
-    assert geneval.score_images(drawn, Detector(most=0), red, out, prompts) == whole
+    assert geneval.score_images(images, Detector(most=0), red, out, prompts) == whole
 
 
-def test_verdicts_on_images_drawn_since_are_refused(drawn, prompts, tmp_path):
+def test_verdicts_older_than_their_image_are_refused(images, prompts, tmp_path):
     out = epath.Path(tmp_path / "r.jsonl")
-    geneval.score_images(drawn, Detector(), red, out, prompts)
+    geneval.score_images(images, Detector(), red, out, prompts)
     os.utime(out, (1, 1))
-    with raises_user_error("00000/samples/0000.png was drawn after its verdict in"):
-        geneval.score_images(drawn, Detector(), red, out, prompts)
+    with raises_user_error("00000/samples/0000.png is newer than its verdict in"):
+        geneval.score_images(images, Detector(), red, out, prompts)
 
 
-def test_bad_folders_of_images(drawn, prompts, tmp_path):
+def test_wrong_image_folders_are_refused(images, prompts, tmp_path):
     out = epath.Path(tmp_path / "r.jsonl")
     idle = Detector(most=0)
 
-    def run(folder=drawn, prompts=prompts):
+    def run(folder=images, prompts=prompts):
         geneval.score_images(folder, idle, red, out, prompts)
 
-    with raises_user_error("another version's (single_object 1 of 80"):
+    with raises_user_error("another version of GenEval (single_object 1 of 80"):
         run(prompts=None)
     with raises_user_error("has no folders 00000, 00001"):
-        run(drawn / "00000")
+        run(images / "00000")
     with raises_user_error("has no folders 00000, 00001"):
-        run(drawn / "nowhere")
+        run(images / "nowhere")
     write_lines(tmp_path / "r.jsonl", [result(PROMPTS[0], 0, True)])
-    with raises_user_error("out/00000/samples/0000.png is no image of this folder"):
+    with raises_user_error("out/00000/samples/0000.png isn't an image of this folder"):
         run()
     out.write_text("my notes")
     with raises_user_error("r.jsonl: isn't a JSONL file; name another file"):
         run()
     assert out.read_text() == "my notes"
     out.unlink()
-    layout.image_path(drawn, prompts[1], 1).unlink()
-    with raises_user_error("'a photo of two cats' has 1 images, another prompt 2"):
+    layout.image_path(images, prompts[1], 1).unlink()
+    with raises_user_error("'a photo of two cats' has 1 images, but another prompt has 2"):
         run()
-    layout.image_path(drawn, prompts[1], 0).unlink()
+    layout.image_path(images, prompts[1], 0).unlink()
     with raises_user_error("samples: has no images 0000.png"):
         run()
-    (drawn / "00001" / "metadata.jsonl").write_text("{}\n{}")
-    with raises_user_error("metadata.jsonl: isn't one JSON object"):
+    (images / "00001" / "metadata.jsonl").write_text("{}\n{}")
+    with raises_user_error("metadata.jsonl: must be one JSON object"):
         run()
-    (drawn / "00001" / "metadata.jsonl").unlink()
+    (images / "00001" / "metadata.jsonl").unlink()
     with raises_user_error("metadata.jsonl: there is no such file"):
         run()
     assert not out.exists() and idle.calls == []
 
 
-def test_an_image_that_cannot_be_read_is_named(drawn, prompts, tmp_path):
-    layout.image_path(drawn, prompts[2], 0).write_bytes(b"png")
+def test_unreadable_image_is_named(images, prompts, tmp_path):
+    layout.image_path(images, prompts[2], 0).write_bytes(b"png")
     with raises_user_error("00002/samples/0000.png can't be read as an image"):
-        geneval.score_images(drawn, Detector(), red, epath.Path(tmp_path / "r"), prompts)
+        geneval.score_images(images, Detector(), red, epath.Path(tmp_path / "r"), prompts)

@@ -79,14 +79,14 @@ def test_position_must_hold_for_every_pair_of_objects():
     assert judge({"cat": detections(middle), "dog": detections(left, right)}, prompt)[0]
     assert judge({"cat": detections(middle), "dog": detections(right, left)}, prompt) == (
         False,
-        "dog: right of the other, must be left of it",
+        "dog: right of the other object, must be left of it",
     )
     right_of_two = {"include": [{"class": "cat", "count": 2}, prompt["include"][1]]}
     assert judge({"cat": detections(middle, right), "dog": detections(left)}, right_of_two)[0]
     assert not judge({"cat": detections(right, left), "dog": detections(middle)}, right_of_two)[0]
     assert judge({"dog": detections(left)}, prompt)[1].splitlines() == [
         "cat: 0, must be 1 or more",
-        "dog: must be left of what isn't there as asked",
+        "dog: must be left of an object that wasn't found as required",
     ]
 
 

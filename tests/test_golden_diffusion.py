@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tp_jax.diffusion import GaussianDiffusion, RectifiedFlow, SamplerConfig
-from tp_jax.diffusion.gaussian import posterior, respaced_timesteps
+from tp_jax.diffusion import SamplerConfig
+from tp_jax.diffusion.flow import RectifiedFlow
+from tp_jax.diffusion.gaussian import GaussianDiffusion, posterior, respaced_timesteps
 from tp_jax.diffusion.samplers import SAMPLERS
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

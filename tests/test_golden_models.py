@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from tp_jax.diffusion import guide
+from tp_jax.diffusion.guidance import guide
 from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, MMDiTConfig, build_model
 from tp_jax.models.layers import position_embedding, timestep_embedding
 from tp_jax.models.parameters import abstract_params
 from tp_jax.pretrained import read_dit, read_sd3
-from tp_jax.thinking import Thinking, ThinkingConfig, ThinkingOptions
+from tp_jax.thinking import ThinkingConfig
+from tp_jax.thinking.layer import Thinking, ThinkingOptions
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # Relative to the largest output. Torch's rounding error is 1.5e-6 for outputs of deviation 1.1.

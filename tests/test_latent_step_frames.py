@@ -17,11 +17,14 @@ from tp_jax.diffusion.flow import RectifiedFlow
 from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, build_model
 from tp_jax.models.dit import DiTBase
-from tp_jax.models.latent_step_frames import check_decodable, decode_latent_steps
+from tp_jax.models.dit_config import check_decodable
+from tp_jax.models.latent_step_frames import decode_latent_steps
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.performance.programs import trace
-from tp_jax.thinking import RoutingNoise, ThinkingConfig, ThinkingOptions
+from tp_jax.thinking import ThinkingConfig
+from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.layer import ThinkingOptions
 from tp_jax.train.frames_loss import make_frames_loss
 from tp_jax.train.state import make_state
 from tp_jax.train.step import choose_gradient, make_train_step

@@ -10,7 +10,7 @@ import pytest
 from tiny_models import TINY, example, random_params
 
 from tp_jax.messages.errors import UserError
-from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit, mmdit
+from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit_config, mmdit_config
 from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.models.parameters import abstract_params
 from tp_jax.thinking import ThinkingConfig
@@ -37,20 +37,22 @@ def count(tree):
 
 
 def test_dit_xl_2_has_the_published_number_of_parameters():
-    model = build_model(DiTConfig(**dit.SIZES["XL"]))
+    model = build_model(DiTConfig(**dit_config.SIZES["XL"]))
     # The published file also holds the fixed position table, 256·1152 numbers.
     assert count(abstract_params(model)["base"]) + 256 * 1152 == 675_129_632
 
 
 def test_sd3_medium_has_the_published_number_of_parameters():
-    config = MMDiTConfig(**mmdit.SIZES["SD3-medium"], thinking=ThinkingConfig(layers=(4, 8, 12)))
+    config = MMDiTConfig(
+        **mmdit_config.SIZES["SD3-medium"], thinking=ThinkingConfig(layers=(4, 8, 12))
+    )
     assert count(abstract_params(build_model(config))["base"]) == 2_028_328_000
 
 
-@pytest.mark.parametrize("size", dit.SIZES)
+@pytest.mark.parametrize("size", dit_config.SIZES)
 @pytest.mark.parametrize("patch", [2, 4, 8])
 def test_every_dit_initialises_abstractly(size, patch):
-    config = DiTConfig(**dit.SIZES[size], patch=patch, thinking=ThinkingConfig(layers=(3,)))
+    config = DiTConfig(**dit_config.SIZES[size], patch=patch, thinking=ThinkingConfig(layers=(3,)))
     params = abstract_params(build_model(config))
     assert params["base"]["patch_embed"]["kernel"].shape == (patch * patch * 4, config.width)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -174,7 +176,7 @@ def test_analytic_flops_agree_with_the_compiler():
 
 
 def test_training_with_a_frozen_base_costs_fewer_flops():
-    config = DiTConfig(**dit.SIZES["XL"])
+    config = DiTConfig(**dit_config.SIZES["XL"])
     whole = train_step_flops(config, 256, "all") / 16e12
     thinking = train_step_flops(config, 256, "thinking") / 16e12
     # TFLOP per chip that XLA counted when compiling for 16 TPU v5e chips at batch 256.

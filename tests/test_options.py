@@ -37,5 +37,5 @@ def test_flags_of_another_suite_are_refused_by_name(name, found, refused):
     for flag in sorted(others):
         flag = flag.removeprefix("[no]")
         assert owners_of_flag(flag) and name not in owners_of_flag(flag)
-    match = f"--{flag} isn't for --suite={name} but for {', '.join(owners_of_flag(flag))}"
+    match = f"--{flag} isn't a flag of --suite={name} but of {', '.join(owners_of_flag(flag))}"
     refused("evaluate", f"--suite={name}", f"--{flag}=1", match=match)

@@ -1,6 +1,6 @@
-"""Published weights: converted by the entry, they give what the public torch code gives.
+"""Published weights, converted by tp_jax.convert, give the outputs of the public torch code.
 
-tests/golden/README.md says which code. The weights are drawn from seeds, here and there.
+tests/golden/README.md names that code. Both sides generate the same random weights from a seed.
 """
 
 import functools
@@ -33,7 +33,7 @@ from tp_jax.thinking import ThinkingConfig
 from tp_jax.workdir.checkpoints import load_base
 
 NO_THINKING = ThinkingConfig(layers=())
-# Of the largest value; torch's own rounding is about a tenth of it.
+# Relative to the largest value; torch's own rounding error is about a tenth of this.
 TOLERANCE = 1e-5
 
 
@@ -41,15 +41,15 @@ def channels_last(x):
     return np.moveaxis(x, 1, -1)
 
 
-def assert_matches(ours, theirs, what=""):
+def assert_matches(ours, theirs, name=""):
     assert ours.shape == theirs.shape
     error = np.abs(ours - theirs).max() / np.abs(theirs).max()
-    print(f"{what}: relative error {error:.1e}")
+    print(f"{name}: relative error {error:.1e}")
     assert error < TOLERANCE
 
 
 def runner(loaded, method):
-    """Jitted images -> what a method of a loaded autoencoder gives."""
+    """Return a jitted function that applies a method of a loaded autoencoder."""
     return jax.jit(lambda x: loaded.model.apply({"params": loaded.params}, x, method=method))
 
 
@@ -59,7 +59,7 @@ def runner(loaded, method):
 @pytest.mark.parametrize(
     "name", ["vae4", "vae16", "vae_original", pytest.param("vae_real", marks=pytest.mark.slow)]
 )
-def test_autoencoder(name, converted):
+def test_autoencoder_equals_torch(name, converted):
     arrays, loaded = golden(name), load_autoencoder(converted(name))
     mean, std = runner(loaded, "encode")(channels_last(arrays["x"]))
     assert_matches(mean, channels_last(arrays["mean"]), "mean")
@@ -68,7 +68,7 @@ def test_autoencoder(name, converted):
     assert_matches(images, channels_last(arrays["decoded"]), "decoded")
 
 
-def test_autoencoder_in_tiles(converted):
+def test_tiled_autoencoder_equals_torch(converted):
     arrays, loaded = golden("vae4"), load_autoencoder(converted("vae4"))
     sizes = dict(factor=loaded.config.factor, tile=int(arrays["tile"]))
     x, z = channels_last(arrays["x_tiled"]), channels_last(arrays["z_tiled"])
@@ -79,7 +79,7 @@ def test_autoencoder_in_tiles(converted):
     assert_matches(images, channels_last(arrays["decoded_tiled"]), "decoded")
 
 
-def test_autoencoder_in_bfloat16(converted):
+def test_autoencoder_in_bfloat16_is_close_to_torch(converted):
     arrays, loaded = golden("vae4"), load_autoencoder(converted("vae4"), "bfloat16")
     mean, _ = runner(loaded, "encode")(channels_last(arrays["x"]))
     theirs = channels_last(arrays["mean"])
@@ -87,18 +87,18 @@ def test_autoencoder_in_bfloat16(converted):
     assert 1e-4 < np.abs(mean - theirs).max() / np.abs(theirs).max() < 3e-2
 
 
-def test_inception(converted):
+def test_inception_equals_torch(converted):
     arrays, (model, params) = golden("inception"), load_inception(converted("inception"))
     images = channels_last(seeded_images(int(arrays["x_seed"]), 2, 299, 23))
     features = jax.jit(model.apply)({"params": params}, images)
     for name, ours in features._asdict().items():
-        # Features that are all alike would say little.
+        # The comparison means something only if the features of the two images differ.
         assert arrays[name].std(axis=0).mean() > 0.01 * arrays[name].std()
         assert_matches(ours, arrays[name], name)
 
 
 @pytest.mark.parametrize("name", ["dit", "dit_s2"])
-def test_dit(name, converted):
+def test_dit_equals_torch(name, converted):
     arrays, folder = golden(name), converted(name)
     fields = dict(read_description(epath.Path(folder), "dit").config)
     assert fields.pop("learned_sigma")
@@ -121,7 +121,7 @@ def test_dit(name, converted):
 # Latents.
 
 
-def test_latents_there_and_back():
+def test_latent_scaling_is_inverted_exactly():
     config = AutoencoderConfig(scale=1.5305, shift=0.0609)
     z = np.linspace(-3, 3, 7, dtype=np.float32)
     np.testing.assert_allclose(to_latents(config, z)[-1], (3 - 0.0609) * 1.5305, rtol=1e-6)
@@ -130,7 +130,7 @@ def test_latents_there_and_back():
     assert config.factor == 8
 
 
-def test_tiles_that_do_not_divide():
+def test_invalid_tile_and_image_sizes_are_refused():
     images = np.zeros((1, 48, 44, 3), np.float32)
     with pytest.raises(UserError, match="tile=48: must be a multiple of 32"):
         tiled_encode(None, images, 8, tile=48)
@@ -140,14 +140,14 @@ def test_tiles_that_do_not_divide():
         tiled_encode(None, images, 8, tile=32)
 
 
-def test_an_image_that_a_tile_holds_is_run_whole():
+def test_an_image_no_larger_than_a_tile_is_decoded_whole():
     z = np.ones((1, 4, 4, 3), np.float32)
     assert tiled_decode(lambda z: z, z, 8, tile=32) is z
 
 
 # Layouts.
 
-# diffusers' name -> the original one, in the order that they are tried.
+# Patterns of diffusers' names and the original names, applied in this order.
 TO_ORIGINAL = (
     (r"encoder\.down_blocks\.(\d)\.resnets\.(\d)", r"encoder.down.\1.block.\2"),
     (r"encoder\.down_blocks\.(\d)\.downsamplers\.0", r"encoder.down.\1.downsample"),
@@ -173,6 +173,8 @@ TO_OLD = (
 
 
 def renamed(state, table, prefix=""):
+    """Rename the weights by a table of (pattern, replacement) and add a prefix."""
+
     def name(key):
         for pattern, replacement in table:
             key = re.sub(pattern, replacement, key)
@@ -182,7 +184,7 @@ def renamed(state, table, prefix=""):
 
 
 def original(state, prefix=""):
-    """In the original layout, whose attention has 1×1 convolutions."""
+    """Return the weights in the original layout, where attention uses 1×1 convolutions."""
     state = renamed(state, TO_ORIGINAL, prefix)
     return {
         key: array[..., None, None] if "attn_1" in key and array.ndim == 2 else array
@@ -190,8 +192,8 @@ def original(state, prefix=""):
     }
 
 
-OTHERS = {"model.diffusion_model.out.weight": np.zeros((2, 2), np.float32)}
-LOSS = {"loss.logvar": np.zeros(1, np.float32), "model_ema.decay": np.zeros(1, np.float32)}
+DIFFUSION_WEIGHT = {"model.diffusion_model.out.weight": np.zeros((2, 2), np.float32)}
+LOSS_WEIGHTS = {"loss.logvar": np.zeros(1, np.float32), "model_ema.decay": np.zeros(1, np.float32)}
 
 
 @pytest.mark.parametrize(
@@ -199,12 +201,12 @@ LOSS = {"loss.logvar": np.zeros(1, np.float32), "model_ema.decay": np.zeros(1, n
     [
         lambda state: renamed(state, TO_OLD),
         original,
-        lambda state: original(state) | LOSS,
-        lambda state: original(state, "first_stage_model.") | OTHERS,
+        lambda state: original(state) | LOSS_WEIGHTS,
+        lambda state: original(state, "first_stage_model.") | DIFFUSION_WEIGHT,
     ],
     ids=["old", "original", "with loss", "full checkpoint"],
 )
-def test_layouts_of_the_same_weights(layout, converted, tmp_path):
+def test_every_layout_converts_to_the_same_weights(layout, converted, tmp_path):
     state = layout(torch_state("vae4"))
     assert state.keys() != torch_state("vae4").keys()
     convert(tmp_path, state, "sd-vae")
@@ -212,18 +214,18 @@ def test_layouts_of_the_same_weights(layout, converted, tmp_path):
     assert found == read_description(epath.Path(converted("vae4")), "sd-vae")
 
 
-# Every weight once.
+# Every weight is used exactly once.
 
 
-# Other shapes of these would be those of another DiT, which the rest then doesn't fit.
-TELL_THE_SIZE = ("pos_embed", "blocks.0.mlp.fc1.bias", "final_layer.linear.bias")
+# The size of the DiT is inferred from these: with another shape, the error names other weights.
+SIZE_WEIGHTS = ("pos_embed", "blocks.0.mlp.fc1.bias", "final_layer.linear.bias")
 
 
 def convert_dit(state):
     return read_dit(state, infer_dit(state, heads=4))
 
 
-# What reads the weights, and to break every how manieth of them.
+# {golden file: (function that reads the weights, test every n-th weight)}.
 CONVERTERS = {
     "dit": (convert_dit, 1),
     "vae4": (convert_autoencoder, 7),
@@ -234,14 +236,14 @@ CONVERTERS = {
 
 
 @pytest.mark.parametrize("name", CONVERTERS)
-def test_a_missing_or_misshapen_or_left_over_weight_is_named(name):
+def test_a_missing_misshapen_or_unused_weight_is_named(name):
     state = torch_state(name)
     run, stride = CONVERTERS[name]
     weights = [key for key in state if "num_batches" not in key]
     for key in weights[::stride]:
         with pytest.raises(UserError, match=rf"lack {re.escape(key)}:"):
             run({other: array for other, array in state.items() if other != key})
-        if key not in TELL_THE_SIZE:
+        if key not in SIZE_WEIGHTS:
             with pytest.raises(UserError, match=rf"^{re.escape(key)} has shape"):
                 run(state | {key: np.concatenate([state[key]] * 2, axis=-1)})
         with pytest.raises(UserError, match=rf"^{re.escape(key)} has shape"):
@@ -262,7 +264,7 @@ def test_a_missing_or_misshapen_or_left_over_weight_is_named(name):
         (lambda s: s.update(pos_embed=s["pos_embed"] * np.nan), "pos_embed is not the position"),
     ],
 )
-def test_the_entry_refuses_weights_that_do_not_fit(change, match, refused, tmp_path):
+def test_convert_refuses_weights_that_do_not_fit(change, match, refused, tmp_path):
     state = dict(torch_state("dit"))
     change(state)
     source, out = tmp_path / "w.safetensors", tmp_path / "place" / "out"
@@ -271,10 +273,10 @@ def test_the_entry_refuses_weights_that_do_not_fit(change, match, refused, tmp_p
     refused("convert", *arguments, match=match)
 
 
-# What a DiT's size is told by.
+# Sizes inferred from the weights.
 
 
-def test_sizes_of_the_published_dits():
+def test_sizes_of_the_published_dits_are_inferred():
     for width, depth, heads in ((1152, 28, 16), (384, 12, 6), (1024, 24, 16), (768, 12, 12)):
         empty = functools.partial(np.empty, dtype=np.float16)
         state = {
@@ -299,14 +301,14 @@ def test_sizes_of_the_published_dits():
             infer_dit(state | change)
 
 
-def test_a_dit_of_another_size_is_named_when_it_is_loaded(converted):
+def test_loading_a_dit_of_another_size_is_refused(converted):
     size = dict(image_size=8, depth=3, width=64, heads=4, num_classes=10)
     model = build_model(DiTConfig(**size, thinking=NO_THINKING))
     with pytest.raises(UserError, match="doesn't fit config.model: .*has shape.*the model expects"):
         load_base(str(converted("dit")), abstract_params(model)["base"])
 
 
-def test_sizes_that_no_autoencoder_has():
+def test_unknown_autoencoder_sizes_are_refused():
     state = torch_state("vae4")
     with pytest.raises(UserError, match="takes 8 latent channels: .* have 4 or 16"):
         convert_autoencoder(state | {"decoder.conv_in.weight": np.zeros((64, 8, 3, 3))})

@@ -1,4 +1,4 @@
-"""SD3's published weights: layouts, shards, sizes, memory, and a mesh that they are loaded onto."""
+"""Published weights of SD3: layouts, shards, sizes, memory use, and loading onto a mesh."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MMDiTConfig, build_model
 from tp_jax.models.layers import position_embedding
-from tp_jax.models.mmdit import SIZES
+from tp_jax.models.mmdit_config import SIZES
 from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
 from tp_jax.parallel.sharding import path_name, tree_shardings, with_shardings
@@ -30,7 +30,7 @@ NO_THINKING = ThinkingConfig(layers=())
 
 @functools.cache
 def original_state():
-    """The seeded weights of sd3_original.npz, in the original layout."""
+    """Return the seeded random weights of sd3_original.npz, in the original layout."""
     arrays = golden("sd3_original")
     state = seeded_weights(
         json.loads(str(arrays["shapes"])), int(arrays["seed"]), float(arrays["gain"])
@@ -40,7 +40,7 @@ def original_state():
 
 
 def prefixed(state):
-    """As a full checkpoint, which holds an autoencoder and text encoders too."""
+    """Return a full checkpoint, which also holds an autoencoder and text encoders."""
     state = {f"model.diffusion_model.{key}": array for key, array in state.items()}
     vae = {f"first_stage_model.{key}": a for key, a in torch_state("vae_original").items()}
     text = {"text_encoders.clip_l.transformer.text_model.x.weight": np.zeros((2, 2), np.float32)}
@@ -48,7 +48,11 @@ def prefixed(state):
 
 
 def load(folder, mesh=None, **changes):
-    """A model as a converted folder describes it, and its base on one device or on a mesh."""
+    """Load the model of a converted folder and its base, on one device or on a mesh.
+
+    Returns:
+      The model, the base parameters, and their abstract values with shardings.
+    """
     fields = read_description(epath.Path(folder), "sd3").config | changes
     size = dict(image_size=fields["patch"] * fields["base_grid"])
     model = build_model(MMDiTConfig(**size | fields, thinking=NO_THINKING))
@@ -74,7 +78,7 @@ def assert_output(model, base, arrays, suffix=""):
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd35"])
-def test_from_file_to_output(name, converted):
+def test_converted_weights_give_the_output_of_diffusers(name, converted):
     model, base, _ = load(converted(name))
     theirs = json.loads(str(golden(name)["config"]))
     assert model.config.dual_attention_layers == len(theirs["dual_attention_layers"])
@@ -85,7 +89,7 @@ def test_from_file_to_output(name, converted):
     assert f"--config.init.base={converted(name)}" in said
 
 
-def test_full_checkpoint_of_the_original_layout(tmp_path, converted):
+def test_a_full_checkpoint_in_the_original_layout_is_converted(tmp_path, converted):
     state = prefixed(original_state())
     convert(tmp_path, state, "sd3")
     model, base, _ = load(tmp_path / "out")
@@ -97,7 +101,7 @@ def test_full_checkpoint_of_the_original_layout(tmp_path, converted):
     assert found == read_description(epath.Path(converted("vae_original")), "sd-vae").identity
 
 
-def test_a_missing_or_misshapen_or_left_over_weight_is_named():
+def test_a_missing_misshapen_or_unused_weight_is_named():
     def run(state):
         return read_sd3(state, infer_sd3(state))
 
@@ -117,7 +121,7 @@ def test_a_missing_or_misshapen_or_left_over_weight_is_named():
 
 
 def write_shards(folder, state, count=2):
-    """As diffusers writes a model that is too large for one file."""
+    """Write weights in shards with an index, as diffusers does for large models."""
     folder.mkdir(parents=True)
     stem, shards, places = "diffusion_pytorch_model", [dict() for _ in range(count)], {}
     for number, key in enumerate(state):
@@ -137,7 +141,7 @@ def run_conversion(source, out):
     return read_description(out, "sd3").identity
 
 
-def test_shards(converted, tmp_path):
+def test_shards_are_read_from_the_index_or_a_folder(converted, tmp_path):
     index = write_shards(tmp_path / "repo" / "transformer", torch_state("sd35"), 3)
     (tmp_path / "repo" / "sd3.5_medium.safetensors").write_text("")
     wanted = read_description(epath.Path(converted("sd35")), "sd3").identity
@@ -145,7 +149,7 @@ def test_shards(converted, tmp_path):
         assert run_conversion(source, tmp_path / str(number)) == wanted
 
 
-def test_shards_that_do_not_fit(refused, tmp_path):
+def test_incomplete_or_mixed_shards_are_refused(refused, tmp_path):
     index = write_shards(tmp_path / "whole", torch_state("sd35"))
     first, second = sorted(index.parent.glob("*.safetensors"))
 
@@ -170,7 +174,7 @@ def test_shards_that_do_not_fit(refused, tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 4, 40, -1])
-def test_a_file_that_is_cut_short(cut, refused, tmp_path):
+def test_a_truncated_file_is_refused(cut, refused, tmp_path):
     path = tmp_path / "cut.safetensors"
     save_file({"a": np.ones(64, np.float32)}, path)
     path.write_bytes(path.read_bytes()[:cut])
@@ -182,7 +186,10 @@ def test_a_file_that_is_cut_short(cut, refused, tmp_path):
 
 
 def published_sizes(depth, width, qk_norm, dual, max_grid):
-    """A state dict with what tells the size alone; its arrays take no memory until used."""
+    """Return a state dict with only the weights that determine the size.
+
+    The arrays are np.zeros, which use no memory until they are read.
+    """
     empty = functools.partial(np.zeros, dtype=np.float16)
     table = empty((1, max_grid**2, width))
     table[0, 1, 0] = np.sin(64 / max_grid)
@@ -203,7 +210,7 @@ def published_sizes(depth, width, qk_norm, dual, max_grid):
     return state
 
 
-def test_sizes_of_the_published_models():
+def test_sizes_of_the_published_models_are_inferred():
     for name, size in (
         ("SD3-medium", (24, 1536, False, 0, 192)),
         ("SD3.5-medium", (24, 1536, True, 13, 384)),
@@ -220,7 +227,7 @@ def test_sizes_of_the_published_models():
         infer_sd3(state | {"pos_embed.pos_embed": table})
 
 
-def test_weights_of_another_kind(refused, tmp_path):
+def test_weights_of_another_model_are_refused(refused, tmp_path):
     path = tmp_path / "dit.safetensors"
     save_file(torch_state("dit"), path)
     flags = ["--kind=sd3", f"--source={path}", f"--out={tmp_path / 'place' / 'out'}"]
@@ -230,14 +237,14 @@ def test_weights_of_another_kind(refused, tmp_path):
 # Loading.
 
 
-def test_a_mesh_loads_a_shard_of_each_weight(converted):
+def test_each_device_of_a_mesh_loads_only_its_shards(converted):
     mesh = create_mesh(ONE_DEVICE | dict(fsdp=4), jax.devices())
     model, base, wanted = load(converted("sd35"), mesh)
     leaves, _ = jax.tree_util.tree_flatten_with_path(base)
     for (path, leaf), target in zip(leaves, jax.tree.leaves(wanted), strict=True):
         assert leaf.sharding == target.sharding, path_name(path)
         parts = {shard.data.size for shard in leaf.addressable_shards}
-        # What is too small to be worth it is on every device.
+        # Small weights are replicated on every device.
         assert parts == {leaf.size // 4} or leaf.size < 1000, path_name(path)
     one = sum(leaf.addressable_shards[0].data.size for _, leaf in leaves)
     assert one < 0.27 * sum(leaf.size for _, leaf in leaves)
@@ -256,14 +263,14 @@ def test_a_mesh_loads_a_shard_of_each_weight(converted):
         (dict(base_grid=6), "has base_grid=4, but config.model.base_grid=6"),
     ],
 )
-def test_a_model_of_another_size(changes, match, converted):
+def test_loading_into_a_model_of_another_size_is_refused(changes, match, converted):
     with pytest.raises(UserError, match=match) as error:
         load(converted("sd35"), **changes)
     assert "\n" not in str(error.value)
 
 
 def large_state(factor=8, blocks=8):
-    """The golden sd3's weights, wider by `factor` and with more blocks; zeros in float16."""
+    """Return float16 zeros shaped as golden sd3, but `factor` times wider and with more blocks."""
     times = "time_text_embed.timestep_embedder.linear_1.weight"
     state, sources = {}, [0, *[1] * (blocks - 2), 2]
     for key, array in torch_state("sd3").items():
@@ -282,7 +289,7 @@ def large_state(factor=8, blocks=8):
     }
 
 
-def test_one_copy_of_the_weights_in_memory(tmp_path):
+def test_conversion_holds_one_copy_of_the_weights_in_memory(tmp_path):
     state = large_state()
     save_file(state, tmp_path / "half.safetensors")
     whole = sum(4 * array.size for array in state.values())

@@ -23,6 +23,7 @@ get_sd3 = runpy.run_path(str(SD3))["get_config"]
 
 
 def count(config, width):
+    """Return the number of parameters of one thinking layer."""
     layer = jax.eval_shape(lambda key: init_thinking_layer(key, config, width), jax.random.key(0))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(layer))
 
@@ -41,18 +42,19 @@ def test_plain_lora_of_equal_rank_has_as_many_parameters(fields):
     width, config = 96, ThinkingConfig(**fields)
     assert layer_parameters(width, config) == count(config, width)
     lora = ThinkingConfig(experts=1, latent_steps=1, gate="first", rank=equal_rank(width, config))
-    # To the nearest: one rank is 6·width parameters.
+    # Equal up to rounding the rank; one more rank is 6·width parameters.
     assert abs(count(lora, width) - count(config, width)) <= 6 * width / 2
     assert count(dataclasses.replace(lora, rank=1), width) == (2 + 6) * width
 
 
 def trained_parameters(argument):
+    """Return the number of trained parameters of a variant of the config."""
     config = get_sd3(argument)
     params = abstract_params(build_model(config_lib.build(config).model))["thinking"]
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def test_the_variants_of_sd3_are_what_they_say():
+def test_each_variant_sets_its_fields_and_parameter_count():
     ours, lora = trained_parameters(""), trained_parameters("lora")
     assert abs(lora / ours - 1) < 2e-3 and ours == pytest.approx(8.86e6, rel=0.01)
     thinking = get_sd3("lora,one-layer,no-mod").model.thinking
@@ -65,5 +67,5 @@ def test_the_variants_of_sd3_are_what_they_say():
     assert abs(trained_parameters("m5t5,lora") / trained_parameters("m5t5") - 1) < 2e-3
     config_lib.build(get_sd3("debug,lora,512"))
     assert get_sd3("debug").data.source == "synthetic"
-    with pytest.raises(UserError, match="unknown argument 'lara': choose of one-layer, m5t5"):
+    with pytest.raises(UserError, match="unknown variant 'lara': choose from one-layer, m5t5"):
         get_sd3("lora,lara")

@@ -1,4 +1,4 @@
-"""METHOD's properties of one thinking layer, against a plain loop and closed forms."""
+"""A single thinking layer, against a plain per-token loop and closed forms."""
 
 import functools
 
@@ -22,12 +22,13 @@ from layer_inputs import (
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models.attention import attention, split_heads
-from tp_jax.thinking import RoutingNoise, ThinkingConfig
+from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.dispatch import LOCAL_DISPATCHES
-from tp_jax.thinking.gate import draw_routing
+from tp_jax.thinking.gate import RoutingNoise, draw_routing
 from tp_jax.thinking.layer import init_thinking_layer
 from tp_jax.thinking.recursion import Thought, balance_loss
 
+# {name: (config, whether text tokens are attended to, whether routing is noisy as in training)}.
 VARIANTS = {
     "dit": (small_thinking(), False, True),
     "mmdit": (small_thinking(), True, True),
@@ -51,7 +52,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
-def test_layer_equals_the_plain_loop(name, dispatch):
+def test_a_layer_equals_the_per_token_loop(name, dispatch):
     config, text, train = VARIANTS[name]
     inputs, noise = layer_inputs(config, text), make_noise(train)
     wanted = _reference_values(name)
@@ -84,7 +85,7 @@ def _reference_gradients(name):
 
 @pytest.mark.parametrize("name", ["dit", "mmdit", "own_experts"])
 @pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
-def test_gradients_equal_the_plain_loop(name, dispatch):
+def test_gradients_equal_those_of_the_per_token_loop(name, dispatch):
     config, text, train = VARIANTS[name]
     config = ThinkingConfig(**vars(config) | {"dispatch": dispatch})
 
@@ -95,7 +96,7 @@ def test_gradients_equal_the_plain_loop(name, dispatch):
     found = jax.jit(jax.grad(loss))(layer_inputs(config, text))
     wanted = _reference_gradients(name)
     jax.tree.map(lambda a, b: assert_close(a, b, 5e-5), found, wanted)
-    # The comparison must not be one of zeros.
+    # Make sure that the gradients are not all zero.
     for leaf in jax.tree.leaves(wanted["params"]):
         assert jnp.abs(leaf).max() > 1e-6
 
@@ -104,7 +105,7 @@ def test_gradients_equal_the_plain_loop(name, dispatch):
 @pytest.mark.parametrize("experts", [1, 2, 5])
 @pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("text", [False, True], ids=["dit", "mmdit"])
-def test_identity_while_b_is_zero(dispatch, experts, steps, text):
+def test_with_b_zero_the_layer_equals_base_attention(dispatch, experts, steps, text):
     config = small_thinking(experts=experts, latent_steps=steps, dispatch=dispatch)
     inputs = layer_inputs(config, text)
     inputs["params"]["experts"]["lora_b"] *= 0
@@ -118,7 +119,7 @@ def test_identity_while_b_is_zero(dispatch, experts, steps, text):
             assert_close(text_out, wanted[:, N:], 1e-6)
 
 
-def test_experts_start_as_lecun_normal_and_zero():
+def test_lora_a_starts_as_lecun_normal_and_lora_b_as_zero():
     config = ThinkingConfig(experts=3, rank=16)
     params = init_thinking_layer(jax.random.key(0), config, 256)["experts"]
     assert params["lora_a"].shape == (3, 256, 3, 16)
@@ -126,7 +127,7 @@ def test_experts_start_as_lecun_normal_and_zero():
     assert not params["lora_b"].any()
 
 
-def test_one_step_and_one_expert_is_plain_lora():
+def test_one_latent_step_and_one_expert_equal_plain_lora():
     config = small_thinking(latent_steps=1, experts=1)
     inputs = layer_inputs(config, text=False)
 
@@ -153,7 +154,7 @@ def test_one_step_and_one_expert_is_plain_lora():
         np.testing.assert_array_equal(leaf, 0)
 
 
-def test_more_thinking_when_sampling_needs_no_new_parameters():
+def test_latent_steps_can_change_without_new_parameters():
     config = small_thinking()
     inputs = layer_inputs(config, text=True)
     for steps in (1, 2, 6):
@@ -161,7 +162,7 @@ def test_more_thinking_when_sampling_needs_no_new_parameters():
         assert_close(found, reference_layer(inputs, config, latent_steps=steps)["vision"], 1e-5)
 
 
-def test_own_experts_per_step_bound_the_steps():
+def test_unshared_experts_limit_the_latent_steps():
     config = small_thinking(share_across_steps=False)
     inputs = layer_inputs(config, text=False)
     found = our_layer(inputs, config, latent_steps=2)[0]
@@ -170,7 +171,7 @@ def test_own_experts_per_step_bound_the_steps():
         our_layer(inputs, config, latent_steps=4)
 
 
-def test_a_trace_changes_nothing_and_costs_nothing_when_not_asked_for():
+def test_tracing_keeps_the_output_and_is_free_when_off():
     config = small_thinking(experts=2, latent_steps=3)
     inputs = layer_inputs(config, text=False)
     plain = jax.jit(lambda i: our_layer(i, config))
@@ -188,7 +189,7 @@ def test_a_trace_changes_nothing_and_costs_nothing_when_not_asked_for():
     assert history not in plain.lower(inputs).as_text()
 
 
-def test_statistics_are_those_of_the_trace():
+def test_statistics_agree_with_the_trace():
     config = small_thinking()
     thought = our_layer(layer_inputs(config, False), config, make_noise(), trace=True)[2]
     p, expert = np.asarray(thought.probabilities), np.asarray(thought.expert)
@@ -199,7 +200,7 @@ def test_statistics_are_those_of_the_trace():
     assert_close(thought.kept, [(expert[t] == expert[t - 1]).mean() for t in (1, 2)], 1e-6)
 
 
-def test_balance_loss_by_hand():
+def test_balance_loss_computed_by_hand():
     thought = Thought(None, None, jnp.array([[0.7, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.1]]), None)
     # Mean importance 0.5, 0.2, 0.2, 0.1: variance 0.0225, mean 0.25.
     assert balance_loss(thought) == pytest.approx(0.0225 / 0.0625)
@@ -210,7 +211,7 @@ def test_balance_loss_by_hand():
     np.testing.assert_allclose(jax.grad(uniform)(jnp.zeros(4)), 0, atol=1e-7)
 
 
-def test_routing_noise_depends_on_what_it_is_named_by_and_nothing_else():
+def test_routing_noise_depends_on_key_sample_layer_and_latent_step():
     noise = make_noise()
 
     def gumbel(noise, layer, step):
@@ -232,7 +233,7 @@ def test_routing_noise_depends_on_what_it_is_named_by_and_nothing_else():
         assert not np.isclose(other, drawn).any()
 
 
-def test_gumbel_noise_is_gumbel():
+def test_routing_noise_has_the_gumbel_mean_and_deviation():
     noise = RoutingNoise(jax.random.key(0), jnp.arange(50))
     drawn = draw_routing(noise, small_thinking(experts=4), 0, 1, 200)
     assert drawn.mean() == pytest.approx(np.euler_gamma, abs=0.02)
@@ -251,6 +252,6 @@ def test_gumbel_noise_is_gumbel():
         (dict(layers=("a",)), "block numbers"),
     ],
 )
-def test_a_bad_field_is_named(fields, message):
+def test_an_invalid_field_is_named(fields, message):
     with pytest.raises(UserError, match=message):
         ThinkingConfig(**fields)

@@ -1,6 +1,7 @@
-"""Compile for a TPU that isn't here: python -m tp_jax.aot --config=configs/X.py --topology=v5e:4x4.
+"""Compile ahead of time: python -m tp_jax.aot --config=configs/X.py --topology=v5e:4x4.
 
-Prints memory, FLOPs, exchanges and a bound on speed, for each chip.
+Compiles for a TPU slice on a machine without TPUs, and prints for each chip its memory, FLOPs,
+communication and an upper bound on speed.
 """
 
 from absl import flags
@@ -9,18 +10,31 @@ from ml_collections import config_flags
 
 from tp_jax.cli import start
 from tp_jax.cli.flags import required
-from tp_jax.performance.aot import AotOptions, run_aot
 
-config_flags.DEFINE_config_file("config", None, "a config file, as configs/imagenet256.py")
-flags.DEFINE_string("topology", None, "KIND:SHAPE of a slice in chips, as v5e:4x4 or v5p:4x4x8")
-flags.DEFINE_integer("slices", 1, "how many such slices; becomes config.mesh.slices")
-flags.DEFINE_string("job", "train", "train: an update; sample: a batch of config.train.batch_size")
-flags.DEFINE_boolean("full", False, "compile as a run does, which takes some four times as long")
-flags.DEFINE_boolean("advise", True, "where it doesn't fit, look for a change that does")
+config_flags.DEFINE_config_file("config", None, "a config file, such as configs/imagenet256.py")
+flags.DEFINE_string(
+    "topology", None, "KIND:SHAPE of a slice in chips, such as v5e:4x4 or v5p:4x4x8"
+)
+flags.DEFINE_integer("slices", 1, "number of such slices; sets config.mesh.slices")
+flags.DEFINE_string(
+    "job", "train", "train: one training step; sample: one batch of config.train.batch_size samples"
+)
+flags.DEFINE_boolean(
+    "full",
+    False,
+    "compile with all optimizations, as training does; takes about four times as long",
+)
+flags.DEFINE_boolean(
+    "advise",
+    True,
+    "if the program doesn't fit into memory, search for a config change that makes it fit",
+)
 flags.DEFINE_string("json", None, "FILE.json for the report")
 
 
 def main() -> None:
+    from tp_jax.performance.aot import AotOptions, run_aot
+
     values = flags.FLAGS.flag_values_dict()
     run_aot(
         AotOptions(
@@ -33,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, __doc__, processes=False)
+    start.run(main, __doc__, required=("config", "topology"), processes=False)

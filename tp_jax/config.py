@@ -4,20 +4,24 @@ The fields of `model`, `model.thinking`, `diffusion` and `sampling` are those of
 that use them, so there is one list of each. A config is locked: a key that isn't here is an error.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from tp_jax.diffusion import OBJECTIVES, Objective, SamplerConfig
+from tp_jax.diffusion import OBJECTIVES, SamplerConfig
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, TransformerConfig
-from tp_jax.models.latent_step_frames import check_decodable
-from tp_jax.parallel.mesh import DATA_PARALLEL
+from tp_jax.models.dit_config import check_decodable
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
+
+if TYPE_CHECKING:
+    from tp_jax.diffusion.objective import Objective
 
 TRAINABLE = ("thinking", "all")
 SCHEDULES = ("constant", "cosine")
@@ -52,16 +56,16 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # A base checkpoint, or a workdir whose EMA becomes the base; "" starts from random weights.
     config.init.base = ""
 
-    model_class, _ = MODELS[model]
-    fields = dataclasses.asdict(model_class())
+    config_class, _ = MODELS[model]
+    fields = dataclasses.asdict(config_class())
     # The objective decides what the model predicts.
     del fields["out_channels"]
     config.model = ConfigDict({"kind": model} | fields)
-    # A dataclass, as all objectives are.
-    objective = cast(Any, OBJECTIVES[diffusion]())
-    config.diffusion = ConfigDict({"kind": diffusion} | dataclasses.asdict(objective))
+    objective_class, _ = OBJECTIVES[diffusion]
+    fields = dataclasses.asdict(objective_class())
+    config.diffusion = ConfigDict({"kind": diffusion} | fields)
     config.sampling = ConfigDict(dataclasses.asdict(SamplerConfig()))
-    config.sampling.sampler = OBJECTIVES[diffusion].default_sampler
+    config.sampling.sampler = objective_class.default_sampler
 
     config.autoencoder = ConfigDict()
     # A folder made by `tp_jax.convert --kind=sd-vae`; "" diffuses what the source holds.
@@ -172,8 +176,18 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Draw every time from the true frame, instead of from the last drawn one.
     config.evaluation.frozenlake.look = False
 
-    # -1 takes the devices that are left; 0 slices are as many as there are.
-    config.mesh = ConfigDict(DATA_PARALLEL)
+    # Number of devices along each axis of the mesh; -1 takes the devices that are left.
+    config.mesh = ConfigDict()
+    # TPU slices, which only the data-centre network connects; 0 takes as many as there are.
+    config.mesh.slices = 0
+    # Each device along this axis holds a copy of the model.
+    config.mesh.data = -1
+    # Every weight is divided among the devices along this axis.
+    config.mesh.fsdp = 1
+    # Attention heads and MLPs are divided.
+    config.mesh.tensor = 1
+    # The experts are divided.
+    config.mesh.expert = 1
     return config.lock()
 
 
@@ -202,11 +216,13 @@ def build(config: ConfigDict) -> Built:
     Raises:
       UserError: a value out of range, or two that don't go together, naming the fields.
     """
+    from tp_jax.diffusion.samplers import check_sampler
+
     _check_fields(config)
     objective = build_objective(config.diffusion)
     model = build_model_config(config.model, objective)
     sampler = SamplerConfig(**config.sampling.to_dict())
-    sampler.check(objective)
+    check_sampler(sampler, objective)
     check_guidance(sampler, model)
     _check_train(config)
     FrozenLakeConfig(**config.frozenlake.to_dict())
@@ -256,16 +272,17 @@ def model_config(config: ConfigDict) -> TransformerConfig:
 def build_objective(fields: ConfigDict) -> Objective:
     """The objective that `config.diffusion` describes."""
     values = fields.to_dict()
-    return OBJECTIVES[_choice("config.diffusion.kind", values.pop("kind"), OBJECTIVES)](**values)
+    _, build = OBJECTIVES[_choice("config.diffusion.kind", values.pop("kind"), OBJECTIVES)]
+    return build(**values)
 
 
 def build_model_config(fields: ConfigDict, objective: Objective) -> TransformerConfig:
     """The dataclass that `config.model` describes, with the objective's output channels."""
     values = fields.to_dict()
-    model_class, _ = MODELS[_choice("config.model.kind", values.pop("kind"), MODELS)]
+    config_class, _ = MODELS[_choice("config.model.kind", values.pop("kind"), MODELS)]
     thinking = ThinkingConfig(**values.pop("thinking"))
     out_channels = objective.out_channels(values["channels"])
-    return model_class(**values, out_channels=out_channels, thinking=thinking)
+    return config_class(**values, out_channels=out_channels, thinking=thinking)
 
 
 def _choice(name: str, value: str | None, choices: Collection[str]) -> str:

@@ -5,19 +5,22 @@ from etils import epath
 
 from tp_jax.cli import start
 from tp_jax.cli.flags import required
-from tp_jax.pretrained.convert import Conversion, convert
 
-flags.DEFINE_string("kind", None, "what the weights are of: dit, sd3, sd-vae or inception")
+flags.DEFINE_string("kind", None, "what the weights belong to: dit, sd3, sd-vae or inception")
 flags.DEFINE_string(
     "source",
     None,
-    "file of torch weights, .pt, .pth, .ckpt or .safetensors, or folder of shards",
+    "file with torch weights (.pt, .pth, .ckpt or .safetensors), or folder of shards",
 )
 flags.DEFINE_string("out", None, "a new or empty folder")
-flags.DEFINE_integer("heads", None, "attention heads, of a DiT or SD3 of no published size")
+flags.DEFINE_integer(
+    "heads", None, "number of attention heads of a DiT or SD3 whose size isn't a published one"
+)
 
 
 def main() -> None:
+    from tp_jax.pretrained.convert import Conversion, convert
+
     convert(
         Conversion(
             kind=required("kind"),
@@ -29,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, __doc__, processes=False)
+    start.run(main, __doc__, required=("kind", "source", "out"), processes=False)

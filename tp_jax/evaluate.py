@@ -1,9 +1,14 @@
-"""Score: python -m tp_jax.evaluate --suite=SUITE …; --suite=SUITE --help lists its flags."""
+"""Score images or a workdir: python -m tp_jax.evaluate --suite=SUITE …
+
+--suite=SUITE --help lists the flags of that suite.
+"""
+
+from collections.abc import Sequence
 
 from absl import flags
 
 from tp_jax.cli import start
-from tp_jax.evals import SUITES, Suite, find_suite, owners_of_flag
+from tp_jax.evals import SUITES, find_suite, owners_of_flag
 
 DEFAULT = next(iter(SUITES))
 flags.DEFINE_string(
@@ -11,28 +16,38 @@ flags.DEFINE_string(
 )
 
 
-def asked_for() -> Suite:
-    return find_suite(start.peek("suite") or DEFAULT, "--suite")
+def chosen_suite() -> str:
+    return start.peek("suite") or DEFAULT
 
 
 def usage() -> str:
-    return f"{__doc__}\n\n{asked_for().usage}\n"
+    return f"{__doc__}\n{find_suite(chosen_suite(), '--suite').usage}\n"
 
 
 def define_flags() -> None:
-    asked_for().define_flags(flags.FLAGS)
+    find_suite(chosen_suite(), "--suite").define_flags(flags.FLAGS)
+
+
+def required() -> Sequence[str]:
+    return find_suite(chosen_suite(), "--suite").required_flags(flags.FLAGS.flag_values_dict())
 
 
 def explain_unknown(flag: str) -> str | None:
     owners = ", ".join(owners_of_flag(flag))
     if not owners:
         return None
-    return f"--{flag} isn't for --suite={asked_for().name} but for {owners}: see --help"
+    return f"--{flag} isn't a flag of --suite={chosen_suite()} but of {owners}: see --help"
 
 
 def main() -> None:
-    asked_for().run(flags.FLAGS.flag_values_dict())
+    find_suite(chosen_suite(), "--suite").load().run(flags.FLAGS.flag_values_dict())
 
 
 if __name__ == "__main__":
-    start.run(main, usage, define_flags=define_flags, explain_unknown=explain_unknown)
+    start.run(
+        main,
+        usage,
+        required=required,
+        define_flags=define_flags,
+        explain_unknown=explain_unknown,
+    )

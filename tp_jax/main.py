@@ -6,16 +6,16 @@ from ml_collections import config_flags
 
 from tp_jax.cli import start
 from tp_jax.cli.flags import required
-from tp_jax.train.loop import train
 
-config_flags.DEFINE_config_file("config", None, "a config file, as configs/quickstart.py")
-flags.DEFINE_string("workdir", None, "the folder for checkpoints, metrics and samples")
+config_flags.DEFINE_config_file("config", None, "a config file, such as configs/quickstart.py")
+flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and samples")
 
 
 def main() -> None:
-    config, workdir = start.required_config(), required("workdir")
-    train(config, epath.Path(workdir))
+    from tp_jax.train.loop import train
+
+    train(start.required_config(), epath.Path(required("workdir")))
 
 
 if __name__ == "__main__":
-    start.run(main, __doc__)
+    start.run(main, __doc__, required=("config", "workdir"))

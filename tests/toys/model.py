@@ -1,4 +1,4 @@
-"""A model without attention: each patch alone, with timestep and label."""
+"""A model without attention: it predicts each patch independently from its timestep and label."""
 
 import dataclasses
 
@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tp_jax.models.config import TransformerConfig
 from tp_jax.models.layers import EmbedMlp, dense, patchify, timestep_embedding
-from tp_jax.models.transformer import FinalLayer, TransformerConfig
-from tp_jax.thinking import Conditioning, ThinkingOptions
+from tp_jax.models.transformer import FinalLayer
+from tp_jax.thinking.layer import Conditioning, ThinkingOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How bright the pictures of each class are."""
+"""Score the mean brightness of the generated images of each class."""
 
 import numpy as np
 from absl import flags
@@ -6,6 +6,7 @@ from etils import epath
 
 from tp_jax.cli.flags import required
 from tp_jax.cli.sampling_flags import define_sampling_flags
+from tp_jax.evals.command import SuiteCommand
 from tp_jax.evals.suite import Suite
 from tp_jax.files.atomic import write_json
 from tp_jax.pictures.grids import to_uint8
@@ -16,13 +17,6 @@ flags.disclaim_key_flags()
 
 class BrightnessSuite(Suite):
     name = "brightness"
-    summary = "mean grey of the pictures of each class"
-    usage = "  --workdir=W --out=FILE.json    draws and scores"
-
-    def define_flags(self, values):
-        define_sampling_flags(values, "pictures of each class, 2 by default")
-        flags.DEFINE_string("out", None, "FILE.json for the scores", flag_values=values)
-        flags.DEFINE_boolean("halved", False, "divide all by two", flag_values=values)
 
     def run(self, values):
         out = epath.Path(required("out"))
@@ -41,3 +35,18 @@ class BrightnessSuite(Suite):
         batches = generator.batches(loaded.params, {"label": labels}, seed)
         images = to_uint8(np.concatenate(list(batches)))
         return {f"class_{i}": float(images[labels == i].mean()) for i in range(classes)}
+
+
+def define_flags(values):
+    define_sampling_flags(values, "images per class, 2 by default")
+    flags.DEFINE_string("out", None, "FILE.json for the scores", flag_values=values)
+    flags.DEFINE_boolean("halved", False, "divide all by two", flag_values=values)
+
+
+BRIGHTNESS = SuiteCommand(
+    summary="mean grey value of the images of each class",
+    usage="  --workdir=W --out=FILE.json    samples images and scores them",
+    define_flags=define_flags,
+    required_flags=lambda values: ("workdir", "out"),
+    load=BrightnessSuite,
+)

@@ -1,4 +1,4 @@
-"""Values of flags, checked."""
+"""Read and check flag values."""
 
 from typing import TypeVar, cast
 
@@ -10,7 +10,11 @@ Number = TypeVar("Number", int, float)
 
 
 def required(name: str) -> str:
-    """The value of a flag that must be given."""
+    """Return the value of a flag that must be given.
+
+    Raises:
+      UserError: it wasn't given.
+    """
     value = flags.FLAGS[name].value
     if not value:
         raise UserError(f"--{name} is missing: {flags.FLAGS[name].help}")
@@ -18,13 +22,21 @@ def required(name: str) -> str:
 
 
 def integers(name: str) -> tuple[int, ...]:
-    """The value of a list flag, as integers."""
-    return _listed(name, int, "whole numbers, as 0,1,2")
+    """Return the value of a list flag as integers.
+
+    Raises:
+      UserError: an item isn't an integer.
+    """
+    return _listed(name, int, "whole numbers, such as 0,1,2")
 
 
 def numbers(name: str) -> tuple[float, ...]:
-    """The value of a list flag, as floats."""
-    return _listed(name, float, "numbers, as 1,1.5,2")
+    """Return the value of a list flag as floats.
+
+    Raises:
+      UserError: an item isn't a number.
+    """
+    return _listed(name, float, "numbers, such as 1,1.5,2")
 
 
 def _listed(name: str, kind: type[Number], what: str) -> tuple[Number, ...]:

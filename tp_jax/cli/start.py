@@ -1,48 +1,60 @@
-"""How the entries start and end: flags in, one line and exit code 2 for what the user can fix."""
+"""Start and end a command: parse flags, run it, report user errors in one line.
+
+This module doesn't import jax, so that --help and flag errors are quick.
+"""
 
 import difflib
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from tp_jax import __version__
+from tp_jax.cli.flags import required as required_value
 from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.messages.renamed import CONFIG_KEYS, config_key_hint
-from tp_jax.parallel.processes import join_processes
 
 
 def run(
     main: Callable[[], None],
     usage: str | Callable[[], str] | None,
     *,
+    required: Sequence[str] | Callable[[], Sequence[str]] = (),
     processes: bool = True,
     define_flags: Callable[[], None] | None = None,
     explain_unknown: Callable[[str], str | None] | None = None,
 ) -> None:
-    """Parses the flags, joins the other processes of the job, runs `main`, and exits.
+    """Parse the flags, join the other processes of the job, run `main`, and exit.
+
+    The exit code is 2 for a UserError or a wrong flag and 1 for a TrainingError, with one line on
+    stderr. Any other exception is a bug and keeps its traceback.
 
     Args:
-      usage: the text above the list of flags in --help, or what makes it.
-      processes: False for an entry that runs by itself.
-      define_flags: defines flags that depend on another flag, which `peek` reads.
-      explain_unknown: from the name of an unknown flag to what to say of it; None says nothing.
-
-    Exit code 2 for a UserError or bad flags, 1 for a TrainingError: one line on stderr each.
-    Anything else is a bug and keeps its traceback.
+      main: runs the command. It imports the modules that do the work, which import jax.
+      usage: the text above the list of flags in --help, or a function that returns it.
+      required: names of the flags that must be given, or a function that returns them.
+      processes: False for a command that always runs in a single process.
+      define_flags: defines the flags that depend on another flag, which `peek` reads.
+      explain_unknown: maps the name of an unknown flag to an error message, or to None for the
+        default message.
     """
-    # TensorFlow, which clu writes TensorBoard files with, talks a lot when it is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # So does Orbax of what is no trouble; trouble it raises.
+    # Orbax logs warnings about situations that need no action; it raises its errors.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         if define_flags:
             define_flags()
         _parse_flags(usage, explain_unknown or (lambda flag: None))
+        for name in required() if callable(required) else required:
+            if name == "config":
+                required_config()
+            else:
+                required_value(name)
         if processes:
+            from tp_jax.parallel.processes import join_processes
+
             join_processes()
         main()
     except UserError as error:
@@ -58,12 +70,12 @@ def _exit(code: int, error: Exception) -> None:
 
 
 def peek(name: str) -> str | None:
-    """The value of a flag on the command line, before flags are parsed; None where it isn't."""
+    """Return the value of a flag before the flags are parsed; None if it isn't given."""
     return _given().get(name)
 
 
 def _given() -> dict[str, str]:
-    """Values on the command line by the names of their flags."""
+    """Return the flags on the command line as {name: value}."""
     given: dict[str, str] = {}
     arguments = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -78,28 +90,31 @@ def _parse_flags(
 ) -> None:
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         text = usage() if callable(usage) else usage
-        print(f"{text}\n{flags.FLAGS.main_module_help()}")
+        print(f"{text}\n{flags.FLAGS.main_module_help()}\n\n  --version: print the version")
         sys.exit(0)
-    # absl writes --noema; people write --no-ema.
+    if "--version" in sys.argv[1:]:
+        print(f"tp_jax {__version__}")
+        sys.exit(0)
+    # absl expects --noema; many people write --no-ema.
     arguments = [re.sub(r"^--?no-", "--no", argument) for argument in sys.argv]
     try:
         rest = flags.FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
         known = explain_unknown(error.flagname)
-        raise UserError(known or f"{error}; --help names all flags") from error
+        raise UserError(known or f"{error}; --help lists all flags") from error
     except flags.Error as error:
         raise UserError(_without_trace(str(error))) from error
     except OSError as error:
         raise _unreadable_config(error) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # ml_collections raises any of these for a key or a value that doesn't fit.
+        # ml_collections raises any of these for an unknown key or a value of the wrong type.
         raise UserError(_unknown_key() or f"--config: {_shorten(error)}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: flags are written --name=value")
 
 
 def _without_trace(message: str) -> str:
-    """The message alone, where ml_collections puts a config file's whole traceback into it."""
+    """Remove the config file's traceback, which ml_collections puts into some messages."""
     head, trace, tail = message.partition("Traceback (most recent call last):")
     return f"{head.strip()} {tail.strip().splitlines()[-1]}" if trace else message
 
@@ -110,7 +125,7 @@ def _unreadable_config(error: OSError) -> UserError:
 
 
 def _shorten(error: Exception) -> str:
-    """ml_collections' message without its dump of all fields; old keys with their new names."""
+    """Remove ml_collections' dump of all fields; add the new names of renamed keys."""
     text = str(error.args[0] if error.args else error).replace("\\n", "\n")
     message = " ".join(text.partition("Other fields present")[0].split()).strip("'\"")
     guess = re.search(r"Did you mean \"[^\"]*\"", text)
@@ -122,7 +137,7 @@ def _shorten(error: Exception) -> str:
 
 
 def _unknown_key() -> str | None:
-    """Names the first `--config.a.b` on the command line that the config file doesn't have."""
+    """Return a message on the first `--config.a.b` that the config file doesn't have."""
     given = _given()
     overrides = [name for name in given if name.startswith("config.")]
     if not overrides or not given.get("config"):
@@ -130,7 +145,7 @@ def _unknown_key() -> str | None:
     try:
         config = flags.FLAGS["config"].parser.parse(given["config"])
     except (AttributeError, KeyError, TypeError, ValueError):
-        return None  # The file itself is at fault, and the error at hand says how.
+        return None  # The config file itself is wrong; the original error describes how.
     for name in overrides:
         node, path = config, "config"
         for key in name.split(".")[1:]:
@@ -147,12 +162,16 @@ def _unknown_key() -> str | None:
 
 
 def required_config() -> ConfigDict:
-    """The config of `--config`, which must be given and exist."""
+    """Return the config of --config.
+
+    Raises:
+      UserError: the flag is missing, or the file can't be read or doesn't return a config.
+    """
     flag = flags.FLAGS["config"]
     if flag.value is None:
         raise UserError(f"--config is missing: {flag.help}")
     try:
-        flag.value.seed  # noqa: B018 - a file that wasn't there fails at the first access
+        flag.value.seed  # noqa: B018 - a missing file fails at the first access
     except OSError as error:
         raise _unreadable_config(error) from error
     except AttributeError as error:

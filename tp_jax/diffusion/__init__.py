@@ -1,20 +1,35 @@
-"""Objectives, samplers and guidance: functions of a prediction, which know no model."""
+"""Objectives, samplers and guidance: functions of a prediction, which know no model.
 
-from tp_jax.diffusion.flow import RectifiedFlow
-from tp_jax.diffusion.gaussian import GaussianDiffusion
-from tp_jax.diffusion.guidance import guide
-from tp_jax.diffusion.objective import Objective
-from tp_jax.diffusion.samplers import SamplerConfig, sample
+The objectives themselves are imported when one is built, because they import jax.
+"""
 
-# `config.diffusion.kind` -> objective
-OBJECTIVES: dict[str, type[Objective]] = {"gaussian": GaussianDiffusion, "flow": RectifiedFlow}
+from __future__ import annotations
 
-__all__ = [
-    "OBJECTIVES",
-    "GaussianDiffusion",
-    "Objective",
-    "RectifiedFlow",
-    "SamplerConfig",
-    "guide",
-    "sample",
-]
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tp_jax.diffusion.config import FlowConfig, GaussianConfig, SamplerConfig
+
+if TYPE_CHECKING:
+    from tp_jax.diffusion.objective import Objective
+
+__all__ = ["OBJECTIVES", "FlowConfig", "GaussianConfig", "SamplerConfig"]
+
+
+def _gaussian(**fields: Any) -> Objective:
+    from tp_jax.diffusion.gaussian import GaussianDiffusion
+
+    return GaussianDiffusion(**fields)
+
+
+def _flow(**fields: Any) -> Objective:
+    from tp_jax.diffusion.flow import RectifiedFlow
+
+    return RectifiedFlow(**fields)
+
+
+# `config.diffusion.kind` -> (config class, its fields -> objective)
+OBJECTIVES: dict[str, tuple[type[Any], Callable[..., Objective]]] = {
+    "gaussian": (GaussianConfig, _gaussian),
+    "flow": (FlowConfig, _flow),
+}

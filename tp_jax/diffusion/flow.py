@@ -1,12 +1,13 @@
 """Rectified flow as SD3 parametrises it (Esser et al., arXiv 2403.03206)."""
 
 import dataclasses
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tp_jax.diffusion.config import FlowConfig
 from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
 from tp_jax.messages.errors import UserError
 
@@ -17,43 +18,15 @@ LEAST_SIGMA = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class RectifiedFlow:
+class RectifiedFlow(FlowConfig):
     """x_σ = (1 - σ)·x + σ·noise, and the velocity noise - x is learned at timestep 1000·σ.
 
-    Attributes:
-      shift: s in σ' = s·σ / (1 + (s - 1)·σ), for training times and samplers.
-      time_mean, time_std: of the normal whose logistic is a training time; SD3's 0 and 1.
-      prediction: "velocity"; or "data", which the model predicts and the velocity follows from:
-        for patches of more numbers than the model is wide, which can't carry the noise through
-        (Li & He, arXiv 2511.13720).
+    The fields are those of `FlowConfig`.
     """
-
-    shift: float = 3.0
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    prediction: str = "velocity"
-    default_sampler: ClassVar[str] = "euler"
-
-    @property
-    def predicts(self) -> str:
-        """As `prediction` says."""
-        return self.prediction
-
-    def __post_init__(self):
-        if self.shift <= 0 or self.time_std <= 0:
-            raise UserError("config.diffusion.shift and .time_std must be above 0")
-        if self.prediction not in ("velocity", "data"):
-            raise UserError(
-                f"config.diffusion.prediction={self.prediction!r}: choose velocity or data"
-            )
 
     def shifted(self, sigma: Times) -> Times:
         """Moves times towards noise for shift > 1; 0 and 1 stay."""
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
-
-    def out_channels(self, channels: int) -> int:
-        """The velocity, or the data, alone."""
-        return channels
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
         """Shifted logit-normal σ [B] in (0, 1)."""

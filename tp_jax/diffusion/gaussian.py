@@ -6,12 +6,12 @@ variance and the bound; Song et al. (arXiv 2010.02502) for DDIM.
 
 import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tp_jax.diffusion.config import GaussianConfig
 from tp_jax.diffusion.objective import Predict, expand, mean_over_sample
 from tp_jax.messages.errors import UserError
 
@@ -89,26 +89,14 @@ def respaced_timesteps(num_timesteps: int, steps: int, spacing: str) -> np.ndarr
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianDiffusion:
+class GaussianDiffusion(GaussianConfig):
     """DiT's objective; the defaults are its numbers.
 
     The model predicts the noise and, in as many channels again, v in [-1, 1], which
     interpolates the log variance between the clipped posterior's and beta's.
 
-    Attributes:
-      num_timesteps: of the forward process.
-      beta_start, beta_end: ends of the linear schedule.
+    The fields are those of `GaussianConfig`.
     """
-
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    default_sampler: ClassVar[str] = "ddpm"
-
-    @property
-    def predicts(self) -> str:
-        """Noise, and with it the variance."""
-        return "noise"
 
     def tables(self, timesteps: np.ndarray | None = None) -> Tables:
         """Tables of the whole process, or of one that visits these timesteps only."""
@@ -117,10 +105,6 @@ class GaussianDiffusion:
             return Tables(np.arange(self.num_timesteps), betas)
         kept = np.cumprod(1 - betas)[timesteps]
         return Tables(timesteps, 1 - kept / np.append(1.0, kept[:-1]))
-
-    def out_channels(self, channels: int) -> int:
-        """Noise and variance."""
-        return 2 * channels
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
         """Uniform timesteps [B] int32."""

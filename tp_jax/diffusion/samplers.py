@@ -13,12 +13,13 @@ FLOPs know it then.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tp_jax.diffusion.config import SamplerConfig
 from tp_jax.diffusion.flow import RectifiedFlow
 from tp_jax.diffusion.gaussian import (
     GaussianDiffusion,
@@ -35,60 +36,6 @@ KeyedPredict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Pair = tuple[jax.Array, jax.Array]
 # (row of steps, x, noise, predict, key) -> next x
 Step = Callable[[Any, jax.Array, jax.Array, KeyedPredict, jax.Array], jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerConfig:
-    """The fields of `config.sampling`.
-
-    Attributes:
-      sampler: a key of `SAMPLERS`; "ddpm" and "ddim" for Gaussian diffusion, "euler" and
-        "heun" for rectified flow.
-      steps: number of steps.
-      guidance_scale: 1 is no guidance.
-      guidance_channels: how many of the first channels are guided; 0 is all of the prediction.
-      guidance_interval: of timestep / 1000, where guidance is on.
-      spacing: of Gaussian timesteps, "even" (DiT) or "stride" (ADM's "ddimN").
-      eta: of DDIM; 0 is deterministic.
-      clip: clip the predicted data to [-1, 1] (Gaussian, pixels).
-    """
-
-    sampler: str = "ddpm"
-    steps: int = 250
-    guidance_scale: float = 1.0
-    guidance_channels: int = 0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    spacing: str = "even"
-    eta: float = 0.0
-    clip: bool = False
-
-    def __post_init__(self):
-        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
-        if self.sampler not in SAMPLERS:
-            raise UserError(
-                f"sampler={self.sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}"
-            )
-        given = cast("tuple[object, ...]", self.guidance_interval)
-        numbers = [value for value in given if isinstance(value, int | float)]
-        if len(numbers) != 2 or len(self.guidance_interval) != 2:
-            raise UserError(
-                f"guidance_interval={self.guidance_interval}: give two numbers, as 0.0,1.0"
-            )
-        if self.spacing not in ("even", "stride"):
-            raise UserError(f"spacing={self.spacing!r}: choose even or stride")
-
-    def check(self, objective: Objective) -> None:
-        """Raises a UserError if this sampler isn't for this objective, or can't take the steps."""
-        sampler = SAMPLERS[self.sampler]
-        if not isinstance(objective, sampler.objective):
-            fitting = [
-                name for name, other in SAMPLERS.items() if isinstance(objective, other.objective)
-            ]
-            raise UserError(
-                f"sampler={self.sampler!r} does not sample a {type(objective).__name__}: "
-                f"choose one of {', '.join(fitting)}"
-            )
-        sampler.start(objective, self)
 
 
 def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
@@ -218,6 +165,28 @@ SAMPLERS = {
     "euler": Sampler(RectifiedFlow, euler),
     "heun": Sampler(RectifiedFlow, heun, predictions=2),
 }
+
+
+def check_sampler(config: SamplerConfig, objective: Objective) -> None:
+    """Check that a sampler exists, fits the objective and can take this number of steps.
+
+    Raises:
+      UserError: it doesn't, naming the field.
+    """
+    if config.sampler not in SAMPLERS:
+        raise UserError(
+            f"sampler={config.sampler!r} is unknown: choose one of {', '.join(SAMPLERS)}"
+        )
+    sampler = SAMPLERS[config.sampler]
+    if not isinstance(objective, sampler.objective):
+        fitting = [
+            name for name, other in SAMPLERS.items() if isinstance(objective, other.objective)
+        ]
+        raise UserError(
+            f"sampler={config.sampler!r} does not sample a {type(objective).__name__}: "
+            f"choose one of {', '.join(fitting)}"
+        )
+    sampler.start(objective, config)
 
 
 def sample_noise(

@@ -1,34 +1,34 @@
 """Suites of evaluations by their names.
 
-A new one is a folder here with a subclass of `Suite`, and a line in `SUITES`. If it has settings
-in training, they are a section `config.evaluation.NAME` in `tp_jax/config.py`. Import torch and
-the like inside methods only, because every command imports all suites.
+To add one, make a folder here with a `command.py` and a subclass of `Suite`, and add a line to
+`SUITES`. If it has settings in training, they are a section `config.evaluation.NAME` in
+`tp_jax/config.py`. The modules `command.py` don't import jax, so that --help is quick.
 """
 
 from absl import flags
 
-from tp_jax.evals.adm.suite import AdmSuite
-from tp_jax.evals.dpg.suite import DpgSuite
-from tp_jax.evals.frozenlake.suite import FrozenLakeSuite
-from tp_jax.evals.geneval.suite import GenEvalSuite
-from tp_jax.evals.shapes.suite import ShapesSuite
-from tp_jax.evals.suite import Suite
+from tp_jax.evals.adm.command import COMMAND as ADM
+from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.dpg.command import COMMAND as DPG
+from tp_jax.evals.frozenlake.command import COMMAND as FROZENLAKE
+from tp_jax.evals.geneval.command import COMMAND as GENEVAL
+from tp_jax.evals.shapes.command import COMMAND as SHAPES
 from tp_jax.messages import renamed
 from tp_jax.messages.errors import UserError
 
-__all__ = ["SUITES", "Suite", "find_suite", "owners_of_flag"]
+__all__ = ["SUITES", "SuiteCommand", "find_suite", "owners_of_flag"]
 
 # `--suite` and `config.evaluation.suite` -> suite
-SUITES: dict[str, Suite] = {
-    "adm": AdmSuite(),
-    "geneval": GenEvalSuite(),
-    "dpg": DpgSuite(),
-    "shapes": ShapesSuite(),
-    "frozenlake": FrozenLakeSuite(),
+SUITES: dict[str, SuiteCommand] = {
+    "adm": ADM,
+    "geneval": GENEVAL,
+    "dpg": DPG,
+    "shapes": SHAPES,
+    "frozenlake": FROZENLAKE,
 }
 
 
-def find_suite(name: str, asked_by: str) -> Suite:
+def find_suite(name: str, asked_by: str) -> SuiteCommand:
     """The suite of a name.
 
     Args:

@@ -4,7 +4,6 @@ import abc
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from absl import flags
 from etils import epath
 
 from tp_jax.messages.errors import UserError
@@ -21,21 +20,9 @@ class Suite(abc.ABC):
 
     Attributes:
       name: its key in `SUITES`, which `--suite` and `config.evaluation.suite` take.
-      summary: one line for help: what it measures.
-      usage: lines for help: how its flags go together.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    usage: ClassVar[str]
-
-    @abc.abstractmethod
-    def define_flags(self, values: flags.FlagValues) -> None:
-        """Defines the suite's flags, but for --suite.
-
-        Args:
-          values: that the flags are added to.
-        """
 
     @abc.abstractmethod
     def run(self, values: Mapping[str, Any]) -> None:

@@ -1,23 +1,49 @@
-"""The networks. `build_model` makes one from its config by the type of the config."""
+"""The networks, and their configs by the key `config.model.kind`.
 
-import flax.linen as nn
+The modules that build networks are imported when a network is built, because they import jax.
+"""
 
-from tp_jax.models.dit import DiT, DiTConfig
-from tp_jax.models.mmdit import MMDiT, MMDiTConfig
-from tp_jax.models.transformer import TransformerConfig
+from __future__ import annotations
 
-# `config.model.kind` -> (config class, module)
-MODELS: dict[str, tuple[type[TransformerConfig], type[nn.Module]]] = {
-    "dit": (DiTConfig, DiT),
-    "mmdit": (MMDiTConfig, MMDiT),
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tp_jax.models.config import TransformerConfig
+from tp_jax.models.dit_config import DiTConfig
+from tp_jax.models.mmdit_config import MMDiTConfig
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+__all__ = ["MODELS", "DiTConfig", "MMDiTConfig", "TransformerConfig", "build_model"]
+
+
+def _dit(config: DiTConfig) -> nn.Module:
+    from tp_jax.models.dit import DiT
+
+    return DiT(config)
+
+
+def _mmdit(config: MMDiTConfig) -> nn.Module:
+    from tp_jax.models.mmdit import MMDiT
+
+    return MMDiT(config)
+
+
+# `config.model.kind` -> (config class, config -> module)
+MODELS: dict[str, tuple[type[TransformerConfig], Callable[[Any], nn.Module]]] = {
+    "dit": (DiTConfig, _dit),
+    "mmdit": (MMDiTConfig, _mmdit),
 }
-
-__all__ = ["MODELS", "DiT", "DiTConfig", "MMDiT", "MMDiTConfig", "TransformerConfig", "build_model"]
 
 
 def build_model(config: TransformerConfig) -> nn.Module:
-    """The module of a DiTConfig or an MMDiTConfig."""
-    for config_class, module in MODELS.values():
+    """Return the module of a config.
+
+    Raises:
+      TypeError: the class of the config isn't in `MODELS`.
+    """
+    for config_class, build in MODELS.values():
         if type(config) is config_class:
-            return module(config)
+            return build(config)
     raise TypeError(f"no model takes a {type(config).__name__}")

@@ -1,12 +1,9 @@
 """The one attention function."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 
-Implementation = Literal["auto", "xla", "cudnn"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "xla", "cudnn")
+from tp_jax.models.config import AttentionImplementation
 
 
 def cudnn_applies(dtype: jnp.dtype, head_dim: int) -> bool:
@@ -19,7 +16,9 @@ def cudnn_applies(dtype: jnp.dtype, head_dim: int) -> bool:
     )
 
 
-def attention(qkv: jax.Array, heads: int, implementation: Implementation = "auto") -> jax.Array:
+def attention(
+    qkv: jax.Array, heads: int, implementation: AttentionImplementation = "auto"
+) -> jax.Array:
     """Softmax attention among all tokens of a sample.
 
     Args:

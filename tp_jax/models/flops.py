@@ -5,8 +5,8 @@ Compilers count the body of a scan once, so their own figures are of no use here
 
 import dataclasses
 
-from tp_jax.models.dit import DiTConfig
-from tp_jax.models.transformer import TransformerConfig, attention_flops
+from tp_jax.models.config import TransformerConfig, attention_flops
+from tp_jax.models.dit_config import DiTConfig
 from tp_jax.thinking.config import ThinkingConfig
 
 

@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from tp_jax.messages.errors import UserError
-from tp_jax.models.dit import DiT, DiTBase, DiTConfig
-from tp_jax.models.transformer import TransformerConfig
-from tp_jax.thinking import Conditioning, ThinkingOptions, Thought
+from tp_jax.models.dit import DiT, DiTBase
+from tp_jax.thinking.layer import Conditioning, ThinkingOptions, Thought
 from tp_jax.thinking.recursion import Attend, Project
 
 
@@ -42,19 +40,6 @@ class _Ended:
     ) -> tuple[jax.Array, None, None]:
         """As `InPlaceOfAttention`."""
         return self.attended, None, None
-
-
-def check_decodable(config: TransformerConfig) -> None:
-    """Raises a UserError unless a model has one thinking layer, whose steps are to be decoded."""
-    if not isinstance(config, DiTConfig) or config.takes != "frame":
-        raise UserError(
-            "latent steps are decoded by a dit model that is given a frame: set config.model.frame"
-        )
-    if len(config.thinking.layers) != 1:
-        raise UserError(
-            f"config.model.thinking.layers={config.thinking.layers}: latent steps are decoded of "
-            f"one layer; name one"
-        )
 
 
 def decode_latent_steps(

@@ -4,7 +4,6 @@ B samples, N vision tokens, L text tokens, D width. Layout and numbers as diffus
 SD3Transformer2DModel; `qk_norm` and `dual_attention_layers` are SD3.5's.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,94 +28,15 @@ from tp_jax.models.layers import (
     position_embedding,
     timestep_embedding,
 )
-from tp_jax.models.transformer import (
-    FinalLayer,
-    Takes,
-    TextShape,
-    TransformerConfig,
-    attention_flops,
+from tp_jax.models.mmdit_config import MMDiTConfig
+from tp_jax.models.transformer import FinalLayer
+from tp_jax.thinking.layer import (
+    Conditioning,
+    InPlaceOfAttention,
+    Thinking,
+    ThinkingOptions,
+    Thought,
 )
-from tp_jax.thinking import Conditioning, InPlaceOfAttention, Thinking, ThinkingOptions, Thought
-
-SIZES = {
-    "SD3-medium": dict(depth=24, width=1536, heads=24),
-    "SD3.5-medium": dict(
-        depth=24, width=1536, heads=24, qk_norm=True, dual_attention_layers=13, max_grid=384
-    ),
-    "SD3.5-large": dict(depth=38, width=2432, heads=38, qk_norm=True),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class MMDiTConfig(TransformerConfig):
-    """An MMDiT; the defaults are SD3-medium's.
-
-    Attributes:
-      text_width, pooled_width: features of the text tokens and of the pooled text.
-      text_tokens: number L of text tokens; sizes examples and FLOPs only.
-      qk_norm: RMS norm of queries and keys, per head.
-      dual_attention_layers: how many of the first blocks have a second attention, among the
-        vision tokens alone.
-      max_grid: side of the position table, in patches, which a smaller image is centred in.
-      base_grid: side, in patches, that the positions are scaled to.
-    """
-
-    image_size: int = 128
-    channels: int = 16
-    out_channels: int = 16
-    depth: int = 24
-    width: int = 1536
-    heads: int = 24
-    text_width: int = 4096
-    pooled_width: int = 2048
-    text_tokens: int = 154
-    qk_norm: bool = False
-    dual_attention_layers: int = 0
-    max_grid: int = 192
-    base_grid: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.dual_attention_layers < self.depth:
-            raise UserError(
-                f"config.model.dual_attention_layers={self.dual_attention_layers}: "
-                f"must be 0 to {self.depth - 1}"
-            )
-        if self.image_size // self.patch > self.max_grid:
-            raise UserError(
-                f"config.model.image_size={self.image_size} has more patches a side than "
-                f"config.model.max_grid={self.max_grid}"
-            )
-
-    @property
-    def takes(self) -> Takes:
-        """Text."""
-        return "text"
-
-    @property
-    def text(self) -> TextShape:
-        """As of `TransformerConfig`."""
-        return TextShape(self.text_tokens, self.text_width, self.pooled_width)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Whole patches, up to the side of the position table."""
-        return self.patch, self.patch * self.max_grid
-
-    def block_flops(self, layer: int) -> float:
-        """As of `TransformerConfig`."""
-        n, d, text = self.tokens, self.width, self.text_tokens
-        last, dual = layer == self.depth - 1, layer < self.dual_attention_layers
-        linear = 24 * n + (6 if last else 24) * text + (8 * n if dual else 0)
-        adaln = 2 * (9 if dual else 6) + 2 * (2 if last else 6)
-        attention = attention_flops(n + text, d) + (attention_flops(n, d) if dual else 0)
-        return (linear + adaln) * d**2 + attention
-
-    def embedding_flops(self) -> float:
-        """As of `TransformerConfig`, with the text's projections."""
-        text = 2 * self.text_tokens * self.text_width * self.width
-        pooled = 2 * (self.pooled_width + self.width) * self.width
-        return super().embedding_flops() + text + pooled
 
 
 class MMDiTBlock(nn.Module):

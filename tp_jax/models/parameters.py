@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tp_jax.parallel.randomness import stream_key
-from tp_jax.thinking import RoutingNoise, ThinkingOptions
+from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.layer import ThinkingOptions
 
 Params = dict[str, Any]
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from tp_jax.parallel.sharding import constrain_batch, gather
-from tp_jax.thinking import Conditioning, InPlaceOfAttention, Thought
+from tp_jax.thinking.layer import Conditioning, InPlaceOfAttention, Thought
 
 REMAT_POLICIES = {
     "none": None,

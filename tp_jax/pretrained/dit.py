@@ -7,7 +7,7 @@ import numpy as np
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig
-from tp_jax.models.dit import SIZES
+from tp_jax.models.dit_config import SIZES
 from tp_jax.models.layers import position_embedding
 from tp_jax.pretrained.state_dict import StateDict, square_side, stacked
 from tp_jax.thinking import ThinkingConfig

@@ -1,23 +1,8 @@
-"""Recursive sparse reasoning (arXiv 2604.25299): gate, experts, dispatch and the recursion."""
+"""Recursive sparse reasoning (arXiv 2604.25299): gate, experts, dispatch and the recursion.
+
+Only the config is imported here, because the other modules import jax.
+"""
 
 from tp_jax.thinking.config import ThinkingConfig
-from tp_jax.thinking.gate import RoutingNoise
-from tp_jax.thinking.layer import (
-    Conditioning,
-    InPlaceOfAttention,
-    Thinking,
-    ThinkingLayer,
-    ThinkingOptions,
-    Thought,
-)
 
-__all__ = [
-    "Conditioning",
-    "InPlaceOfAttention",
-    "RoutingNoise",
-    "Thinking",
-    "ThinkingConfig",
-    "ThinkingLayer",
-    "ThinkingOptions",
-    "Thought",
-]
+__all__ = ["ThinkingConfig"]

@@ -133,7 +133,7 @@ def open_evaluation(model: ModelOnMesh) -> EvaluateInTraining | None:
       UserError: the suite is unknown, or its settings don't fit the model.
     """
     name = model.config.evaluation.suite
-    return find_suite(name, "config.evaluation.suite").in_training(model) if name else None
+    return find_suite(name, "config.evaluation.suite").load().in_training(model) if name else None
 
 
 @dataclasses.dataclass(frozen=True)

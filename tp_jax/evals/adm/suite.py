@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import flags
 from etils import epath
 
 import tp_jax
 from tp_jax.cli.flags import integers, numbers, required
-from tp_jax.cli.sampling_flags import define_model_flags
 from tp_jax.evals.adm.features import check_protocol, load_extractor
 from tp_jax.evals.adm.reference import (
     check_reference,
@@ -31,7 +29,6 @@ from tp_jax.pictures.reading import open_images
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 from tp_jax.sampling.request import make_generator, picture_size
 
-flags.disclaim_key_flags()
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
 
@@ -39,41 +36,6 @@ class AdmSuite(Suite):
     """Scores of images against a reference, and sweeps of a workdir."""
 
     name = "adm"
-    summary = "FID, sFID, Inception Score, precision and recall"
-    usage = """\
-  --samples=FILE.npz|DIR --reference=FILE --inception=DIR    scores of images
-  --sweep --workdir=W --reference=FILE --inception=DIR --out=DIR
-      scores of a workdir: guidance scales by latent steps, and the base model beside them"""
-
-    def define_flags(self, values: flags.FlagValues) -> None:
-        """Of images, and of sweeps."""
-
-        def string(name: str, default: str | None, text: str) -> None:
-            flags.DEFINE_string(name, default, text, flag_values=values)
-
-        string("samples", None, "FILE.npz with arr_0 (uint8, NHWC), or a folder of PNGs")
-        string("reference", None, "published statistics, images, or a saved statistics file")
-        string("inception", None, "a folder written by tp_jax.convert --kind=inception")
-        string("protocol", "adm", "adm or pytorch-fid: how images are resized for Inception")
-        string("out", None, "FILE.json for the scores; a folder for --sweep")
-        string("save_statistics", None, "FILE.npz, to be a --reference later")
-        flags.DEFINE_integer(
-            "num", None, "the first so many samples, all by default; 50000 for --sweep",
-            flag_values=values,
-        )  # fmt: skip
-        flags.DEFINE_boolean(
-            "sweep", False, "score a workdir over guidance scales and latent steps",
-            flag_values=values,
-        )  # fmt: skip
-        define_model_flags(values)
-        flags.DEFINE_list(
-            "guidance_scales", ["1", "1.25", "1.5", "2", "3"], "of the sweep, as 1,1.5,2",
-            flag_values=values,
-        )  # fmt: skip
-        flags.DEFINE_list(
-            "latent_steps", ["1", "2", "4"], "of the sweep: numbers T, as 1,2,4", flag_values=values
-        )
-        string("base", None, "of the sweep: base checkpoint or workdir; what it began from")
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Scores images, or sweeps a workdir."""

@@ -1,1 +1,1 @@
-"""DPG-Bench."""
+"""The DPG-Bench suite: questions about images of long prompts."""

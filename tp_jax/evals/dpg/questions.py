@@ -1,4 +1,4 @@
-"""DPG-Bench: prompts, images where its scorer looks for them, questions, and answers.
+"""DPG-Bench's prompts, image grids, questions and answers.
 
 Source: TencentQQGYLab/ELLA (Hu et al. 2024, arXiv:2403.05135).
 """
@@ -17,26 +17,29 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import read_rgb
 
-PROMPTS = 1065  # in the published benchmark
+NUM_PROMPTS = 1065  # in the published benchmark
 COLUMNS = ("item_id", "text", "keywords", "proposition_id", "dependency", "category_broad",
            "category_detailed", "tuple", "question_natural_language")  # fmt: skip
 ANSWER_FIELDS = {"item_id": str, "tile": int, "proposition_id": int, "answer": str}
 
-# (uint8 image [H, W, 3], question) -> answer; only "yes", so written, counts
+# Visual question answering: (uint8 image [H, W, 3], question) -> answer; only "yes" is correct.
 VQA = Callable[[np.ndarray, str], str]
 
 
 def read_prompts(folder: epath.Path) -> list[Prompt]:
-    """The prompts of `prompts/<item_id>.txt` in a folder, or of the folder itself, by name.
+    """Read the prompts `<item_id>.txt`, sorted by file name.
+
+    Args:
+      folder: folder with the files, or with a subfolder `prompts` that has them.
 
     Raises:
-      UserError: there are none, or one is empty.
+      UserError: the folder has no prompts, or one is empty.
     """
     inner = folder / "prompts"
     where = inner if inner.is_dir() else folder
     files = sorted(where.glob("*.txt")) if where.is_dir() else []
     if not files:
-        raise UserError(f"{where}: has no prompts <item_id>.txt")
+        raise UserError(f"{where}: has no prompts <item_id>.txt: give DPG-Bench's prompts folder")
     prompts = []
     for index, file in enumerate(files):
         text = read_text(file).strip()
@@ -47,37 +50,52 @@ def read_prompts(folder: epath.Path) -> list[Prompt]:
 
 
 def image_path(out: epath.Path, prompt: Prompt) -> epath.Path:
-    """Where the scorer looks for a prompt's grid."""
+    """Return the path where the official scorer expects the image grid of a prompt."""
     return out / f"{prompt.name}.png"
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """Four images [4, H, W, 3] as one [2H, 2W, 3], row by row, without a border."""
+    """Arrange four images [4, H, W, 3] in a 2×2 grid [2H, 2W, 3], row by row, without a border.
+
+    Raises:
+      ValueError: there aren't four images.
+
+    Example:
+      >>> grid(np.arange(4).reshape(4, 1, 1, 1))[..., 0].tolist()
+      [[0, 1], [2, 3]]
+    """
     count, height, width, channels = images.shape
     if count != TILES:
-        raise ValueError(f"{count} images, a grid has {TILES}")
+        raise ValueError(f"a grid needs {TILES} images, got {count}")
     rows = images.reshape(2, 2, height, width, channels).transpose(0, 2, 1, 3, 4)
     return rows.reshape(2 * height, 2 * width, channels)
 
 
 def tiles(image: np.ndarray) -> np.ndarray:
-    """The four images [4, H, W, 3] of a grid [2H, 2W, 3]."""
+    """Split a 2×2 grid [2H, 2W, 3] into its four images [4, H, W, 3].
+
+    Example:
+      >>> tiles(np.array([[0, 1], [2, 3]])[..., None]).ravel().tolist()
+      [0, 1, 2, 3]
+    """
     height, width, channels = image.shape
     cells = image.reshape(2, height // 2, 2, width // 2, channels).transpose(0, 2, 1, 3, 4)
     return cells.reshape(TILES, height // 2, width // 2, channels)
 
 
 def read_questions(path: epath.Path) -> list[Question]:
-    """The questions of `dpg_bench.csv`, in its order.
+    """Read the questions of `dpg_bench.csv`, in file order.
 
     Raises:
-      UserError: the file isn't there, lacks a column or has a damaged row.
+      UserError: the file doesn't exist, lacks a column or has an invalid row.
     """
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     columns = rows.fieldnames or ()
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
-        raise UserError(f"{path}: has no column {', '.join(missing)}")
+        raise UserError(
+            f"{path}: has no column {', '.join(missing)}: give DPG-Bench's dpg_bench.csv"
+        )
     questions = []
     try:
         found = [(row, rows.line_num, cells) for row, cells in enumerate(rows)]
@@ -86,14 +104,17 @@ def read_questions(path: epath.Path) -> list[Question]:
     for row, line, cells in found:
         where = f"{path}, line {line}"
         if None in cells or None in cells.values():
-            raise UserError(f"{where}: must have {len(columns)} cells; cut short?")
+            raise UserError(
+                f"{where}: must have {len(columns)} cells; the file may be truncated: download it "
+                f"again"
+            )
         try:
             proposition = int(cells["proposition_id"])
             parents = tuple(int(one) for one in cells["dependency"].split(","))
         except ValueError:
             raise UserError(
-                f"{where}: proposition_id {cells['proposition_id']!r} and dependency "
-                f"{cells['dependency']!r} must be whole numbers, dependency with commas"
+                f"{where}: proposition_id {cells['proposition_id']!r} must be an integer, and "
+                f"dependency {cells['dependency']!r} integers separated by commas"
             ) from None
         for column in ("item_id", "tuple", "question_natural_language"):
             if not cells[column].strip():
@@ -102,15 +123,15 @@ def read_questions(path: epath.Path) -> list[Question]:
         text = cells["question_natural_language"]
         questions.append(Question(row, cells["item_id"], proposition, parents, category, text))
     if not questions:
-        raise UserError(f"{path}: has no questions")
+        raise UserError(f"{path}: contains no questions")
     return questions
 
 
 def read_answers(path: epath.Path) -> Answers:
-    """The answers that `answer_images` wrote.
+    """Read the answers that `answer_images` wrote.
 
     Raises:
-      UserError: a line is damaged, or answers a question a second time.
+      UserError: a line is invalid, or answers a question for the second time.
     """
     answers: Answers = {}
     for where, line in read_lines(path):
@@ -119,33 +140,35 @@ def read_answers(path: epath.Path) -> Answers:
         if not 0 <= line["tile"] < TILES:
             raise UserError(f"{where}: tile={line['tile']} must be 0 to {TILES - 1}")
         if asked in answers:
-            raise UserError(f"{where}: that question of that tile has an answer already")
+            raise UserError(f"{where}: this question already has an answer for this tile")
         answers[asked] = line["answer"]
     if not answers:
-        raise UserError(f"{path}: has no answers")
+        raise UserError(f"{path}: contains no answers")
     return answers
 
 
 def answer_images(
     folder: epath.Path, questions: Sequence[Question], vqa: VQA, out: epath.Path
 ) -> dict[str, Scores]:
-    """Asks every question of each of its item's four images, and writes the answers to `out`.
+    """Answer all questions about all images with a VQA model, and write the answers to `out`.
 
-    Answers that are there already are kept, so that a run goes on where it was stopped.
+    Every question is asked about each of the four tiles of its item's grid. Answers that `out`
+    already contains are kept, so that an interrupted run resumes.
 
     Args:
-      folder: of grids, `<item_id>.png`.
-      questions: of all items that must have been drawn.
+      folder: folder of image grids `<item_id>.png`.
+      questions: the questions; the folder must have a grid for each of their items.
+      vqa: the model, see `VQA`.
       out: FILE.jsonl.
 
     Returns:
-      The scores by either rule, {"official": …, "fixed": …}.
+      The scores by both rules, {"official": …, "fixed": …}.
 
     Raises:
       UserError: an image is missing or unreadable, or `out` has answers to other questions.
     """
-    texts = {(one.item, one.proposition): one.text for one in questions}
-    items = dict.fromkeys(one.item for one in questions)
+    texts = {(question.item, question.proposition): question.text for question in questions}
+    items = dict.fromkeys(question.item for question in questions)
     missing = [item for item in items if not (folder / f"{item}.png").exists()]
     if missing:
         raise UserError(
@@ -157,19 +180,19 @@ def answer_images(
     for item, _, proposition in answers:
         if (item, proposition) not in texts:
             raise UserError(
-                f"{out}: answers question {proposition} of {item}, which isn't asked here; delete "
-                f"it or name another file"
+                f"{out}: answers question {proposition} of {item}, which isn't one of the "
+                f"questions given: delete the file or name another"
             )
     by_item: dict[str, dict[int, str]] = {item: {} for item in items}
     for (item, proposition), text in texts.items():
         by_item[item][proposition] = text
     with appender(out) as add, progress_bar(len(items), "DPG-Bench") as bar:
         for item, asked in by_item.items():
-            todo = [(tile, proposition) for tile in range(TILES) for proposition in asked
-                    if (item, tile, proposition) not in answers]  # fmt: skip
-            pictures = _read_tiles(folder / f"{item}.png") if todo else ()
-            for tile, proposition in todo:
-                answer = vqa(pictures[tile], asked[proposition])
+            missing = [(tile, proposition) for tile in range(TILES) for proposition in asked
+                       if (item, tile, proposition) not in answers]  # fmt: skip
+            images = _read_tiles(folder / f"{item}.png") if missing else ()
+            for tile, proposition in missing:
+                answer = vqa(images[tile], asked[proposition])
                 answers[item, tile, proposition] = answer
                 values = (item, tile, proposition, answer)
                 add(dict(zip(ANSWER_FIELDS, values, strict=True)))
@@ -180,5 +203,7 @@ def answer_images(
 def _read_tiles(path: epath.Path) -> np.ndarray:
     image = read_rgb(path)
     if image.shape[0] % 2 or image.shape[1] % 2:
-        raise UserError(f"{path}: {image.shape[:2]} can't be a grid of 2×2 images")
+        raise UserError(
+            f"{path}: height and width {image.shape[:2]} must be even for a grid of 2×2 images"
+        )
     return tiles(image)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from absl import flags
 from etils import epath
 
 from tp_jax.cli.flags import required
@@ -19,32 +18,14 @@ from tp_jax.files.atomic import write_json
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.grids import save_png
 
-flags.disclaim_key_flags()
-
 
 class DpgSuite(PromptedSuite):
     """Questions about images of long prompts."""
 
     name = "dpg"
-    summary = "questions about images of long prompts, as DPG-Bench scores them"
-    usage = """\
-  --make --workdir=W --prompts=P --out=DIR         images for the official scorer
-  --results=FILE [--questions=dpg_bench.csv]       scores of its results"""
     samples = 4
     joined = True
     square = True
-
-    def define_flags(self, values: flags.FlagValues) -> None:
-        """Of drawing, and of results."""
-        self.define_drawing_flags(values)
-
-        def string(name: str, text: str) -> None:
-            flags.DEFINE_string(name, None, text, flag_values=values)
-
-        string("out", "--make: folder of the images; else FILE.json for the scores")
-        string("prompts", "--make: your copy of DPG-Bench's prompts")
-        string("results", "what the official scorer wrote, or FILE.jsonl of answers")
-        string("questions", "your copy of dpg_bench.csv")
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
         """As of `PromptedSuite`."""

@@ -1,4 +1,4 @@
-"""Pictures of plays: filmstrips of what was drawn and what is true, and an animated walk."""
+"""Pictures of plays: filmstrips of generated and true frames, and an animated walk."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,43 +13,57 @@ from tp_jax.pictures.grids import save_png, to_uint8
 from tp_jax.worlds.frozenlake.frames import Canvas
 from tp_jax.worlds.frozenlake.maps import find
 
-# Filmstrips of each kind that are drawn, and frames of the GIF a second.
-SHOWN, GIF_RATE = 8, 2
+MAX_STRIPS = 8  # filmstrips in a picture
+GIF_RATE = 2  # frames per second
 
 
 @dataclasses.dataclass
 class Film:
-    """The frames that a play was given, and those that it should have been, each [S, S, 3]."""
+    """The generated frames of a play and the true frames, each [S, S, 3] in [0, 1].
+
+    Attributes:
+      first: the frame that the play starts from.
+      generated: the generated frames.
+      true: the frame that should have been generated in place of each.
+    """
 
     first: np.ndarray
-    drawn: list[np.ndarray] = dataclasses.field(default_factory=list)
+    generated: list[np.ndarray] = dataclasses.field(default_factory=list)
     true: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 def show_films(
     out: epath.Path, plays: Sequence[Play], films: Sequence[Film], canvas: Canvas
 ) -> None:
-    """Filmstrips of good and bad plays, of every outcome some, and an animated walk.
+    """Write filmstrips of successful and failed plays, and an animation of one play.
 
-    The walk is as it was drawn, and beside it as the environment played it.
+    Writes `successes.png`, `failures.png` (some of each outcome) and `walk.gif`, which shows the
+    generated frames on the left and the moves as the environment played them on the right.
+
+    Args:
+      out: existing folder for the files.
+      plays, films: the plays and their frames, in the same order.
+      canvas: renders the frames of the environment.
     """
     order = sorted(range(len(plays)), key=lambda i: -len(plays[i].cells))
     good = [i for i in order if plays[i].outcome == "goal"]
     by_outcome = [[i for i in order if plays[i].outcome == name] for name in OUTCOMES[1:]]
-    bad = [group[k] for k in range(SHOWN) for group in by_outcome if k < len(group)]
-    for name, chosen in (("successes", good[:SHOWN]), ("failures", bad[:SHOWN])):
+    bad = [group[k] for k in range(MAX_STRIPS) for group in by_outcome if k < len(group)]
+    for name, chosen in (("successes", good[:MAX_STRIPS]), ("failures", bad[:MAX_STRIPS])):
         path = out / f"{name}.png"
         if not chosen:
-            # None of an earlier run's.
+            # Remove the file of an earlier evaluation, which would look like a result of this one.
             path.unlink(missing_ok=True)
             continue
         strips = []
         for i in chosen:
             count, film = len(plays[i].cells), films[i]
-            # The font has no ×.
+            # The font has no glyph for "×".
             size, outcome = plays[i].place.size.replace("×", "x"), str(plays[i].outcome)
-            title = f"{size}, {count} frames: {outcome.replace('_', ' ')} (above drawn, below true)"
-            pairs = [[film.first, *film.drawn[:count]], [film.first, *film.true[:count]]]
+            title = (
+                f"{size}, {count} frames: {outcome.replace('_', ' ')} (generated above, true below)"
+            )
+            pairs = [[film.first, *film.generated[:count]], [film.first, *film.true[:count]]]
             strips.append((title, plays[i].outcome == "goal", [_pixels(row) for row in pairs]))
         save_png(path, np.asarray(make_filmstrips(strips)))
     if good or bad:
@@ -58,13 +72,13 @@ def show_films(
         place, cells = plays[i].place, [find(plays[i].place.desc, "S"), *plays[i].cells]
         played = [canvas.draw(place.desc, cell, place.corner) for cell in cells]
         pairs = zip(
-            _pixels([films[i].first, *films[i].drawn[:count]]), _pixels(played), strict=True
+            _pixels([films[i].first, *films[i].generated[:count]]), _pixels(played), strict=True
         )
         zoom = max(1, 240 // (canvas.cells * canvas.tile))
         between = np.full((canvas.cells * canvas.tile, 1, 3), 255, np.uint8)
-        beside = [np.concatenate((drawn, between, true), axis=1) for drawn, true in pairs]
+        side_by_side = [np.concatenate((left, between, right), axis=1) for left, right in pairs]
         pictures = [
-            Image.fromarray(both.repeat(zoom, axis=0).repeat(zoom, axis=1)) for both in beside
+            Image.fromarray(both.repeat(zoom, axis=0).repeat(zoom, axis=1)) for both in side_by_side
         ]
         with (out / "walk.gif").open("wb") as file:
             pictures[0].save(

@@ -1,4 +1,4 @@
-"""Draws the frames of every latent step. B samples, T latent steps, S pixels of a frame's side."""
+"""Generate the frames of every latent step. B samples, T latent steps, S pixels per frame side."""
 
 import dataclasses
 from typing import cast
@@ -11,16 +11,17 @@ from tp_jax.models.dit import DiT
 from tp_jax.models.latent_step_frames import decode_latent_steps
 from tp_jax.models.parameters import Params
 from tp_jax.sampling.generator import Generator
-from tp_jax.thinking import RoutingNoise, ThinkingOptions
+from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.layer import ThinkingOptions
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameGenerator(Generator):
-    """Draws the frames of all latent steps, [B, T, S, S, C] in [-1, 1].
+    """A generator that returns the frames of all latent steps, [B, T, S, S, C] in [-1, 1].
 
     Attributes:
-      read_sigma: noise level at which latent steps are decoded: what was drawn last is noised so
-        far again.
+      read_sigma: noise level at which the latent steps are decoded. Noise of this level is added to
+        the last generated frame before the model runs once more.
     """
 
     read_sigma: float = 0.1
@@ -28,14 +29,14 @@ class FrameGenerator(Generator):
     def draw(
         self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
     ) -> jax.Array:
-        """As `Generator.draw`, with an axis of latent steps."""
+        """Return samples as `Generator.draw` does, but with a latent-step axis [B, T, …]."""
         x = super().draw(params, key, index, condition)
         key, model_key = jax.random.split(jax.random.fold_in(key, 1))
         noise = sample_noise(key, index, 0, x.shape[1:])
         sigma = jnp.full(len(x), self.read_sigma)
         x = self.objective.noised(x, noise, sigma)
         options = ThinkingOptions(RoutingNoise(model_key, index, train=False), self.latent_steps)
-        # No other model takes a frame.
+        # DiT is the only model that takes a frame.
         model = cast(DiT, self.model)
         frames, _ = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
         return frames.swapaxes(0, 1)

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import flags
 from etils import epath
 
 from tp_jax.cli.flags import required
-from tp_jax.cli.sampling_flags import define_sampling_flags
 from tp_jax.evals.frozenlake.films import show_films
 from tp_jax.evals.frozenlake.plays import OUTCOMES
 from tp_jax.evals.frozenlake.walking import (
@@ -37,8 +35,6 @@ from tp_jax.sampling.request import (
 )
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, make_canvas
 
-flags.disclaim_key_flags()
-
 
 @dataclasses.dataclass(frozen=True)
 class WalkRequest(Request):
@@ -59,24 +55,6 @@ class FrozenLakeSuite(Suite):
     """Goals reached, holes and illegal moves, on maps that training never shows."""
 
     name = "frozenlake"
-    summary = "walks over maps of FrozenLake, played in the environment"
-    usage = """\
-  --workdir=W --out=DIR [--maps=FILE] [--look]     draws, plays and scores
-  --collect=ROOT --out=FILE.json                   mean and spread over seeds"""
-
-    def define_flags(self, values: flags.FlagValues) -> None:
-        """Of walks, and of results over seeds."""
-        define_sampling_flags(values, "maps of each size, 100 by default; the first of --maps")
-        for name, text in (
-            ("out", "folder for scores and pictures; --collect: FILE.json"),
-            ("maps", "a file of maps; random ones by default"),
-            ("collect", "a folder of VARIANT/SEED/scores.json, for mean and spread over seeds"),
-        ):
-            flags.DEFINE_string(name, None, text, flag_values=values)
-        flags.DEFINE_boolean(
-            "look", False, "draw every time from the true frame, not from the last drawn one",
-            flag_values=values,
-        )  # fmt: skip
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Walks, or collects."""

@@ -1,4 +1,7 @@
-"""Walks through maps, drawing after drawing, played and scored. T latent steps of a drawing."""
+"""Generate walks through FrozenLake maps, play them in the environment, and score them.
+
+The model is sampled repeatedly; each sample gives T frames, one for each latent step.
+"""
 
 import dataclasses
 import itertools
@@ -27,19 +30,19 @@ from tp_jax.worlds.frozenlake.frames import Canvas
 from tp_jax.worlds.frozenlake.maps import check_map, walk
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
 
-# Maps of each size, where not said.
-NUM = 100
+# Default number of maps of each size.
+DEFAULT_NUM = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Lakes:
-    """Maps to be walked, and how they are shown.
+    """The maps to evaluate on, and how they are rendered.
 
     Attributes:
-      places: the maps.
-      refused: number of maps of a file that can't be played.
-      canvas: draws and reads frames.
-      fields: of `config.frozenlake`.
+      places: the maps and their positions.
+      refused: number of maps in the user's file that can't be played.
+      canvas: renders and reads frames.
+      fields: the section `config.frozenlake`.
     """
 
     places: Sequence[Place]
@@ -55,44 +58,51 @@ def choose_lakes(
     seed: int,
     maps: epath.Path | None = None,
 ) -> Lakes:
-    """Maps that training never shows.
+    """Choose the maps to evaluate on: random maps that training never shows, or maps from a file.
 
     Args:
-      num: of each size, 100 by default; of a file, its first so many, or all.
-      seed: of random maps.
-      maps: a file of maps, one row a line and an empty line between two; None draws random ones.
+      fields: the section `config.frozenlake`.
+      canvas: renders and reads frames.
+      num: number of random maps of each size, None is 100; or of maps from the file, None is all.
+      seed: seed of the random maps.
+      maps: file of maps, one line per row and an empty line between maps; None generates random
+        maps.
 
     Raises:
-      UserError: there is no map to be played.
+      UserError: no map can be played.
     """
     if maps is None:
         sizes = (*fields.sizes, *fields.unseen_sizes)
-        found = held_out_places(sizes, fields.frozen, canvas, NUM if num is None else num, seed)
+        num = DEFAULT_NUM if num is None else num
+        found = held_out_places(sizes, fields.frozen, canvas, num, seed)
         return Lakes(found, 0, canvas, fields)
     places, refused = [], 0
     for number, block in enumerate(_blocks(read_text(maps)), 1):
         reason = check_map(block, canvas.max_cells)
         if reason:
             refused += 1
-            say(f"{maps}: map {number} {reason}; it is left out")
+            say(f"{maps}: map {number} {reason}; it is skipped")
         else:
             places.append(Place(block, (0, 0)))
     if not places:
         raise UserError(
-            f"--maps={maps} has no map that can be played, of {refused}: rows of S, F, H and "
-            f"G, an empty line between maps"
+            f"--maps={maps}: none of its {refused} maps can be played; write each map as rows of "
+            f"the letters S, F, H and G, and an empty line between maps"
         )
     return Lakes(places[:num], refused, canvas, fields)
 
 
 def _blocks(text: str) -> list[tuple[str, ...]]:
-    """Lines between empty ones."""
+    """Split a text at empty lines into groups of lines."""
     lines = [line.strip() for line in text.splitlines()]
     return [tuple(group) for filled, group in itertools.groupby(lines, bool) if filled]
 
 
 def frame_generator(generator: Generator, lakes: Lakes) -> FrameGenerator:
-    """A generator of the frames of every latent step, in batches no larger than there are maps."""
+    """Make a generator of the frames of every latent step.
+
+    Its batches are no larger than the number of maps, rounded up to what the devices can share.
+    """
     fields: dict[str, Any] = {
         field.name: getattr(generator, field.name) for field in dataclasses.fields(Generator)
     }
@@ -105,53 +115,69 @@ def frame_generator(generator: Generator, lakes: Lakes) -> FrameGenerator:
 def walk_lakes(
     generator: FrameGenerator, params: Any, lakes: Lakes, seed: int, look: bool
 ) -> tuple[list[Play], list[Film]]:
-    """Plays all maps: drawing after drawing, each from the last frame of the one before.
+    """Play all maps by sampling repeatedly, each time from the last frame of the sample before.
 
     Args:
-      look: draw every time from the true frame, instead of from the last drawn one.
+      generator: generates the frames of the latent steps.
+      params: parameters of its model.
+      lakes: the maps.
+      seed: seed of the samples.
+      look: start every sample from the true frame instead of the last generated frame.
+
+    Returns:
+      The plays, and their generated and true frames, in the order of the maps.
     """
     canvas = lakes.canvas
     plays = [Play(place) for place in lakes.places]
     seen = [canvas.draw(play.place.desc, play.cell, play.place.corner) for play in plays]
     films = [Film(frame) for frame in seen]
-    drawing = 0
+    round_number = 0
     with progress_bar(len(plays), "walking", "map") as bar:
-        while going := [i for i, play in enumerate(plays) if play.outcome is None]:
-            # Always whole batches, so that there is one shape to compile.
-            rows = np.resize(going, -(-len(going) // generator.batch_size) * generator.batch_size)
+        while active := [i for i, play in enumerate(plays) if play.outcome is None]:
+            # Repeat maps to fill the last batch, so that only one shape is compiled.
+            rows = np.resize(active, -(-len(active) // generator.batch_size) * generator.batch_size)
             batches = generator.batches(
                 params,
                 {
                     "label": np.zeros(len(plays), np.int32),
                     "frame": 2 * np.stack(seen).astype(np.float32) - 1,
                 },
-                # Each drawing has noise of its own.
-                int(np.random.SeedSequence([seed, drawing]).generate_state(1)[0]),
+                # Use different noise in every round.
+                int(np.random.SeedSequence([seed, round_number]).generate_state(1)[0]),
                 rows=rows,
                 indices=rows,
             )
-            drawn = np.concatenate(list(batches))[: len(going)]
-            for i, frames in zip(going, (drawn + 1) / 2, strict=True):
+            samples = np.concatenate(list(batches))[: len(active)]
+            for i, frames in zip(active, (samples + 1) / 2, strict=True):
                 play, place = plays[i], plays[i].place
                 shape = len(place.desc), len(place.desc[0])
                 for frame, cell in zip(
                     frames, walk(place.desc, play.cell, len(frames)), strict=True
                 ):
-                    films[i].drawn.append(frame)
+                    films[i].generated.append(frame)
                     films[i].true.append(canvas.draw(place.desc, cell, place.corner))
-                play.take([canvas.read(frame, shape, place.corner) for frame in frames])
+                play.advance([canvas.read(frame, shape, place.corner) for frame in frames])
                 seen[i] = (
                     canvas.draw(place.desc, play.cell, place.corner)
                     if look
                     else np.clip(frames[-1], 0, 1)
                 )
                 bar.update(play.outcome is not None)
-            drawing += 1
+            round_number += 1
     return plays, films
 
 
 def score_walks(plays: Sequence[Play], lakes: Lakes, seed: int) -> dict[str, Any]:
-    """Scores of plays, and of a random walker and an oracle on the same maps."""
+    """Score the model's plays, and those of a random walker and an oracle on the same maps.
+
+    Args:
+      plays: the model's plays.
+      lakes: the maps.
+      seed: seed of the random walker.
+
+    Returns:
+      {"model": …, "random_walker": …, "oracle": …}, each a result of `plays.score`.
+    """
     rng, unseen = np.random.default_rng(seed), lakes.fields.unseen_sizes
     randomly = [walk_randomly(place, rng) for place in lakes.places]
     oracle = [walk_as_oracle(place, lakes.canvas) for place in lakes.places]

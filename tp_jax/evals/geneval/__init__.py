@@ -1,1 +1,1 @@
-"""GenEval."""
+"""The GenEval suite: objects, counts, colours and positions in images of short prompts."""

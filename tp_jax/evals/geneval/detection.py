@@ -1,13 +1,16 @@
-"""GenEval's two networks, from local folders of published weights, through `transformers`.
+"""GenEval's object detector and colour classifier, run through `transformers`.
 
-    facebook/mask2former-swin-small-coco-instance   objects
-    openai/clip-vit-large-patch14                   their colours
+They are loaded from local folders with published weights:
 
-What differs from the official evaluator, whose scores these come close to but don't repeat:
+    facebook/mask2former-swin-small-coco-instance   detects objects
+    openai/clip-vit-large-patch14                   classifies their colours
 
-- Mask2Former's weights: its authors' own, not those that mmdet trained anew. The steps from an
-  image to boxes are mmdet's; they have no suppression of overlapping boxes, nor has GenEval.
-- Everything is in float32. The official evaluator runs CLIP in half precision.
+The scores are close to the official evaluator's but not identical, because:
+
+- Mask2Former has the weights that its authors published; the official evaluator uses weights that
+  mmdet retrained. Pre- and postprocessing follow mmdet. Like GenEval, they apply no non-maximum
+  suppression.
+- All computation is in float32. The official evaluator runs CLIP in half precision.
 
 Axes: Q queries, C classes, H×W pixels, N objects.
 """
@@ -24,7 +27,7 @@ from tp_jax.evals.geneval.results import ColourClassifier, Detector
 from tp_jax.evals.geneval.rules import COLOURS, Detection, Objects
 from tp_jax.messages.errors import UserError
 
-# COCO's 80, in its order, under GenEval's names: it tells computers' mice from the animals.
+# COCO's 80 classes, in COCO's order, under the names that GenEval uses, such as "computer mouse".
 CLASSES = tuple(
     """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,
     stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,
@@ -35,153 +38,174 @@ CLASSES = tuple(
     microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,
     toothbrush""".replace("\n    ", "").split(",")
 )
-DETECTIONS = 100  # of an image, over all classes
-SHORT, LONG, DIVISOR = 800, 1333, 32  # the detector's input: its sides, and what they divide by
+MAX_DETECTIONS = 100  # per image, over all classes
+# Detector input: scale the image so that the short side is 800 pixels, but the long side at most
+# 1333, then pad both sides to multiples of 32.
+SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BACKGROUND = (0x99,) * 3
-DESCRIPTIONS = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
+# CLIP prompts for a colour and a class name.
+TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
 
 
 def load_detector(path: epath.Path, device: str | None = None) -> Detector:
-    """Mask2Former with a Swin backbone, trained on COCO's instances.
+    """Load Mask2Former with a Swin backbone, trained on COCO instance segmentation.
 
     Args:
-      path: a folder of config.json and model.safetensors.
-      device: of torch; a GPU where there is one.
+      path: folder with config.json and model.safetensors.
+      device: torch device; None is a GPU if one is available, else the CPU.
 
     Raises:
-      UserError: torch or transformers is missing, or the folder holds something else.
+      UserError: torch or transformers isn't installed, or the folder has no such model.
     """
-    torch, transformers = _packages()
+    torch, transformers = _import_packages()
     model, device = _load(transformers.Mask2FormerForUniversalSegmentation, path, device)
     if model.config.num_labels != len(CLASSES):
         raise UserError(
-            f"{path}: knows {model.config.num_labels} classes, must be COCO's {len(CLASSES)}: "
-            f"facebook/mask2former-swin-small-coco-instance"
+            f"{path}: the model has {model.config.num_labels} classes instead of COCO's "
+            f"{len(CLASSES)}: use facebook/mask2former-swin-small-coco-instance"
         )
 
     @torch.inference_mode()
     def detect(image: np.ndarray) -> Objects:
         size = image.shape[:2]
-        pixels, inner = detector_input(torch.from_numpy(image.copy()).to(device))
+        pixels, resized = detector_input(torch.from_numpy(image.copy()).to(device))
         out = model(pixel_values=pixels)
-        return objects(
-            out.class_queries_logits[0], out.masks_queries_logits[0], pixels.shape[-2:], inner, size
+        return decode_objects(
+            out.class_queries_logits[0],
+            out.masks_queries_logits[0],
+            pixels.shape[-2:],
+            resized,
+            size,
         )
 
     return detect
 
 
 def detector_input(image: Any) -> tuple[Any, tuple[int, int]]:
-    """uint8 [H, W, 3] as the network takes it.
+    """Resize, normalise and pad an image for the detector.
+
+    Args:
+      image: uint8 [H, W, 3] torch tensor.
 
     Returns:
-      [1, 3, …, …] float32, normalised, zeros at the right and below; height and width without them.
+      The input [1, 3, …, …] float32, padded with zeros at the right and the bottom; and height and
+      width of the resized image without the padding.
     """
-    torch, _ = _packages()
+    torch, _ = _import_packages()
     sides = image.shape[:2]
-    scale = min(LONG / max(sides), SHORT / min(sides))
+    scale = min(LONG_SIDE / max(sides), SHORT_SIDE / min(sides))
     height, width = (int(side * scale + 0.5) for side in sides)
-    inner = height, width
+    resized = height, width
     pixels = image.permute(2, 0, 1)[None].float()
-    pixels = _resize(pixels, inner).round() / 255
+    pixels = _resize(pixels, resized).round() / 255
     mean, std = (torch.tensor(x, device=pixels.device)[:, None, None]
                  for x in (IMAGENET_MEAN, IMAGENET_STD))  # fmt: skip
     below, right = -height % DIVISOR, -width % DIVISOR
     pixels = torch.nn.functional.pad((pixels - mean) / std, (0, right, 0, below))
-    return pixels, inner
+    return pixels, resized
 
 
-def objects(
+def decode_objects(
     class_logits: Any,
     mask_logits: Any,
     padded: Sequence[int],
-    inner: tuple[int, int],
+    resized: tuple[int, int],
     size: tuple[int, int],
 ) -> Objects:
-    """The network's answer as objects: of all queries and classes, the surest 100.
+    """Convert the detector's output to objects: the 100 best pairs of a query and a class.
 
-    An object's score is its class's probability times the mean probability of its mask's pixels;
-    its box is its mask's.
+    The score of an object is the probability of its class times the mean mask probability over the
+    pixels of its mask. Its box is the bounding box of its mask.
 
     Args:
-      class_logits: [Q, C + 1] tensor, the last of them "nothing".
-      mask_logits: [Q, …, …] tensor, of the padded input, smaller.
-      padded, inner, size: height and width of the input, of it without padding, of the image.
+      class_logits: [Q, C + 1] tensor; the last class means "no object".
+      mask_logits: [Q, …, …] tensor at a lower resolution than the padded input.
+      padded: height and width of the padded input.
+      resized: height and width of the input without padding.
+      size: height and width of the image.
     """
-    chances = class_logits.softmax(-1)[:, :-1]
-    chances, order = chances.flatten().topk(min(DETECTIONS, chances.numel()))
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    num = min(MAX_DETECTIONS, probabilities.numel())
+    probabilities, order = probabilities.flatten().topk(num)
     query, label = order // (class_logits.shape[1] - 1), order % (class_logits.shape[1] - 1)
-    logits = _resize(mask_logits[None].float(), padded)[..., : inner[0], : inner[1]]
+    logits = _resize(mask_logits[None].float(), padded)[..., : resized[0], : resized[1]]
     logits = _resize(logits, size)[0]
     inside = logits > 0
     quality = (logits.sigmoid() * inside).sum((1, 2)) / (inside.sum((1, 2)) + 1e-6)
-    scores = (chances * quality[query]).cpu().numpy()
+    scores = (probabilities * quality[query]).cpu().numpy()
     masks = inside.cpu().numpy()
     found: Objects = {}
-    for score, one, name in zip(scores, query.tolist(), label.tolist(), strict=True):
-        if masks[one].any():
-            box = mask_box(masks[one])
-            found.setdefault(CLASSES[name], []).append(Detection(box, float(score), masks[one]))
+    for score, i, name in zip(scores, query.tolist(), label.tolist(), strict=True):
+        if masks[i].any():
+            box = mask_box(masks[i])
+            found.setdefault(CLASSES[name], []).append(Detection(box, float(score), masks[i]))
     return found
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray:
-    """Left, top, right, bottom [4] float32 of a mask [H, W]; the last two are past its end."""
+    """Return the bounding box of a mask [H, W]: left, top, right, bottom (exclusive), [4] float32.
+
+    Example:
+      >>> mask = np.zeros((4, 6), bool)
+      >>> mask[1:3, 2:5] = True
+      >>> mask_box(mask).tolist()
+      [2.0, 1.0, 5.0, 3.0]
+    """
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
 def load_colours(path: epath.Path, device: str | None = None) -> ColourClassifier:
-    """CLIP as a classifier of ten colours of any class.
+    """Load CLIP as a zero-shot classifier of ten colours, for objects of any class.
 
     Args:
-      path: a folder of config.json, model.safetensors and the tokenizer's files.
-      device: of torch; a GPU where there is one.
+      path: folder with config.json, model.safetensors and the tokenizer's files.
+      device: torch device; None is a GPU if one is available, else the CPU.
 
     Raises:
-      UserError: torch or transformers is missing, or the folder holds something else.
+      UserError: torch or transformers isn't installed, or the folder has no such model.
     """
-    torch, transformers = _packages()
+    torch, transformers = _import_packages()
     model, device = _load(transformers.CLIPModel, path, device)
     tokenizer = _from_folder(transformers.AutoTokenizer, path)
     side = model.config.vision_config.image_size
 
     @functools.cache
     @torch.inference_mode()
-    def directions(name: str) -> Any:
-        """[colours, width]: each the mean of its descriptions' directions, as a direction."""
-        texts = [form.format(colour, name) for colour in COLOURS for form in DESCRIPTIONS]
+    def text_embeddings(name: str) -> Any:
+        """Return one unit vector per colour [colours, width], averaged over the templates."""
+        texts = [template.format(colour, name) for colour in COLOURS for template in TEMPLATES]
         tokens = tokenizer(texts, padding=True, return_tensors="pt").to(device)
         text = model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask)
         unit = torch.nn.functional.normalize(model.text_projection(text.pooler_output), dim=-1)
-        mean = unit.reshape(len(COLOURS), len(DESCRIPTIONS), -1).mean(1)
+        mean = unit.reshape(len(COLOURS), len(TEMPLATES), -1).mean(1)
         return torch.nn.functional.normalize(mean, dim=-1)
 
     @torch.inference_mode()
     def name_colours(image: np.ndarray, group: Sequence[Detection], name: str) -> list[str]:
-        crops = np.stack([colour_input(crop(image, one), side) for one in group])
+        crops = np.stack([colour_input(crop(image, detection), side) for detection in group])
         vision = model.vision_model(torch.from_numpy(crops).to(device))
-        likeness = model.visual_projection(vision.pooler_output) @ directions(name).T
-        return [COLOURS[i] for i in likeness.argmax(-1).tolist()]
+        similarity = model.visual_projection(vision.pooler_output) @ text_embeddings(name).T
+        return [COLOURS[i] for i in similarity.argmax(-1).tolist()]
 
     return name_colours
 
 
-def crop(image: np.ndarray, one: Detection) -> Image.Image:
-    """The box of an object, grey where its mask isn't."""
+def crop(image: np.ndarray, detection: Detection) -> Image.Image:
+    """Crop an image to an object's box, with grey pixels outside the object's mask."""
     picture = Image.fromarray(image)
-    if one.mask is not None:
+    if detection.mask is not None:
         blank = Image.new("RGB", picture.size, BACKGROUND)
-        picture = Image.composite(picture, blank, Image.fromarray(one.mask))
-    left, top, right, bottom = (float(side) for side in one.box)
+        picture = Image.composite(picture, blank, Image.fromarray(detection.mask))
+    left, top, right, bottom = (float(side) for side in detection.box)
     return picture.crop((left, top, right, bottom))
 
 
 def colour_input(picture: Image.Image, side: int) -> np.ndarray:
-    """A picture as CLIP takes it, [3, side, side] float32: its middle, normalised."""
+    """Resize, centre-crop and normalise a picture for CLIP: [3, side, side] float32."""
     width, height = picture.size
     short = min(width, height)
     width, height = side * width // short, side * height // short
@@ -193,32 +217,34 @@ def colour_input(picture: Image.Image, side: int) -> np.ndarray:
 
 
 def _resize(images: Any, size: Sequence[int]) -> Any:
-    """[N, …, H, W], bilinear with half-pixel centres, not smoothed where it gets smaller."""
-    torch, _ = _packages()
+    """Resize [N, …, H, W] bilinearly with half-pixel centres and without antialiasing."""
+    torch, _ = _import_packages()
     return torch.nn.functional.interpolate(
         images, size=tuple(size), mode="bilinear", align_corners=False
     )
 
 
-def _packages() -> tuple[Any, Any]:
+def _import_packages() -> tuple[Any, Any]:
     try:
         import torch
         import transformers
     except ImportError as error:
         raise UserError(
-            f"{error.name} is missing, which runs GenEval's detector: pip install -e '.[text]'"
+            f"{error.name} isn't installed, but GenEval's --score needs it: "
+            f"pip install -e '.[text]'"
         ) from None
     return torch, transformers
 
 
 def _load(kind: Any, path: epath.Path, device: str | None) -> tuple[Any, str]:
-    """The model of a folder, ready to be asked, and where it is."""
-    torch, _ = _packages()
+    """Load a model from a folder for inference; return it and its torch device."""
+    torch, _ = _import_packages()
     model, info = _from_folder(kind, path, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"{path}: is no {kind.__name__}: {len(missing)} weights are missing, {missing[0]} first"
+            f"{path}: isn't a {kind.__name__}: {len(missing)} weights are missing, the first is "
+            f"{missing[0]}"
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.float().to(device).eval(), device
@@ -226,7 +252,7 @@ def _load(kind: Any, path: epath.Path, device: str | None) -> tuple[Any, str]:
 
 def _from_folder(kind: Any, path: epath.Path, **options: Any) -> Any:
     if not (path / "config.json").exists():
-        raise UserError(f"{path}: has no config.json; name a folder of published weights")
+        raise UserError(f"{path}: has no config.json: name a folder with published weights")
     try:
         return kind.from_pretrained(str(path), local_files_only=True, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

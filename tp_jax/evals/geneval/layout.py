@@ -1,4 +1,4 @@
-"""Suites whose images lie where GenEval's evaluator looks for them."""
+"""Base class of suites that write their images in the layout that GenEval's evaluator reads."""
 
 import numpy as np
 from etils import epath
@@ -10,13 +10,13 @@ from tp_jax.pictures.grids import save_png
 
 
 class GenEvalLayout(PromptedSuite):
-    """`OUT/00042/samples/0000.png`, and `OUT/00042/metadata.jsonl` that they are judged by."""
+    """Writes images to `OUT/00042/samples/0000.png` and the rules to `OUT/00042/metadata.jsonl`."""
 
     def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-        """As of `PromptedSuite`."""
+        """Return the path that the evaluator reads, as in `PromptedSuite`."""
         return image_path(out, prompt, sample)
 
     def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
-        """Writes a PNG, and the prompt's line of metadata."""
+        """Write an image as PNG, and the prompt's metadata."""
         write_metadata(out, prompt)
         save_png(image_path(out, prompt, sample), images[0])

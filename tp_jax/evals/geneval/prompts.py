@@ -1,4 +1,4 @@
-"""GenEval's prompts, and its images where the evaluator looks for them."""
+"""GenEval's prompts, and the folder layout in which its evaluator expects the images."""
 
 import json
 import re
@@ -11,32 +11,37 @@ from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import check_fields, read_lines, read_text
 from tp_jax.messages.errors import UserError
 
-# tag -> prompts in the published benchmark, 553 in all
+# tag -> number of prompts in the published benchmark, 553 in total
 PROMPTS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100,
            "color_attr": 100}  # fmt: skip
 
 
 def read_prompts(path: epath.Path) -> list[Prompt]:
-    """The prompts of `evaluation_metadata.jsonl`, in its order.
+    """Read the prompts of `evaluation_metadata.jsonl`, in file order.
 
     Raises:
-      UserError: the file isn't there, or a line of it isn't as GenEval's are.
+      UserError: the file doesn't exist, or a line isn't valid GenEval metadata.
     """
     prompts, seen = [], {}
     for where, content in read_lines(path):
         check_metadata(where, content)
-        before = seen.setdefault(key(content), where)
+        before = seen.setdefault(metadata_key(content), where)
         if before != where:
-            raise UserError(f"{where}: repeats {before.rpartition(', ')[2]}")
+            raise UserError(f"{where}: repeats {before.rpartition(', ')[2]}: remove one of them")
         index = len(prompts)
         prompts.append(Prompt(index, f"{index:05d}", content["prompt"], content))
     if not prompts:
-        raise UserError(f"{path}: has no prompts")
+        raise UserError(f"{path}: contains no prompts: give GenEval's evaluation_metadata.jsonl")
     return prompts
 
 
 def check_metadata(where: str, content: dict[str, Any]) -> None:
-    """Raises UserError unless `content` is one line of GenEval's metadata."""
+    """Raise a UserError unless `content` is valid GenEval metadata of one prompt.
+
+    Args:
+      where: file and line, for messages.
+      content: the metadata.
+    """
     check_fields(where, content, {"tag": str, "include": list, "prompt": str})
     if content["tag"] not in PROMPTS:
         raise UserError(f"{where}: tag {content['tag']!r} must be one of {', '.join(PROMPTS)}")
@@ -53,7 +58,7 @@ def check_metadata(where: str, content: dict[str, Any]) -> None:
 
 def _check_clause(where: str, clause: Any, number: int) -> None:
     if not isinstance(clause, dict):
-        raise UserError(f"{where} must be an object of class and count")
+        raise UserError(f"{where} must be an object with class and count")
     check_fields(where, clause, {"class": str, "count": int})
     if clause["count"] < 1:
         raise UserError(f"{where}: count={clause['count']} must be 1 or more")
@@ -64,51 +69,53 @@ def _check_clause(where: str, clause: Any, number: int) -> None:
             case [relation, int(target)] if relation in RELATIONS and 0 <= target < number:
                 return
         raise UserError(
-            f"{where}: position={clause['position']!r} must be [one of {', '.join(RELATIONS)}; "
-            f"the index of an include before it]"
+            f"{where}: position={clause['position']!r} must be [relation, index]: a relation of "
+            f"{', '.join(RELATIONS)}, and the index of an earlier include"
         )
 
 
-def key(metadata: dict[str, Any]) -> str:
-    """One string for equal metadata, whatever the order of its fields."""
+def metadata_key(metadata: dict[str, Any]) -> str:
+    """Return a string that is equal for equal metadata, regardless of the order of its fields."""
     return json.dumps(metadata, sort_keys=True)
 
 
 def image_path(out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-    """Where the evaluator looks for image `sample`, from 0, of a prompt."""
+    """Return the path where the evaluator expects image number `sample` (from 0) of a prompt."""
     return out / prompt.name / "samples" / f"{sample:04d}.png"
 
 
 def write_metadata(out: epath.Path, prompt: Prompt) -> None:
-    """Writes the line that the evaluator judges a prompt's images by."""
+    """Write `metadata.jsonl`, from which the evaluator reads what the prompt's images must show."""
     path = out / prompt.name / "metadata.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(prompt.metadata))
 
 
 def find_images(folder: epath.Path) -> list[tuple[epath.Path, dict[str, Any]]]:
-    """Each image of `folder/DIGITS/samples/DIGITS.png` with its prompt's metadata, in order.
+    """Return the images `folder/DIGITS/samples/DIGITS.png` with their prompts' metadata, sorted.
 
     Raises:
-      UserError: there are none, or a prompt has no metadata or no images.
+      UserError: there are no images, or a prompt has no metadata or no images.
     """
     folders = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     if not folders:
-        raise UserError(f"{folder}: has no folders 00000, 00001, … of images")
+        raise UserError(
+            f"{folder}: has no folders 00000, 00001, …: give a folder that --make wrote"
+        )
     found = []
     for path in sorted(folders):
         file = path / "metadata.jsonl"
         try:
             metadata = json.loads(read_text(file))
         except ValueError:
-            raise UserError(f"{file}: isn't one JSON object") from None
+            raise UserError(f"{file}: must be one JSON object") from None
         if not isinstance(metadata, dict):
-            raise UserError(f"{file}: isn't one JSON object")
+            raise UserError(f"{file}: must be one JSON object")
         check_metadata(str(file), metadata)
         samples = path / "samples"
         files = sorted(samples.iterdir()) if samples.is_dir() else []
         images = [(file, metadata) for file in files if re.fullmatch(r"\d+\.png", file.name)]
         if not images:
-            raise UserError(f"{samples}: has no images 0000.png, 0001.png, …")
+            raise UserError(f"{samples}: has no images 0000.png, 0001.png, …: run --make again")
         found += images
     return found

@@ -1,4 +1,6 @@
-"""GenEval: verdicts on images, and scores of verdicts, ours or the official evaluator's.
+"""GenEval's verdicts on images, and the scores computed from them.
+
+The verdicts can come from this package or from the official evaluator.
 
 Source: djghosh13/geneval (Ghosh et al. 2023, arXiv:2310.11513).
 """
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tp_jax.evals.geneval.prompts import PROMPTS, check_metadata, find_images, key
+from tp_jax.evals.geneval.prompts import PROMPTS, check_metadata, find_images, metadata_key
 from tp_jax.evals.geneval.rules import Detection, Objects, judge, select
 from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import appender, check_fields, read_lines, repair_last_line
@@ -23,21 +25,21 @@ from tp_jax.pictures.reading import read_rgb
 RESULT_FIELDS = {"filename": str, "tag": str, "prompt": str, "correct": bool, "reason": str,
                  "metadata": str, "details": str}  # fmt: skip
 
-# uint8 image [H, W, 3] -> the objects of each class, sure or not, in any order
+# uint8 image [H, W, 3] -> objects of each class with any score, in any order
 Detector = Callable[[np.ndarray], Objects]
-# (uint8 image [H, W, 3], objects, their class) -> the colour of each, one of COLOURS
+# (uint8 image [H, W, 3], objects, their class) -> colour of each object, one of COLOURS
 ColourClassifier = Callable[[np.ndarray, Sequence[Detection], str], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class GenEvalScores:
-    """Shares of 0 to 1.
+    """GenEval's scores, as shares from 0 to 1.
 
     Attributes:
-      tags: share of images that are right, of each tag.
-      overall: the tags' mean, each counting the same.
-      prompts_solved: share of prompts with one right image or more.
-      prompts, images: how many.
+      tags: per tag, the share of correct images.
+      overall: unweighted mean over the tags.
+      prompts_solved: share of prompts with at least one correct image.
+      prompts, images: number of prompts and images.
     """
 
     tags: dict[str, float]
@@ -47,51 +49,55 @@ class GenEvalScores:
     images: int
 
 
-def check_whole(where: str, images: Counter[str], prompts: Sequence[Prompt] | None) -> None:
-    """Checks that nothing is missing.
+def check_complete(where: str, images: Counter[str], prompts: Sequence[Prompt] | None) -> None:
+    """Check that every prompt has images, and all prompts equally many.
 
     Args:
-      where: for messages.
-      images: how many images each prompt has, by `key` of its metadata.
-      prompts: what there must be; by default as many of each tag as GenEval has.
+      where: file or folder, for messages.
+      images: number of images per prompt, by `metadata_key` of its metadata.
+      prompts: the expected prompts; None expects GenEval's published number of prompts per tag.
 
     Raises:
-      UserError: a prompt is missing, or is none of those, or has fewer images than another.
+      UserError: a prompt is missing or unknown, or has fewer images than another.
     """
     if prompts is None:
-        tags = Counter(json.loads(one)["tag"] for one in images)
+        tags = Counter(json.loads(key)["tag"] for key in images)
         wrong = [f"{tag} {tags[tag]} of {PROMPTS[tag]}" for tag in PROMPTS
                  if tags[tag] != PROMPTS[tag]]  # fmt: skip
         if wrong:
             raise UserError(
-                f"{where}: prompts are missing, or another version's ({', '.join(wrong)})"
+                f"{where}: prompts are missing or belong to another version of GenEval "
+                f"({', '.join(wrong)}): name your version with --prompts"
             )
     else:
-        wanted = {key(prompt.metadata): prompt for prompt in prompts}
+        wanted = {metadata_key(prompt.metadata): prompt for prompt in prompts}
         for other in images.keys() - wanted.keys():
             text = json.loads(other)["prompt"]
-            raise UserError(f"{where}: {text!r} with its metadata is none of the prompts given")
-        missing = [prompt for one, prompt in wanted.items() if one not in images]
+            raise UserError(
+                f"{where}: {text!r} with its metadata isn't one of the expected prompts"
+            )
+        missing = [prompt for key, prompt in wanted.items() if key not in images]
         if missing:
             raise UserError(
                 f"{where}: {len(missing)} of {len(wanted)} prompts are missing; the first is "
                 f"{missing[0].name}, {missing[0].text!r}"
             )
     most = max(images.values())
-    for one, count in images.items():
+    for key, count in images.items():
         if count < most:
-            text = json.loads(one)["prompt"]
-            raise UserError(f"{where}: {text!r} has {count} images, another prompt {most}")
+            text = json.loads(key)["prompt"]
+            raise UserError(f"{where}: {text!r} has {count} images, but another prompt has {most}")
 
 
 def read_results(path: epath.Path, prompts: Sequence[Prompt] | None = None) -> GenEvalScores:
-    """Scores from the file that the official evaluator, or `score_images`, writes.
+    """Score the verdicts in a file written by the official evaluator or by `score_images`.
 
     Args:
-      prompts: what must have been drawn; by default as many of each tag as GenEval has.
+      path: FILE.jsonl.
+      prompts: the expected prompts; None expects GenEval's published number of prompts per tag.
 
     Raises:
-      UserError: a line is damaged, double or of no known prompt, or images are missing.
+      UserError: a line is invalid, repeated or of an unknown prompt, or images are missing.
     """
     return score_lines(str(path), read_lines(path), prompts)
 
@@ -101,21 +107,27 @@ def score_lines(
     found: Sequence[tuple[str, dict[str, Any]]],
     prompts: Sequence[Prompt] | None = None,
 ) -> GenEvalScores:
-    """As `read_results`, of lines read already, each with its place in the file `name`."""
+    """Score results that were read already.
+
+    Args:
+      name: name of the results file, for messages.
+      found: (file and line for messages, content) of each line.
+      prompts: as in `read_results`.
+    """
     lines: dict[str, str] = {}
-    right: dict[str, list[bool]] = defaultdict(list)  # of each image, by `key` of its prompt
+    right: dict[str, list[bool]] = defaultdict(list)  # verdicts by `metadata_key` of the prompt
     for where, line in found:
         metadata = _check_result(where, line)
         before = lines.setdefault(line["filename"], where)
         if before != where:
-            raise UserError(f"{where}: image {line['filename']} is in {before} already")
-        right[key(metadata)].append(line["correct"])
+            raise UserError(f"{where}: image {line['filename']} is already in {before}")
+        right[metadata_key(metadata)].append(line["correct"])
     if not right:
-        raise UserError(f"{name}: has no results")
-    check_whole(name, Counter({one: len(images) for one, images in right.items()}), prompts)
+        raise UserError(f"{name}: contains no results")
+    check_complete(name, Counter({key: len(images) for key, images in right.items()}), prompts)
     by_tag = defaultdict(list)
-    for one, images in right.items():
-        by_tag[json.loads(one)["tag"]] += images
+    for key, images in right.items():
+        by_tag[json.loads(key)["tag"]] += images
     tags = {tag: float(np.mean(by_tag[tag])) for tag in PROMPTS if tag in by_tag}
     return GenEvalScores(
         tags=tags,
@@ -127,18 +139,20 @@ def score_lines(
 
 
 def _check_result(where: str, line: dict[str, Any]) -> dict[str, Any]:
-    """The metadata in a line of results, once that is found whole."""
+    """Check one line of results and return the prompt's metadata in it."""
     check_fields(where, line, RESULT_FIELDS)
     try:
         metadata = json.loads(line["metadata"])
     except ValueError:
-        raise UserError(f"{where}: metadata is no JSON") from None
+        raise UserError(f"{where}: metadata isn't valid JSON") from None
     if not isinstance(metadata, dict):
-        raise UserError(f"{where}: metadata must be an object")
+        raise UserError(f"{where}: metadata must be a JSON object")
     check_metadata(where, metadata)
     for name in ("tag", "prompt"):
         if line[name] != metadata[name]:
-            raise UserError(f"{where}: {name} {line[name]!r} isn't its metadata's")
+            raise UserError(
+                f"{where}: {name} {line[name]!r} differs from {metadata[name]!r} in its metadata"
+            )
     return metadata
 
 
@@ -149,20 +163,23 @@ def score_images(
     out: epath.Path,
     prompts: Sequence[Prompt] | None = None,
 ) -> GenEvalScores:
-    """Judges every image of a folder laid out for GenEval, and writes its results to `out`.
+    """Judge every image of a folder with GenEval's layout, and write the verdicts to `out`.
 
-    Lines that are there already are kept, so that a run goes on where it was stopped.
+    Verdicts that `out` already contains are kept, so that an interrupted run resumes.
 
     Args:
-      out: FILE.jsonl, as the official evaluator writes it but for the wording of `reason`.
-      prompts: what must have been drawn; by default as many of each tag as GenEval has.
+      folder: the images.
+      detector: finds the objects in an image.
+      colours: classifies the colours of objects.
+      out: FILE.jsonl, in the official evaluator's format; only the wording of `reason` differs.
+      prompts: the expected prompts; None expects GenEval's published number of prompts per tag.
 
     Raises:
-      UserError: prompts or images are missing, or `out` holds results of other images.
+      UserError: prompts or images are missing, or `out` contains verdicts on other images.
     """
     images = find_images(folder)
-    check_whole(str(folder), Counter(key(metadata) for _, metadata in images), prompts)
-    done = _results_so_far(out, dict(images))
+    check_complete(str(folder), Counter(metadata_key(metadata) for _, metadata in images), prompts)
+    done = _already_judged(out, dict(images))
     with appender(out) as add, progress_bar(len(images), "GenEval") as bar:
         bar.update(len(done))
         for path, metadata in images:
@@ -172,22 +189,24 @@ def score_images(
     return read_results(out, prompts)
 
 
-def _results_so_far(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -> set[str]:
-    """Files that `out` has whole lines of, of the images as they are."""
+def _already_judged(out: epath.Path, images: dict[epath.Path, dict[str, Any]]) -> set[str]:
+    """Return the image files that `out` has verdicts on; check that these are still valid."""
     repair_last_line(out)
     known, done = {str(path): metadata for path, metadata in images.items()}, set()
     for where, line in read_lines(out) if out.exists() else []:
         metadata = _check_result(where, line)
         if known.get(line["filename"]) != metadata:
             raise UserError(
-                f"{where}: {line['filename']} is no image of this folder and prompt; delete {out} "
-                f"or name another file"
+                f"{where}: {line['filename']} isn't an image of this folder and prompt: delete "
+                f"{out} or name another file"
             )
         done.add(line["filename"])
     judged = out.stat().mtime if done else 0
     for path in images:
         if str(path) in done and path.stat().mtime > judged:
-            raise UserError(f"{path} was drawn after its verdict in {out}: delete {out}")
+            raise UserError(
+                f"{path} is newer than its verdict in {out}: delete {out} to judge all images again"
+            )
     return done
 
 
@@ -198,7 +217,7 @@ def _judge_image(
     objects = select(detector(image), metadata["tag"])
     correct, reason = judge(objects, metadata, lambda group, name: colours(image, group, name))
     boxes = {
-        name: [[*map(float, one.box), float(one.score)] for one in group]
+        name: [[*map(float, found.box), float(found.score)] for found in group]
         for name, group in objects.items()
     }
     return {
@@ -213,7 +232,7 @@ def _judge_image(
 
 
 def as_table(columns: dict[str, dict[str, Any]]) -> str:
-    """GenEval's scores in percent, a line a tag and a column for each set of images."""
+    """Return GenEval's scores in percent: one line per tag, one column per set of images."""
     names = list(columns)
     lines = [f"{'':16}" + "".join(f"{name:>10}" for name in names)]
     for tag in (*PROMPTS, "overall"):

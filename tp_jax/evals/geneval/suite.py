@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
 from etils import epath
 
 from tp_jax.cli.flags import required
@@ -16,36 +15,12 @@ from tp_jax.evals.suite import choose_mode, path_of
 from tp_jax.files.atomic import write_json
 from tp_jax.messages.errors import UserError
 
-flags.disclaim_key_flags()
-
 
 class GenEvalSuite(GenEvalLayout):
     """Objects, their number, colours and places, found in images of prompts."""
 
     name = "geneval"
-    summary = "objects, number, colours and places, as GenEval judges them"
-    usage = """\
-  --make --workdir=W --prompts=P --out=DIR       images for the official scorer
-  --results=FILE.jsonl [--prompts=P]             scores of its results
-  --score --samples=DIR --detector=DIR --clip=DIR --results=FILE.jsonl      judges images here"""
     samples = 4
-
-    def define_flags(self, values: flags.FlagValues) -> None:
-        """Of drawing, of results, and of judging here."""
-        self.define_drawing_flags(values)
-
-        def string(name: str, text: str) -> None:
-            flags.DEFINE_string(name, None, text, flag_values=values)
-
-        string("out", "--make: folder of the images; else FILE.json for the scores")
-        string("prompts", "your copy of GenEval's evaluation_metadata.jsonl")
-        string("results", "FILE.jsonl of the official scorer; with --score, to be written")
-        flags.DEFINE_boolean(
-            "score", False, "judge images here, with Mask2Former and CLIP", flag_values=values
-        )
-        string("samples", "--score: folder of images")
-        string("detector", "--score: folder of Mask2Former's weights")
-        string("clip", "--score: folder of CLIP's weights")
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
         """As of `PromptedSuite`."""

@@ -1,1 +1,1 @@
-"""Shapes, the embedded twin of GenEval."""
+"""The Shapes suite: GenEval's skills in pictures of coloured shapes."""

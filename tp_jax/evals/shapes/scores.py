@@ -1,8 +1,8 @@
-"""Shapes, the embedded twin of GenEval: its prompts, and a detector that is exact.
+"""Prompts and scores of Shapes, a small counterpart of GenEval with pictures of coloured shapes.
 
-Images lie as GenEval's do and are judged by its rules; only the detector differs, which is
-`tp_jax.worlds.shapes.checker`, and every prompt is of combinations that training shows or never
-shows.
+Images have GenEval's layout and are judged by GenEval's rules, but objects are found by an exact
+program, `tp_jax.worlds.shapes.checker`, instead of a neural detector. Each prompt is either "seen"
+or "unseen": training shows its combination of attributes, or never does.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from tp_jax.worlds.shapes.scenes import SKILLS, all_requests
 
 @dataclasses.dataclass(frozen=True)
 class ShapesScores:
-    """Shares of 0 to 1, by GenEval's rules.
+    """Scores by GenEval's rules, as shares from 0 to 1.
 
     Attributes:
-      overall: of all images, the skills' mean.
-      seen, unseen: of prompts of combinations that training shows, and never shows; None where
+      overall: scores of all images.
+      seen, unseen: scores of prompts with combinations that training shows and never shows; None if
         there are no such prompts.
     """
 
@@ -37,67 +37,83 @@ class ShapesScores:
 
 
 def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
-    """Prompts of every skill, as far as there are half of them of unseen combinations.
+    """Choose prompts of every skill; half of them unseen, if the skill has unseen combinations.
 
     Args:
-      per_skill: where a skill has fewer, they are repeated with other numbers.
-      seed: which of them are chosen.
+      per_skill: number of prompts per skill. If fewer exist, they are repeated, with new names.
+      seed: seed of the choice.
     """
     rng = np.random.default_rng(seed)
     chosen = []
     for skill in SKILLS:
         requests = all_requests(skill)
-        groups = [[one for one in requests if one.seen is seen] for seen in (True, False)]
+        groups = [
+            [request for request in requests if request.seen is seen] for seen in (True, False)
+        ]
         groups = [group for group in groups if group]
         counts = [per_skill // len(groups)] * len(groups)
         counts[0] += per_skill - sum(counts)
         for group, count in zip(groups, counts, strict=True):
-            rounds = -(-count // len(group))
-            order = [i for _ in range(rounds) for i in rng.permutation(len(group))]
+            repeats = -(-count // len(group))
+            order = [i for _ in range(repeats) for i in rng.permutation(len(group))]
             chosen += [group[i] for i in order[:count]]
     return [
-        Prompt(i, f"{i:05d}", one.caption, one.metadata | {"seen": one.seen, "index": i})
-        for i, one in enumerate(chosen)
+        Prompt(
+            i, f"{i:05d}", request.caption, request.metadata | {"seen": request.seen, "index": i}
+        )
+        for i, request in enumerate(chosen)
     ]
 
 
 def drawn_prompts(images: Sequence[tuple[epath.Path, dict[str, Any]]]) -> list[Prompt]:
-    """The prompts that images are of, as `tp_jax.evals.geneval.prompts.find_images` finds them.
+    """Return the prompts of images that `find_images` found.
+
+    Args:
+      images: (path, metadata of the prompt) of each image.
 
     Raises:
-      UserError: they are of others than those of Shapes.
+      UserError: an image doesn't belong to a prompt of Shapes.
     """
     found = {}
     for path, metadata in images:
         name = path.parts[-3]
         if "seen" not in metadata:
-            raise UserError(f"{path.parents[1]}: isn't a prompt of Shapes; draw them with --make")
+            raise UserError(
+                f"{path.parents[1]}: doesn't belong to a prompt of Shapes: generate the images "
+                f"with --suite=shapes --make"
+            )
         found[name] = Prompt(int(name), name, metadata["prompt"], metadata)
     return list(found.values())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Coloured(Detection):
+class _ColouredDetection(Detection):
     colour: str = ""
 
 
 def detect(image: np.ndarray) -> Objects:
-    """The shapes of an image [S, S, 3] uint8, as sure as can be."""
+    """Return the shapes in an image [S, S, 3] uint8, each with score 1."""
     objects: Objects = {}
     for found in find_objects(image):
         if found.shape:
             box = np.array(found.box, np.float32) * len(image)
-            objects.setdefault(found.shape, []).append(_Coloured(box, 1.0, None, found.colour))
+            detection = _ColouredDetection(box, 1.0, None, found.colour)
+            objects.setdefault(found.shape, []).append(detection)
     return objects
 
 
 def colours(image: np.ndarray, group: Sequence[Detection], name: str) -> list[str]:
-    """The colours that `detect` found."""
-    return [cast(_Coloured, one).colour for one in group]
+    """Return the colours that `detect` found."""
+    return [cast(_ColouredDetection, detection).colour for detection in group]
 
 
 def score(folder: epath.Path, wanted: Sequence[Prompt], out: epath.Path) -> ShapesScores:
-    """Judges a folder of images, and writes a line for each to `out`, as GenEval's evaluator does.
+    """Judge a folder of images, and write the verdicts to `out` in GenEval's format.
+
+    Args:
+      folder: images with GenEval's layout.
+      wanted: the expected prompts.
+      out: FILE.jsonl.
 
     Raises:
       UserError: as `tp_jax.evals.geneval.results.score_images`.
@@ -107,7 +123,11 @@ def score(folder: epath.Path, wanted: Sequence[Prompt], out: epath.Path) -> Shap
     parts = {}
     for name, seen in (("seen", True), ("unseen", False)):
         part = [prompt for prompt in wanted if prompt.metadata["seen"] is seen]
-        of_part = {prompt.name for prompt in part}
-        kept = [one for one in lines if epath.Path(one[1]["filename"]).parts[-3] in of_part]
-        parts[name] = score_lines(str(out), kept, part) if part else None
+        names = {prompt.name for prompt in part}
+        part_lines = [
+            (where, line)
+            for where, line in lines
+            if epath.Path(line["filename"]).parts[-3] in names
+        ]
+        parts[name] = score_lines(str(out), part_lines, part) if part else None
     return ShapesScores(overall, **parts)

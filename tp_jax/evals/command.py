@@ -1,0 +1,31 @@
+"""What `tp_jax.evaluate` needs to know about a suite before the suite is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+if TYPE_CHECKING:
+    from tp_jax.evals.suite import Suite
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteCommand:
+    """The command line of a suite; its module doesn't import jax, so that --help is quick.
+
+    Attributes:
+      summary: one line for help: what the suite measures.
+      usage: lines for help: how its flags are combined.
+      define_flags: adds the suite's flags, except --suite, to the given flag values.
+      required_flags: from the values of all flags, the names of those that must be given.
+      load: imports the suite and returns it.
+    """
+
+    summary: str
+    usage: str
+    define_flags: Callable[[flags.FlagValues], None]
+    required_flags: Callable[[Mapping[str, Any]], Sequence[str]]
+    load: Callable[[], Suite]

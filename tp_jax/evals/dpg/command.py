@@ -1,0 +1,52 @@
+"""The command line of the dpg suite: python -m tp_jax.evaluate --suite=dpg."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.prompted_flags import define_drawing_flags
+
+if TYPE_CHECKING:
+    from tp_jax.evals.dpg.suite import DpgSuite
+
+flags.disclaim_key_flags()
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Of drawing, and of results."""
+    define_drawing_flags(values, 4)
+
+    def string(name: str, text: str) -> None:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    string("out", "--make: folder of the images; else FILE.json for the scores")
+    string("prompts", "--make: your copy of DPG-Bench's prompts")
+    string("results", "what the official scorer wrote, or FILE.jsonl of answers")
+    string("questions", "your copy of dpg_bench.csv")
+
+
+def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the flags that must be given, from the values of all flags."""
+    return ("workdir", "out", "prompts") if values["make"] else ("results",)
+
+
+def load() -> DpgSuite:
+    """Import the suite."""
+    from tp_jax.evals.dpg.suite import DpgSuite
+
+    return DpgSuite()
+
+
+COMMAND = SuiteCommand(
+    summary="questions about images of long prompts, as DPG-Bench scores them",
+    usage="""\
+  --make --workdir=W --prompts=P --out=DIR         images for the official scorer
+  --results=FILE [--questions=dpg_bench.csv]       scores of its results""",
+    define_flags=define_flags,
+    required_flags=required_flags,
+    load=load,
+)

@@ -1,0 +1,60 @@
+"""The command line of the geneval suite: python -m tp_jax.evaluate --suite=geneval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.prompted_flags import define_drawing_flags
+
+if TYPE_CHECKING:
+    from tp_jax.evals.geneval.suite import GenEvalSuite
+
+flags.disclaim_key_flags()
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Of drawing, of results, and of judging here."""
+    define_drawing_flags(values, 4)
+
+    def string(name: str, text: str) -> None:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    string("out", "--make: folder of the images; else FILE.json for the scores")
+    string("prompts", "your copy of GenEval's evaluation_metadata.jsonl")
+    string("results", "FILE.jsonl of the official scorer; with --score, to be written")
+    flags.DEFINE_boolean(
+        "score", False, "judge images here, with Mask2Former and CLIP", flag_values=values
+    )
+    string("samples", "--score: folder of images")
+    string("detector", "--score: folder of Mask2Former's weights")
+    string("clip", "--score: folder of CLIP's weights")
+
+
+def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the flags that must be given, from the values of all flags."""
+    if values["make"]:
+        return "workdir", "out", "prompts"
+    return ("results", "samples", "detector", "clip") if values["score"] else ("results",)
+
+
+def load() -> GenEvalSuite:
+    """Import the suite."""
+    from tp_jax.evals.geneval.suite import GenEvalSuite
+
+    return GenEvalSuite()
+
+
+COMMAND = SuiteCommand(
+    summary="objects, number, colours and places, as GenEval judges them",
+    usage="""\
+  --make --workdir=W --prompts=P --out=DIR       images for the official scorer
+  --results=FILE.jsonl [--prompts=P]             scores of its results
+  --score --samples=DIR --detector=DIR --clip=DIR --results=FILE.jsonl      judges images here""",
+    define_flags=define_flags,
+    required_flags=required_flags,
+    load=load,
+)

@@ -1,0 +1,55 @@
+"""The command line of the shapes suite: python -m tp_jax.evaluate --suite=shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.prompted_flags import define_drawing_flags
+
+if TYPE_CHECKING:
+    from tp_jax.evals.shapes.suite import ShapesSuite
+
+flags.disclaim_key_flags()
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Of drawing, of images that are there, and of results over seeds."""
+    define_drawing_flags(values, 1)
+
+    def string(name: str, text: str) -> None:
+        flags.DEFINE_string(name, None, text, flag_values=values)
+
+    string("out", "folder for the scores; --make: of the images; --collect: FILE.json")
+    string("samples", "folder of images that were drawn with --make, to be scored")
+    string("collect", "a folder of VARIANT/SEED/scores.json, for mean and spread over seeds")
+
+
+def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the flags that must be given, from the values of all flags."""
+    if values["make"]:
+        return "workdir", "out"
+    return ("out",) if values["workdir"] or values["collect"] else ("samples", "out")
+
+
+def load() -> ShapesSuite:
+    """Import the suite."""
+    from tp_jax.evals.shapes.suite import ShapesSuite
+
+    return ShapesSuite()
+
+
+COMMAND = SuiteCommand(
+    summary="GenEval's skills in pictures of shapes, checked by a program",
+    usage="""\
+  --workdir=W --out=DIR                  draws and scores
+  --make --workdir=W --out=IMAGES        draws alone
+  --samples=IMAGES --out=DIR             scores alone
+  --collect=ROOT --out=FILE.json         mean and spread over seeds""",
+    define_flags=define_flags,
+    required_flags=required_flags,
+    load=load,
+)
