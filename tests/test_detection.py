@@ -51,7 +51,7 @@ def test_clip_input_is_the_normalised_centre():
     assert detection.colour_input(Image.new("RGB", (1, 33)), 8).shape == (3, 8, 8)
 
 
-@pytest.mark.parametrize("load", [detection.load_detector, detection.load_colours])
+@pytest.mark.parametrize("load", [detection.load_detector, detection.load_colour_classifier])
 def test_missing_packages_are_named_with_the_extra(load, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -171,7 +171,7 @@ def test_colours_equal_those_of_the_clip_forward_pass(torch, tmp_path):
 
     torch.manual_seed(0)
     folder = save_clip(transformers, tmp_path / "c")
-    name_colours = detection.load_colours(folder, "cpu")
+    name_colours = detection.load_colour_classifier(folder, "cpu")
     model = transformers.CLIPModel.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     image = np.random.RandomState(0).randint(0, 256, (40, 56, 3), np.uint8)
@@ -202,8 +202,8 @@ def test_folders_of_other_models_are_refused(torch, tmp_path):
     with pytest.raises(UserError, match="has 133 classes instead of COCO's 80"):
         detection.load_detector(panoptic)
     with pytest.raises(UserError, match=r"\A[^\n]*m: (isn't a CLIPModel|can't be read)[^\n]*\Z"):
-        detection.load_colours(panoptic)
+        detection.load_colour_classifier(panoptic)
     clip = save_clip(transformers, tmp_path / "c")
     (clip / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"\A[^\n]*c: can't be read as CLIPModel: [^\n]+\Z"):
-        detection.load_colours(clip)
+        detection.load_colour_classifier(clip)

@@ -20,8 +20,13 @@ from stand_in_extractor import (
 from tp_jax.evals.adm import manifold, suite
 from tp_jax.evals.adm import reference as reference_lib
 from tp_jax.evals.adm import scores as adm
-from tp_jax.evals.adm.reference import complete, measure, read_reference, save_statistics
-from tp_jax.evals.adm.statistics import frechet_distance, inception_score, moments
+from tp_jax.evals.adm.metrics import frechet_distance, inception_score, moments
+from tp_jax.evals.adm.reference import (
+    complete_reference,
+    compute_statistics,
+    read_reference,
+    save_statistics,
+)
 from tp_jax.evals.adm.suite import Task, score_images
 from tp_jax.messages.errors import UserError
 
@@ -30,7 +35,7 @@ from tp_jax.messages.errors import UserError
 
 def measured(extractor, images):
     """Statistics of the features of these images."""
-    return measure([images], len(images), extractor, "test")
+    return compute_statistics([images], len(images), extractor, "test")
 
 
 def gaussian(rows):
@@ -81,7 +86,7 @@ def published(extractor, path, images=None):
 
 def evaluated(extractor, path, sample=SAMPLE):
     """Scores of the samples against a reference file."""
-    return adm.evaluate(iter(np.split(sample, [7, 20])), 50, read_reference(path), extractor)
+    return adm.score_batches(iter(np.split(sample, [7, 20])), 50, read_reference(path), extractor)
 
 
 def test_scores_against_images(extractor, expected, tmp_path):
@@ -162,7 +167,7 @@ def test_too_few_images_are_noted_or_refused(extractor, tmp_path):
     with pytest.raises(UserError, match="a covariance needs at least 2 images, found 1"):
         evaluated(extractor, path, SAMPLE[:1])
     with pytest.raises(UserError, match="there are no samples: give at least 2"):
-        adm.evaluate(iter([]), 50, read_reference(path), extractor)
+        adm.score_batches(iter([]), 50, read_reference(path), extractor)
 
 
 def refuse_to_run(*args):
@@ -218,9 +223,9 @@ def test_files_that_are_no_references_are_refused(tmp_path):
 
 def test_complete_reference_is_not_read_again(extractor, tmp_path):
     path = save_npz(tmp_path / "a.npz", arr_0=REFERENCE)
-    reference = complete(read_reference(path), extractor)
+    reference = complete_reference(read_reference(path), extractor)
     path.unlink()
-    assert adm.evaluate(iter([SAMPLE]), 50, reference, extractor).fid > 0
+    assert adm.score_batches(iter([SAMPLE]), 50, reference, extractor).fid > 0
 
 
 # The suite and the entry

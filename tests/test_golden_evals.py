@@ -11,7 +11,7 @@ from feature_formula import SIZES, class_weights, features, image
 
 from tp_jax.evals.adm import manifold
 from tp_jax.evals.adm.features import PROTOCOLS, resize
-from tp_jax.evals.adm.statistics import frechet_distance, inception_score, merge, moments
+from tp_jax.evals.adm.metrics import frechet_distance, inception_score, merge, moments
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -10,9 +10,9 @@ from conftest import run_entry, tiny_config
 from etils import epath
 from stand_in_extractor import make_extractor
 
-from tp_jax.evals.adm import scorer as scoring
+from tp_jax.evals.adm import generator_scorer as scoring
 from tp_jax.evals.adm.reference import read_reference
-from tp_jax.evals.adm.scores import evaluate
+from tp_jax.evals.adm.scores import score_batches
 from tp_jax.evals.adm.sweep import Sweep, run_sweep
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.reading import open_images, read_rgb
@@ -41,7 +41,7 @@ def reference(tmp_path_factory):
 
 def scores_of_file(path, reference, extractor):
     images = open_images(epath.Path(path))
-    found = evaluate(
+    found = score_batches(
         images.batches(5, images.count), images.count, read_reference(reference), extractor
     )
     return dataclasses.asdict(found)

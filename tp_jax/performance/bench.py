@@ -23,7 +23,7 @@ from tp_jax.data.source import Source
 from tp_jax.data.sources.latents import LatentsPlan
 from tp_jax.data.transforms import decode_pixels
 from tp_jax.evals.adm.features import SIDE, Extractor
-from tp_jax.evals.adm.reference import measure
+from tp_jax.evals.adm.reference import compute_statistics
 from tp_jax.files.atomic import write_json
 from tp_jax.latents.codec import Codec
 from tp_jax.messages.errors import UserError
@@ -153,7 +153,7 @@ def bench_evaluate(options: BenchOptions) -> dict[str, float]:
     features = extractor.batches(endless())
     rate = _rate(features, options, lambda found: len(found.pool))
     started = time.monotonic()
-    measure(iter([batch] * 2), 2 * len(batch), extractor, "statistics")
+    compute_statistics(iter([batch] * 2), 2 * len(batch), extractor, "statistics")
     seconds = time.monotonic() - started
     return {"images_per_second": rate, "two_batches_to_statistics_seconds": seconds}
 

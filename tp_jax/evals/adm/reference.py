@@ -13,7 +13,7 @@ from etils import epath
 
 import tp_jax
 from tp_jax.evals.adm.features import PROTOCOLS, Extractor
-from tp_jax.evals.adm.statistics import Moments, inception_score, merge, moments
+from tp_jax.evals.adm.metrics import Moments, inception_score, merge, moments
 from tp_jax.files.atomic import replacing
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
@@ -83,7 +83,9 @@ class Reference:
     identity: str | None
 
 
-def measure(images: Iterable[np.ndarray], count: int, extractor: Extractor, what: str) -> Measured:
+def compute_statistics(
+    images: Iterable[np.ndarray], count: int, extractor: Extractor, what: str
+) -> Measured:
     """Extract the features of images and compute their statistics.
 
     Args:
@@ -274,7 +276,7 @@ def check_reference(reference: Reference, extractor: Extractor, size: tuple[int,
                 )
 
 
-def complete(reference: Reference, extractor: Extractor) -> Reference:
+def complete_reference(reference: Reference, extractor: Extractor) -> Reference:
     """Return the reference with the statistics that were missing, computed from its images.
 
     Gaussians from the file are kept, because those of the published references were computed from
@@ -284,7 +286,7 @@ def complete(reference: Reference, extractor: Extractor) -> Reference:
     if images is None or (known and known.features is not None):
         return reference
     batches = images.batches(extractor.batch_size, images.count)
-    found = measure(batches, images.count, extractor, f"features of {reference.name}")
+    found = compute_statistics(batches, images.count, extractor, f"features of {reference.name}")
     if known:
         found = dataclasses.replace(known, features=found.features)
     return dataclasses.replace(reference, statistics=found)

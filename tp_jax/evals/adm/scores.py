@@ -11,16 +11,16 @@ import numpy as np
 
 from tp_jax.evals.adm.features import PROTOCOLS, Extractor
 from tp_jax.evals.adm.manifold import precision_recall
+from tp_jax.evals.adm.metrics import frechet_distance
 from tp_jax.evals.adm.reference import (
     Gaussian,
     Measured,
     Reference,
     Statistics,
     check_reference,
-    complete,
-    measure,
+    complete_reference,
+    compute_statistics,
 )
-from tp_jax.evals.adm.statistics import frechet_distance
 from tp_jax.messages.errors import UserError
 
 NEIGHBOURS = 3  # k of the k-nearest-neighbour balls of precision and recall
@@ -56,7 +56,7 @@ class Scores:
     notes: tuple[str, ...]
 
 
-def evaluate(
+def score_batches(
     images: Iterator[np.ndarray], count: int, reference: Reference, extractor: Extractor
 ) -> Scores:
     """Score batches of images as an iterator yields them, for example from a generator in training.
@@ -64,8 +64,8 @@ def evaluate(
     Args:
       images: uint8 batches [?, H, W, 3] of any sizes.
       count: expected number of images, for the progress bar.
-      reference: the reference. For repeated calls pass the result of `complete`, so that the
-        reference's own images aren't read every time.
+      reference: the reference. For repeated calls pass the result of `complete_reference`, so that
+        the reference's own images aren't read every time.
       extractor: the feature network.
 
     Raises:
@@ -76,11 +76,13 @@ def evaluate(
     if first is None:
         raise UserError("there are no samples: give at least 2")
     check_reference(reference, extractor, first.shape[1:3])
-    statistics = measure(itertools.chain([first], images), count, extractor, "features of samples")
-    return compare(statistics, complete(reference, extractor), extractor)
+    statistics = compute_statistics(
+        itertools.chain([first], images), count, extractor, "features of samples"
+    )
+    return score_statistics(statistics, complete_reference(reference, extractor), extractor)
 
 
-def compare(sample: Measured, reference: Reference | None, extractor: Extractor) -> Scores:
+def score_statistics(sample: Measured, reference: Reference | None, extractor: Extractor) -> Scores:
     """Score computed statistics; without a reference, only the Inception Score is defined."""
     protocol, notes = PROTOCOLS[extractor.protocol], _count_notes("samples", sample)
     if sample.count % SPLIT_SIZE:

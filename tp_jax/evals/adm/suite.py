@@ -11,15 +11,15 @@ from etils import epath
 import tp_jax
 from tp_jax.cli.flags import integers, numbers, required
 from tp_jax.evals.adm.features import check_protocol, load_extractor
+from tp_jax.evals.adm.generator_scorer import load_scorer
 from tp_jax.evals.adm.reference import (
     check_reference,
-    complete,
-    measure,
+    complete_reference,
+    compute_statistics,
     read_reference,
     save_statistics,
 )
-from tp_jax.evals.adm.scorer import load_scorer
-from tp_jax.evals.adm.scores import Scores, compare
+from tp_jax.evals.adm.scores import Scores, score_statistics
 from tp_jax.evals.adm.sweep import Sweep, run_sweep
 from tp_jax.evals.suite import EvaluateInTraining, Suite, path_of
 from tp_jax.files.atomic import write_json
@@ -158,10 +158,12 @@ def score_images(task: Task) -> Scores:
         check_reference(reference, extractor, samples.size)
 
     batches = samples.batches(task.batch_size, count)
-    statistics = measure(batches, count, extractor, "features of samples")
+    statistics = compute_statistics(batches, count, extractor, "features of samples")
     if task.save_statistics and jax.process_index() == 0:
         save_statistics(task.save_statistics, statistics, extractor, samples.size)
-    scores = compare(statistics, complete(reference, extractor) if reference else None, extractor)
+    scores = score_statistics(
+        statistics, complete_reference(reference, extractor) if reference else None, extractor
+    )
     if jax.process_index() == 0:
         print(as_table(scores))
         if task.out:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from tp_jax.evals.adm.scorer import load_scorer
+from tp_jax.evals.adm.generator_scorer import load_scorer
 from tp_jax.evals.adm.scores import Scores
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference

@@ -32,7 +32,7 @@ class Film:
     true: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
-def show_films(
+def save_films(
     out: epath.Path, plays: Sequence[Play], films: Sequence[Film], canvas: Canvas
 ) -> None:
     """Write filmstrips of successful and failed plays, and an animation of one play.

@@ -8,14 +8,14 @@ import jax
 from etils import epath
 
 from tp_jax.cli.flags import required
-from tp_jax.evals.frozenlake.films import show_films
+from tp_jax.evals.frozenlake.films import save_films
 from tp_jax.evals.frozenlake.plays import OUTCOMES
 from tp_jax.evals.frozenlake.walking import (
-    Lakes,
-    choose_lakes,
+    MapSet,
+    choose_maps,
     frame_generator,
     score_walks,
-    walk_lakes,
+    walk_maps,
 )
 from tp_jax.evals.over_seeds import Columns, collect
 from tp_jax.evals.suite import EvaluateInTraining, Suite, path_of
@@ -71,17 +71,17 @@ class FrozenLakeSuite(Suite):
         if settings.num < 1:
             raise UserError(f"config.evaluation.frozenlake.num={settings.num}: must be 1 or more")
         seed = model.config.seed
-        lakes = _lakes_of(model, settings.num, seed, f"config.evaluation.suite={self.name!r}")
+        map_set = _maps_for(model, settings.num, seed, f"config.evaluation.suite={self.name!r}")
         generator = make_generator(model, batch_size=model.config.evaluation.batch_size)
-        frames_of = frame_generator(generator, lakes)
+        frames_of = frame_generator(generator, map_set)
 
         def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
-            plays, films = walk_lakes(frames_of, loaded.params, lakes, seed, settings.look)
-            found = score_walks(plays, lakes, seed)
+            plays, films = walk_maps(frames_of, loaded.params, map_set, seed, settings.look)
+            found = score_walks(plays, map_set, seed)
 
             def show() -> None:
                 make_folder(out, str(out))
-                show_films(out, plays, films, lakes.canvas)
+                save_films(out, plays, films, map_set.canvas)
 
             # Where the first process can't write, all have to stop.
             run_on_first(show)
@@ -94,9 +94,9 @@ class FrozenLakeSuite(Suite):
         return evaluate
 
 
-def _lakes_of(
+def _maps_for(
     model: ModelOnMesh, num: int | None, seed: int, name: str, maps: epath.Path | None = None
-) -> Lakes:
+) -> MapSet:
     """The maps that a model is scored on.
 
     Args:
@@ -111,7 +111,7 @@ def _lakes_of(
             f"wants a model of configs/frozenlake.py"
         )
     fields = FrozenLakeConfig(**model.config.frozenlake.to_dict())
-    return choose_lakes(fields, make_canvas(model.config), num, seed, maps)
+    return choose_maps(fields, make_canvas(model.config), num, seed, maps)
 
 
 def walk_workdir(task: WalkRequest) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def walk_workdir(task: WalkRequest) -> dict[str, Any]:
         raise UserError(f"--num={task.num}: must be 1 or more")
     loaded, generator = open_generator(task)
     name = "--suite=frozenlake"
-    lakes = _lakes_of(loaded, task.num, task.seed, name, task.maps)
+    map_set = _maps_for(loaded, task.num, task.seed, name, task.maps)
     trained = loaded.built.model.thinking.latent_steps
     if (task.latent_steps or 0) > trained:
         say(
@@ -136,16 +136,16 @@ def walk_workdir(task: WalkRequest) -> dict[str, Any]:
     # Before walking, so that it isn't lost for want of a folder.
     make_folder(task.out, f"--out={task.out}")
     with matmul_precision(task.matmul_precision):
-        frames_of = frame_generator(generator, lakes)
-        plays, films = walk_lakes(frames_of, loaded.params, lakes, task.seed, task.look)
+        frames_of = frame_generator(generator, map_set)
+        plays, films = walk_maps(frames_of, loaded.params, map_set, task.seed, task.look)
     content = {
         "suite": FrozenLakeSuite.name,
         "drawing": describe(task, loaded, None) | {"maps": str(task.maps or "")},
-        "refused_maps": lakes.refused,
-        **score_walks(plays, lakes, task.seed),
+        "refused_maps": map_set.refused,
+        **score_walks(plays, map_set, task.seed),
     }
     if jax.process_index() == 0:
-        show_films(task.out, plays, films, lakes.canvas)
+        save_films(task.out, plays, films, map_set.canvas)
         write_json(task.out / "scores.json", content)
         print(as_table(content))
         say(f"scores, filmstrips and a GIF: {task.out}")

@@ -35,7 +35,7 @@ DEFAULT_NUM = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Lakes:
+class MapSet:
     """The maps to evaluate on, and how they are rendered.
 
     Attributes:
@@ -51,13 +51,13 @@ class Lakes:
     fields: FrozenLakeConfig
 
 
-def choose_lakes(
+def choose_maps(
     fields: FrozenLakeConfig,
     canvas: Canvas,
     num: int | None,
     seed: int,
     maps: epath.Path | None = None,
-) -> Lakes:
+) -> MapSet:
     """Choose the maps to evaluate on: random maps that training never shows, or maps from a file.
 
     Args:
@@ -75,7 +75,7 @@ def choose_lakes(
         sizes = (*fields.sizes, *fields.unseen_sizes)
         num = DEFAULT_NUM if num is None else num
         found = held_out_places(sizes, fields.frozen, canvas, num, seed)
-        return Lakes(found, 0, canvas, fields)
+        return MapSet(found, 0, canvas, fields)
     places, refused = [], 0
     for number, block in enumerate(_blocks(read_text(maps)), 1):
         reason = check_map(block, canvas.max_cells)
@@ -89,7 +89,7 @@ def choose_lakes(
             f"--maps={maps}: none of its {refused} maps can be played; write each map as rows of "
             f"the letters S, F, H and G, and an empty line between maps"
         )
-    return Lakes(places[:num], refused, canvas, fields)
+    return MapSet(places[:num], refused, canvas, fields)
 
 
 def _blocks(text: str) -> list[tuple[str, ...]]:
@@ -98,7 +98,7 @@ def _blocks(text: str) -> list[tuple[str, ...]]:
     return [tuple(group) for filled, group in itertools.groupby(lines, bool) if filled]
 
 
-def frame_generator(generator: Generator, lakes: Lakes) -> FrameGenerator:
+def frame_generator(generator: Generator, map_set: MapSet) -> FrameGenerator:
     """Make a generator of the frames of every latent step.
 
     Its batches are no larger than the number of maps, rounded up to what the devices can share.
@@ -107,28 +107,28 @@ def frame_generator(generator: Generator, lakes: Lakes) -> FrameGenerator:
         field.name: getattr(generator, field.name) for field in dataclasses.fields(Generator)
     }
     fields["batch_size"] = min(
-        generator.batch_size, padded_batch_size(generator.mesh, len(lakes.places))
+        generator.batch_size, padded_batch_size(generator.mesh, len(map_set.places))
     )
-    return FrameGenerator(**fields, read_sigma=lakes.fields.read_sigma)
+    return FrameGenerator(**fields, read_sigma=map_set.fields.read_sigma)
 
 
-def walk_lakes(
-    generator: FrameGenerator, params: Any, lakes: Lakes, seed: int, look: bool
+def walk_maps(
+    generator: FrameGenerator, params: Any, map_set: MapSet, seed: int, look: bool
 ) -> tuple[list[Play], list[Film]]:
     """Play all maps by sampling repeatedly, each time from the last frame of the sample before.
 
     Args:
       generator: generates the frames of the latent steps.
       params: parameters of its model.
-      lakes: the maps.
+      map_set: the maps.
       seed: seed of the samples.
       look: start every sample from the true frame instead of the last generated frame.
 
     Returns:
       The plays, and their generated and true frames, in the order of the maps.
     """
-    canvas = lakes.canvas
-    plays = [Play(place) for place in lakes.places]
+    canvas = map_set.canvas
+    plays = [Play(place) for place in map_set.places]
     seen = [canvas.draw(play.place.desc, play.cell, play.place.corner) for play in plays]
     films = [Film(frame) for frame in seen]
     round_number = 0
@@ -167,20 +167,20 @@ def walk_lakes(
     return plays, films
 
 
-def score_walks(plays: Sequence[Play], lakes: Lakes, seed: int) -> dict[str, Any]:
+def score_walks(plays: Sequence[Play], map_set: MapSet, seed: int) -> dict[str, Any]:
     """Score the model's plays, and those of a random walker and an oracle on the same maps.
 
     Args:
       plays: the model's plays.
-      lakes: the maps.
+      map_set: the maps.
       seed: seed of the random walker.
 
     Returns:
       {"model": …, "random_walker": …, "oracle": …}, each a result of `plays.score`.
     """
-    rng, unseen = np.random.default_rng(seed), lakes.fields.unseen_sizes
-    randomly = [walk_randomly(place, rng) for place in lakes.places]
-    oracle = [walk_as_oracle(place, lakes.canvas) for place in lakes.places]
+    rng, unseen = np.random.default_rng(seed), map_set.fields.unseen_sizes
+    randomly = [walk_randomly(place, rng) for place in map_set.places]
+    oracle = [walk_as_oracle(place, map_set.canvas) for place in map_set.places]
     return {
         "model": score(plays, unseen),
         "random_walker": score(randomly, unseen),

@@ -158,7 +158,7 @@ def mask_box(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
-def load_colours(path: epath.Path, device: str | None = None) -> ColourClassifier:
+def load_colour_classifier(path: epath.Path, device: str | None = None) -> ColourClassifier:
     """Load CLIP as a zero-shot classifier of ten colours, for objects of any class.
 
     Args:

@@ -73,9 +73,9 @@ def score_geneval(
     """
     wanted = read_prompts(prompts) if prompts else None
     if images:
-        from tp_jax.evals.geneval.detection import load_colours, load_detector
+        from tp_jax.evals.geneval.detection import load_colour_classifier, load_detector
 
-        detector, colours = load_detector(images.detector), load_colours(images.clip)
+        detector, colours = load_detector(images.detector), load_colour_classifier(images.clip)
         scores = score_images(images.samples, detector, colours, results, wanted)
     else:
         scores = read_results(results, wanted)

@@ -8,8 +8,13 @@ import numpy as np
 from etils import epath
 
 from tp_jax.evals.adm.features import Extractor, load_extractor
-from tp_jax.evals.adm.reference import Reference, check_reference, complete, read_reference
-from tp_jax.evals.adm.scores import Scores, evaluate
+from tp_jax.evals.adm.reference import (
+    Reference,
+    check_reference,
+    complete_reference,
+    read_reference,
+)
+from tp_jax.evals.adm.scores import Scores, score_batches
 from tp_jax.pictures.grids import to_uint8
 from tp_jax.pictures.reading import to_rgb
 from tp_jax.sampling.generator import Generator, choose_labels
@@ -40,7 +45,7 @@ class Scorer:
             for batch in generator.batches(params, {"label": labels}, seed):
                 yield to_rgb(to_uint8(batch))
 
-        return evaluate(images(), num, self.reference, self.extractor)
+        return score_batches(images(), num, self.reference, self.extractor)
 
 
 def load_scorer(
@@ -62,4 +67,4 @@ def load_scorer(
     extractor = load_extractor(epath.Path(inception), protocol, batch_size)
     found = read_reference(epath.Path(reference))
     check_reference(found, extractor, size)
-    return Scorer(complete(found, extractor), extractor)
+    return Scorer(complete_reference(found, extractor), extractor)
