@@ -77,7 +77,7 @@ def make_canvas(config: ConfigDict) -> Canvas:
         )
     canvas = Canvas(side // fields.tile, fields.tile)
     for size in (*fields.sizes, *fields.unseen_sizes):
-        if size > canvas.most:
+        if size > canvas.max_cells:
             raise UserError(
                 f"config.frozenlake: maps of {size}×{size} cells don't fit into frames of {side} "
                 f"pixels with cells of {fields.tile} pixels: at most "
