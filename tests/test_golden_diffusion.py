@@ -51,7 +51,7 @@ def velocity(x, timestep):
 
 def trajectory(objective, config, predict, start, noise):
     """All intermediate samples [steps, B, H, W, C] of a sampler with this noise."""
-    steps, step = SAMPLERS[config.sampler].start(objective, config)
+    steps, step = SAMPLERS[config.sampler].build(objective, config)
 
     def body(x, inputs):
         row, noise = inputs
@@ -89,7 +89,7 @@ def test_respaced_timesteps(name, steps, spacing):
 
 def test_gaussian_noised_data():
     x, noise, x_t = (channels_last(golden("gaussian")[f"train_{n}"]) for n in ("x0", "noise", "xt"))
-    assert_close(GAUSSIAN.noised(x, noise, golden("gaussian")["train_t"]), x_t, atol=1e-6)
+    assert_close(GAUSSIAN.add_noise(x, noise, golden("gaussian")["train_t"]), x_t, atol=1e-6)
 
 
 def gaussian_losses(coefficients):
@@ -154,7 +154,7 @@ def test_ddim_with_10_steps_and_noise():
 
 
 def test_flow_training_timesteps():
-    sigmas = FLOW.shifted(np.arange(1000, 0, -1) / 1000)
+    sigmas = FLOW.shift_sigma(np.arange(1000, 0, -1) / 1000)
     assert_close(sigmas, golden("flow")["train_sigmas"], atol=0, rtol=1e-6)
     assert_close(1000 * sigmas, golden("flow")["train_timesteps"], atol=0, rtol=1e-6)
 

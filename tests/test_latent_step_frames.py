@@ -124,7 +124,7 @@ def test_loss_compares_the_frame_after_each_move(moves):
     calls, original_losses = [], objective.losses
 
     def losses(predict, x, noise, times):
-        calls.append((x, objective.noised(x, noise, times), times))
+        calls.append((x, objective.add_noise(x, noise, times), times))
         return original_losses(predict, x, noise, times)
 
     recording = types.SimpleNamespace(sample_times=objective.sample_times, losses=losses)

@@ -226,9 +226,9 @@ def build(config: ConfigDict) -> Built:
     check_guidance(sampler, model)
     _check_train(config)
     FrozenLakeConfig(**config.frozenlake.to_dict())
-    if model.takes == "frame":
+    if model.condition_kind == "frame":
         check_decodable(model)
-        if objective.predicts != "data":
+        if objective.prediction_type != "data":
             raise UserError(
                 f"config.model.frame={config.model.frame!r}: what is drawn is added to the frame, "
                 f"which only a flow that predicts data can do; set config.diffusion.kind='flow' "

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from tp_jax.models.config import TransformerConfig
+from tp_jax.models.final_layer import FinalLayer
 from tp_jax.models.layers import EmbedMlp, dense, patchify, timestep_embedding
-from tp_jax.models.transformer import FinalLayer
 from tp_jax.thinking.layer import Conditioning, ThinkingOptions
 
 
@@ -17,7 +17,7 @@ class PatchConfig(TransformerConfig):
     kinds: int = 2
 
     @property
-    def takes(self):
+    def condition_kind(self):
         return "label"
 
     @property

@@ -23,4 +23,4 @@ def midpoint(objective, config):
     return (sigmas[:-1], sigmas[1:]), step
 
 
-MIDPOINT = Sampler(RectifiedFlow, midpoint, predictions=2)
+MIDPOINT = Sampler(RectifiedFlow, midpoint, predictions_per_step=2)

@@ -53,22 +53,22 @@ GIVEN = {"label": ("label",), "frame": ("frame",), "text": ("caption", "text")}
 def _check_condition(source: Source, config: ConfigDict, model: TransformerConfig) -> None:
     """Raises a UserError unless the source gives what the model takes."""
     name, kind = config.data.source, config.model.kind
-    if source.gives not in GIVEN[model.takes]:
-        if model.takes == "label" and source.gives == "frame":
+    if source.gives not in GIVEN[model.condition_kind]:
+        if model.condition_kind == "label" and source.gives == "frame":
             raise UserError(
                 f"config.model.frame={config.model.frame!r}, but {name} gives a first frame: "
                 f"choose channels or tokens"
             )
-        if model.takes == "frame":
+        if model.condition_kind == "frame":
             raise UserError(f"config.model.frame={config.model.frame!r}, but {name} gives none")
         given = {"label": "labels", "frame": "frames"}.get(source.gives, "captions")
-        wanted = {"label": "labels", "text": "text"}[model.takes]
+        wanted = {"label": "labels", "text": "text"}[model.condition_kind]
         remedy = {
             "label": "choose a source with labels, or a model that takes text",
             "text": "choose a source with captions",
-        }[model.takes]
+        }[model.condition_kind]
         raise UserError(f"{name} has {given}, but a {kind} model takes {wanted}: {remedy}")
-    if model.takes != "text" and model.classes not in (0, len(source.class_names)):
+    if model.condition_kind != "text" and model.classes not in (0, len(source.class_names)):
         raise UserError(
             f"config.model.num_classes={model.classes}, but {name} has "
             f"{len(source.class_names)} classes (0 trains without classes)"
@@ -207,7 +207,7 @@ def abstract_batch(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
       UserError: the model takes a frame, which the source doesn't give.
     """
     batch_size, size = config.train.batch_size, config.model.image_size
-    takes_frame = config_lib.model_config(config).takes == "frame"
+    takes_frame = config_lib.model_config(config).condition_kind == "frame"
     kind = SOURCES.get(config.data.source, SourceKind())
     if takes_frame and not kind.extras:
         raise UserError(

@@ -97,7 +97,7 @@ def _check_gives(source: Source, config: ConfigDict) -> None:
     kind, name = config.model.kind, f"config.prepare.source={config.prepare.source!r}"
     if source.gives == "caption" and not isinstance(source, CaptionSource):
         raise UserError(f"{name} is drawn as it is asked for: train on it as it is")
-    takes_text = config_lib.model_config(config).takes == "text"
+    takes_text = config_lib.model_config(config).condition_kind == "text"
     taken, other = ("caption", "label") if takes_text else ("label", "caption")
     if source.gives == other:
         raise UserError(f"{name} has {other}s, but a {kind} model takes {taken}s: choose another")

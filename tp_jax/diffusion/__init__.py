@@ -1,6 +1,6 @@
-"""Objectives, samplers and guidance: functions of a prediction, which know no model.
+"""Objectives, samplers and guidance. They call a prediction function and don't depend on a model.
 
-The objectives themselves are imported when one is built, because they import jax.
+The classes of the objectives are imported only when one is built, because they import jax.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ class GaussianConfig:
     """The fields of `config.diffusion` for `GaussianDiffusion`; the defaults are DiT's.
 
     Attributes:
-      num_timesteps: of the forward process.
-      beta_start, beta_end: ends of the linear schedule.
+      num_timesteps: number of timesteps of the forward process.
+      beta_start, beta_end: first and last β of the linear schedule.
     """
 
     num_timesteps: int = 1000
@@ -24,12 +24,12 @@ class GaussianConfig:
     default_sampler: ClassVar[str] = "ddpm"
 
     @property
-    def predicts(self) -> str:
-        """Noise, and with it the variance."""
+    def prediction_type(self) -> str:
+        """Return "noise"."""
         return "noise"
 
     def out_channels(self, channels: int) -> int:
-        """Noise and variance."""
+        """Return the output channels of the model: noise and variance."""
         return 2 * channels
 
 
@@ -38,11 +38,15 @@ class FlowConfig:
     """The fields of `config.diffusion` for `RectifiedFlow`; the defaults are SD3's.
 
     Attributes:
-      shift: s in σ' = s·σ / (1 + (s - 1)·σ), for training times and samplers.
-      time_mean, time_std: of the normal whose logistic is a training time; SD3's 0 and 1.
-      prediction: "velocity"; or "data", which the model predicts and the velocity follows from:
-        for patches of more numbers than the model is wide, which can't carry the noise through
-        (Li & He, arXiv 2511.13720).
+      shift: s in σ' = s·σ / (1 + (s - 1)·σ), applied to σ in training and sampling.
+      time_mean, time_std: σ in training is the logistic function of a normal with this mean and
+        standard deviation, before the shift.
+      prediction: what the model predicts: "velocity", or "data", from which the velocity is
+        computed. Use "data" if a patch has more values than the model's width, because the tokens
+        can't then carry all the noise (Li & He, arXiv 2511.13720).
+
+    Raises:
+      UserError: a value is out of range; the message names the field.
     """
 
     shift: float = 3.0
@@ -52,20 +56,23 @@ class FlowConfig:
     default_sampler: ClassVar[str] = "euler"
 
     @property
-    def predicts(self) -> str:
-        """As `prediction` says."""
+    def prediction_type(self) -> str:
+        """Return `prediction`."""
         return self.prediction
 
     def __post_init__(self):
         if self.shift <= 0 or self.time_std <= 0:
-            raise UserError("config.diffusion.shift and .time_std must be above 0")
+            raise UserError(
+                f"config.diffusion.shift={self.shift} and "
+                f"config.diffusion.time_std={self.time_std}: both must be above 0"
+            )
         if self.prediction not in ("velocity", "data"):
             raise UserError(
                 f"config.diffusion.prediction={self.prediction!r}: choose velocity or data"
             )
 
     def out_channels(self, channels: int) -> int:
-        """The velocity, or the data, alone."""
+        """Return the output channels of the model: as many as the data has."""
         return channels
 
 
@@ -74,15 +81,22 @@ class SamplerConfig:
     """The fields of `config.sampling`.
 
     Attributes:
-      sampler: a key of `SAMPLERS`; "ddpm" and "ddim" for Gaussian diffusion, "euler" and
-        "heun" for rectified flow.
-      steps: number of steps.
-      guidance_scale: 1 is no guidance.
-      guidance_channels: how many of the first channels are guided; 0 is all of the prediction.
-      guidance_interval: of timestep / 1000, where guidance is on.
-      spacing: of Gaussian timesteps, "even" (DiT) or "stride" (ADM's "ddimN").
-      eta: of DDIM; 0 is deterministic.
-      clip: clip the predicted data to [-1, 1] (Gaussian, pixels).
+      sampler: "ddpm" or "ddim" for Gaussian diffusion, "euler" or "heun" for rectified flow; a key
+        of `samplers.SAMPLERS`.
+      steps: number of sampler steps.
+      guidance_scale: scale of classifier-free guidance; 1 is no guidance.
+      guidance_channels: number of output channels, from the first, that are guided; 0 is all.
+      guidance_interval: (low, high); guidance applies where low ≤ timestep / 1000 ≤ high.
+      spacing: of the timesteps of Gaussian diffusion: "even" (DiT) or "stride" (ADM's "ddimN").
+      eta: noise scale η of DDIM; 0 is deterministic.
+      clip: clip the predicted data to [-1, 1] (Gaussian diffusion of pixels).
+
+    Raises:
+      UserError: a value is out of range; the message names the field.
+
+    Example:
+      >>> SamplerConfig(sampler="euler", steps=28, guidance_scale=5.0).guidance_interval
+      (0.0, 1.0)
     """
 
     sampler: str = "ddpm"
@@ -100,7 +114,7 @@ class SamplerConfig:
         numbers = [value for value in given if isinstance(value, int | float)]
         if len(numbers) != 2 or len(self.guidance_interval) != 2:
             raise UserError(
-                f"guidance_interval={self.guidance_interval}: give two numbers, as 0.0,1.0"
+                f"guidance_interval={self.guidance_interval}: must be two numbers, such as 0.0,1.0"
             )
         if self.spacing not in ("even", "stride"):
             raise UserError(f"spacing={self.spacing!r}: choose even or stride")

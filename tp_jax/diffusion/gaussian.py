@@ -1,7 +1,7 @@
-"""Gaussian diffusion with a learned variance, as DiT trains and samples it.
+"""Gaussian diffusion with a learned variance, as in DiT.
 
 Sources: Ho et al. (arXiv 2006.11239); Nichol & Dhariwal (arXiv 2102.09672) for the learned
-variance and the bound; Song et al. (arXiv 2010.02502) for DDIM.
+variance and the variational bound; Song et al. (arXiv 2010.02502) for DDIM.
 """
 
 import dataclasses
@@ -18,10 +18,11 @@ from tp_jax.messages.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """Everything that follows from the betas; each [S] float64, S diffusion steps.
+    """The noise schedule and the constants computed from it, each [S] float64 for S timesteps.
 
     Attributes:
-      timestep: the original timestep of each step, which the network sees.
+      timestep: timestep that the model is given, in the numbering of the training process.
+      betas: variance of the noise that each step of the forward process adds.
     """
 
     timestep: np.ndarray
@@ -29,106 +30,124 @@ class Tables:
 
     @functools.cached_property
     def alphas_cumprod(self) -> np.ndarray:
-        """Share of the signal's variance that is left after each step."""
+        """Return ᾱ_t, the factor of the data's variance in x_t."""
         return np.cumprod(1 - self.betas)
 
     @functools.cached_property
     def alphas_cumprod_prev(self) -> np.ndarray:
-        """The same one step nearer to the data; 1 at the data."""
+        """Return ᾱ_{t-1}, which is 1 for the first timestep."""
         return np.append(1.0, self.alphas_cumprod[:-1])
 
     @functools.cached_property
     def posterior_variance(self) -> np.ndarray:
-        """Variance of q(x_{t-1} | x_t, x_0)."""
+        """Return the variance of q(x_{t-1} | x_t, x_0)."""
         return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
 
     @functools.cached_property
     def posterior_log_variance_clipped(self) -> np.ndarray:
-        """Its logarithm; the first entry, log 0, is replaced by the second."""
+        """Return the log of `posterior_variance`; the first entry, log 0, is set to the second."""
         return np.log(np.append(self.posterior_variance[1], self.posterior_variance[1:]))
 
     @functools.cached_property
     def posterior_mean_x0(self) -> np.ndarray:
-        """Coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
+        """Return the coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
         return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
 
     @functools.cached_property
     def posterior_mean_xt(self) -> np.ndarray:
-        """Coefficient of x_t in it."""
+        """Return the coefficient of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         remaining = 1 - self.alphas_cumprod_prev
         return remaining * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
 
 
 def respaced_timesteps(num_timesteps: int, steps: int, spacing: str) -> np.ndarray:
-    """Which of the original timesteps a sampler visits, ascending.
+    """Return the timesteps of the training process that a sampler uses, in ascending order.
 
     Args:
-      spacing: "even", both ends included (DiT); "stride", an integer stride from 0 (ADM's
+      num_timesteps: of the training process.
+      steps: number of sampler steps.
+      spacing: "even" spacing with both ends included (DiT), or an integer "stride" from 0 (ADM's
         "ddimN").
 
     Raises:
-      UserError: more steps than timesteps, or no stride that gives this many.
+      UserError: fewer than 2 steps, more steps than timesteps, or no integer stride gives this
+        number of steps.
+
+    Example:
+      >>> respaced_timesteps(1000, 5, "even").tolist()
+      [0, 250, 500, 749, 999]
+      >>> respaced_timesteps(1000, 4, "stride").tolist()
+      [0, 250, 500, 750]
     """
     if not 2 <= steps <= num_timesteps:
-        raise UserError(f"sampler_steps={steps}: choose 2 to {num_timesteps}")
+        raise UserError(f"sampler_steps={steps}: must be 2 to {num_timesteps}")
     if spacing == "even":
-        # A running sum of strides, rounded half to even, is what the published code takes.
-        stride, position, taken = (num_timesteps - 1) / (steps - 1), 0.0, list[int]()
+        # The published code adds up the stride in floating point and rounds half to even.
+        stride, position, timesteps = (num_timesteps - 1) / (steps - 1), 0.0, list[int]()
         for _ in range(steps):
-            taken.append(round(position))
+            timesteps.append(round(position))
             position += stride
-        return np.array(taken)
+        return np.array(timesteps)
     for stride in range(1, num_timesteps):
-        taken = np.arange(0, num_timesteps, stride)
-        if len(taken) == steps:
-            return taken
+        timesteps = np.arange(0, num_timesteps, stride)
+        if len(timesteps) == steps:
+            return timesteps
     raise UserError(
-        f"sampler_steps={steps}: no integer stride through {num_timesteps} gives it; "
-        'use spacing="even"'
+        f"sampler_steps={steps}: no integer stride over {num_timesteps} timesteps gives this "
+        'number; use spacing="even"'
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussianDiffusion(GaussianConfig):
-    """DiT's objective; the defaults are its numbers.
+    """The objective of DiT: prediction of noise and variance.
 
-    The model predicts the noise and, in as many channels again, v in [-1, 1], which
-    interpolates the log variance between the clipped posterior's and beta's.
+    The first half of the model's output channels is the noise. The second half, v in [-1, 1],
+    interpolates the log variance between that of the clipped posterior and log β.
 
     The fields are those of `GaussianConfig`.
+
+    Example:
+      >>> diffusion = GaussianDiffusion()
+      >>> diffusion.out_channels(4)
+      8
+      >>> diffusion.tables().alphas_cumprod[[0, 999]].round(5).tolist()
+      [0.9999, 4e-05]
     """
 
     def tables(self, timesteps: np.ndarray | None = None) -> Tables:
-        """Tables of the whole process, or of one that visits these timesteps only."""
+        """Return the tables of the whole process, or of the one respaced to `timesteps`."""
         betas = np.linspace(self.beta_start, self.beta_end, self.num_timesteps, dtype=np.float64)
         if timesteps is None:
             return Tables(np.arange(self.num_timesteps), betas)
-        kept = np.cumprod(1 - betas)[timesteps]
-        return Tables(timesteps, 1 - kept / np.append(1.0, kept[:-1]))
+        alphas_cumprod = np.cumprod(1 - betas)[timesteps]
+        return Tables(timesteps, 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]))
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
-        """Uniform timesteps [B] int32."""
+        """Sample uniform timesteps [B] int32."""
 
         def one(key: jax.Array) -> jax.Array:
             return jax.random.randint(key, (), 0, self.num_timesteps)
 
         return jax.vmap(one)(keys)
 
-    def noised(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-        """q(x_t | x_0): data x [B, …] at timesteps [B] int."""
-        kept = self.tables().alphas_cumprod
-        signal, spread = take(np.sqrt(kept), times), take(np.sqrt(1 - kept), times)
-        return expand(signal, x) * x + expand(spread, x) * noise
+    def add_noise(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+        """Return x_t ~ q(x_t | x_0) for data x [B, …], noise [B, …] and timesteps [B] int."""
+        alphas_cumprod = self.tables().alphas_cumprod
+        signal = lookup(np.sqrt(alphas_cumprod), times)
+        sigma = lookup(np.sqrt(1 - alphas_cumprod), times)
+        return expand(signal, x) * x + expand(sigma, x) * noise
 
     def losses(
         self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
     ) -> dict[str, jax.Array]:
-        """ "mse" of the noise, "vb", the bound in bits a dimension, and their sum, "loss".
+        """Return "mse" of the noise, the variational bound "vb", and their sum "loss".
 
-        The bound trains the variance alone: the predicted noise is detached inside it.
+        Each is [B] float32; "vb" is in bits per dimension. The bound trains the variance only: its
+        gradient with respect to the predicted noise is stopped.
         """
         x, noise = x.astype(jnp.float32), noise.astype(jnp.float32)
-        x_t = self.noised(x, noise, times)
+        x_t = self.add_noise(x, noise, times)
         output = predict(x_t, times.astype(jnp.float32)).astype(jnp.float32)
         predicted, _ = jnp.split(output, 2, axis=-1)
         mse = mean_over_sample(jnp.square(noise - predicted))
@@ -143,7 +162,7 @@ class GaussianDiffusion(GaussianConfig):
         output = jnp.concatenate([jax.lax.stop_gradient(noise), v], axis=-1)
         mean, log_variance, _ = posterior(tables, output, x_t, times)
         true_mean = _posterior_mean(tables, x, x_t, times)
-        true_log_variance = expand(take(tables.posterior_log_variance_clipped, times), x)
+        true_log_variance = expand(lookup(tables.posterior_log_variance_clipped, times), x)
         kl = 0.5 * (
             log_variance
             - true_log_variance
@@ -156,32 +175,35 @@ class GaussianDiffusion(GaussianConfig):
         return bits
 
 
-def take(table: np.ndarray, index: jax.Array) -> jax.Array:
-    """Entries [B] float32 of a float64 table."""
+def lookup(table: np.ndarray, index: jax.Array) -> jax.Array:
+    """Return the entries `index` [B] of a float64 table, as float32."""
     return jnp.asarray(table, jnp.float32)[index]
 
 
 def _posterior_mean(tables: Tables, x: jax.Array, x_t: jax.Array, index: jax.Array) -> jax.Array:
-    x0_part, xt_part = take(tables.posterior_mean_x0, index), take(tables.posterior_mean_xt, index)
-    return expand(x0_part, x) * x + expand(xt_part, x) * x_t
+    x0_factor = lookup(tables.posterior_mean_x0, index)
+    xt_factor = lookup(tables.posterior_mean_xt, index)
+    return expand(x0_factor, x) * x + expand(xt_factor, x) * x_t
 
 
 def posterior(
     tables: Tables, output: jax.Array, x_t: jax.Array, index: jax.Array, clip: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The model's p(x_{t-1} | x_t).
+    """Compute the model's p(x_{t-1} | x_t).
 
     Args:
-      output: [B, H, W, 2C] noise and v.
-      index: [B] int, steps of `tables`.
+      tables: of the (respaced) process.
+      output: [B, H, W, 2·C], the predicted noise and v.
+      x_t: [B, H, W, C].
+      index: [B] int, positions in `tables`.
       clip: clip the predicted data to [-1, 1].
 
     Returns:
       Mean, log variance and predicted data, each [B, H, W, C].
     """
     noise, v = jnp.split(output, 2, axis=-1)
-    low = expand(take(tables.posterior_log_variance_clipped, index), v)
-    high = expand(take(np.log(tables.betas), index), v)
+    low = expand(lookup(tables.posterior_log_variance_clipped, index), v)
+    high = expand(lookup(np.log(tables.betas), index), v)
     fraction = (v + 1) / 2
     log_variance = fraction * high + (1 - fraction) * low
     x = predicted_data(tables, noise, x_t, index)
@@ -191,17 +213,21 @@ def posterior(
 
 
 def predicted_data(tables: Tables, noise: jax.Array, x_t: jax.Array, index: jax.Array) -> jax.Array:
-    """x_0 from x_t and its noise."""
-    kept = tables.alphas_cumprod
-    signal = expand(take(np.sqrt(1 / kept), index), x_t)
-    return signal * x_t - expand(take(np.sqrt(1 / kept - 1), index), x_t) * noise
+    """Compute x_0 from x_t and the predicted noise, both [B, H, W, C], at positions `index` [B]."""
+    alphas_cumprod = tables.alphas_cumprod
+    signal = expand(lookup(np.sqrt(1 / alphas_cumprod), index), x_t)
+    return signal * x_t - expand(lookup(np.sqrt(1 / alphas_cumprod - 1), index), x_t) * noise
 
 
 def discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_scale: jax.Array) -> jax.Array:
-    """Log probability in nats of 8-bit data x in [-1, 1] under a Gaussian, by its bins.
+    """Compute the log probability, in nats, of 8-bit data in [-1, 1] under a discretised Gaussian.
 
-    Bins reach 1/255 to either side, the outermost ones to infinity. The normal distribution
-    function is the tanh approximation that the published losses use.
+    The bin of a value extends by 1/255 to both sides; the outermost bins extend to infinity. The
+    cumulative normal distribution is the tanh approximation of the published code.
+
+    Args:
+      x: data, any shape.
+      mean, log_scale: mean and log standard deviation of the Gaussian, of the same shape.
     """
 
     def cdf(z: jax.Array) -> jax.Array:

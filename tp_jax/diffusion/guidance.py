@@ -18,20 +18,28 @@ def guide(
     channels: int = 0,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
-    """Turns a conditional prediction into a guided one.
+    """Return a prediction function with classifier-free guidance.
 
     Args:
-      apply: (x [B, …, C], timestep [B], condition, rest) -> output [B, …, C']; called once on
-        twice the batch. `rest` is a pytree of leaves with a leading batch axis, or None.
+      apply: (x [B, …, C], timestep [B], condition, rest) -> output [B, …, C']. It is called once,
+        with the conditional and the unconditional batch concatenated. `rest` is any pytree of
+        arrays with a leading batch axis, or None.
       condition, null_condition: pytrees with a leading batch axis.
-      scale: 1 is the conditional prediction itself, at half the cost.
-      channels: how many of the first output channels are guided; the rest comes from the
-        conditional half. 0 guides all.
-      interval: guide only where timestep / 1000 lies in [low, high] (Kynkäänniemi et al.,
+      scale: guidance scale. With 1 only the conditional prediction is computed.
+      channels: number of output channels, from the first, that are guided; the others are those of
+        the conditional prediction. 0 guides all.
+      interval: (low, high); guide only where low ≤ timestep / 1000 ≤ high (Kynkäänniemi et al.,
         arXiv 2404.07724).
 
     Returns:
-      (x, timestep, rest) -> guided output.
+      A function (x, timestep, rest) -> guided output.
+
+    Example:
+      >>> def apply(x, timestep, condition, rest):
+      ...     return x * condition[:, None]
+      >>> predict = guide(apply, jnp.array([3.0]), jnp.array([1.0]), scale=2.0)
+      >>> predict(jnp.ones((1, 2)), jnp.array([500.0])).tolist()  # 1 + 2 · (3 - 1)
+      [[5.0, 5.0]]
     """
 
     if scale == 1:

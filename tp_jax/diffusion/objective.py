@@ -1,4 +1,4 @@
-"""What an objective is: how data is noised, what is asked of the model, how it is scored."""
+"""The interface of an objective: how noise is added to data, and the losses of a prediction."""
 
 from collections.abc import Callable
 from typing import ClassVar, Protocol
@@ -10,43 +10,53 @@ Predict = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Objective(Protocol):
-    """A frozen dataclass of numbers with these methods.
+    """A training objective: a frozen dataclass of numbers with these methods.
 
     Attributes:
-      default_sampler: the key of `samplers.SAMPLERS` that new configs of this objective get.
+      default_sampler: key of `samplers.SAMPLERS`, the sampler in default configs.
     """
 
     default_sampler: ClassVar[str]
 
     @property
-    def predicts(self) -> str:
-        """What the model predicts: "noise", "velocity" or "data"."""
+    def prediction_type(self) -> str:
+        """Return what the model predicts: "noise", "velocity" or "data"."""
         ...
 
     def out_channels(self, channels: int) -> int:
-        """Channels that the model predicts for data of `channels`."""
+        """Return the output channels that the model needs for data with `channels` channels."""
         ...
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
-        """One training time [B] for each of B PRNG keys, in the objective's own unit."""
+        """Sample a training time [B] for each of B PRNG keys, in the unit of this objective."""
         ...
 
-    def noised(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
-        """Noised data of data x [B, …], noise [B, …] and times [B]."""
+    def add_noise(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
+        """Add noise [B, …] to data x [B, …] at times [B]."""
         ...
 
     def losses(
         self, predict: Predict, x: jax.Array, noise: jax.Array, times: jax.Array
     ) -> dict[str, jax.Array]:
-        """Per-sample terms, each [B] float32; "loss" is what training minimises."""
+        """Compute the loss of a prediction and its terms.
+
+        Args:
+          predict: the model.
+          x: [B, H, W, C] data.
+          noise: [B, H, W, C] standard normal.
+          times: [B] from `sample_times`.
+
+        Returns:
+          {name: [B] float32}; training minimises the mean of "loss".
+        """
         ...
 
 
 def mean_over_sample(x: jax.Array) -> jax.Array:
-    """The mean over all axes but the first."""
+    """Return the mean over all axes except the first."""
     return x.reshape(x.shape[0], -1).mean(-1)
 
 
 def expand(values: jax.Array, x: jax.Array) -> jax.Array:
-    """[B] as [B, 1, 1, …], to multiply x."""
+    """Reshape values [B] to [B, 1, 1, …], to broadcast against x [B, …]."""
     return values.reshape(-1, *(1,) * (x.ndim - 1))

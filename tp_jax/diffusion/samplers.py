@@ -1,10 +1,9 @@
-"""Samplers: one `lax.scan` from noise to data, pure in what they are given.
+"""Samplers: one `lax.scan` from noise to data.
 
-A sampler is a function `(objective, config) -> (values, step)`: arrays with a leading axis of
-sampler steps, over which is scanned, and the function of one step. A step sees x and its own row
-of the values; nothing else is carried from the step before, so multistep methods don't fit.
-To add one, write such a function and add a line to `SAMPLERS`; configs, flags and the analytic
-FLOPs know it then.
+A sampler is a function (objective, config) -> (rows, step). `rows` are arrays with a leading axis
+of sampler steps, over which the scan runs, and `step` computes one step from its row. Only x is
+carried from one step to the next, so multistep methods don't fit. The README of this folder says
+how to add a sampler.
 """
 
 # jax and flax leave parts of what their functions take and return without a type.
@@ -31,36 +30,36 @@ from tp_jax.diffusion.gaussian import (
 from tp_jax.diffusion.objective import Objective
 from tp_jax.messages.errors import UserError
 
-# (x [B, …], timestep [B], key) -> output; the key is for whatever the model draws itself.
+# (x [B, …], timestep [B], key) -> output; the key is for random numbers inside the model.
 KeyedPredict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Pair = tuple[jax.Array, jax.Array]
-# (row of steps, x, noise, predict, key) -> next x
+# (row, x, noise, predict, key) -> x of the next step
 Step = Callable[[Any, jax.Array, jax.Array, KeyedPredict, jax.Array], jax.Array]
 
 
 def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
-    """Ancestral sampling with the learned variance; no noise at the last step."""
+    """Return ancestral sampling with the learned variance, without noise in the last step."""
     tables, steps = _gaussian_steps(objective, config)
 
     def step(
         row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
     ) -> jax.Array:
         index, timestep = row
-        output = predict(x, _filled(timestep, x), key)
-        mean, log_variance, _ = posterior(tables, output, x, _filled(index, x), config.clip)
+        output = predict(x, _repeat(timestep, x), key)
+        mean, log_variance, _ = posterior(tables, output, x, _repeat(index, x), config.clip)
         return mean + (index > 0) * jnp.exp(0.5 * log_variance) * noise
 
     return steps, step
 
 
 def ddim(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
-    """DDIM with noise `eta`."""
+    """Return DDIM with noise scale `config.eta` (Song et al., arXiv 2010.02502, equation 12)."""
     tables, steps = _gaussian_steps(objective, config)
-    kept, kept_prev = tables.alphas_cumprod, tables.alphas_cumprod_prev
-    spread = config.eta * np.sqrt((1 - kept_prev) / (1 - kept)) * np.sqrt(1 - kept / kept_prev)
+    alpha, alpha_prev = tables.alphas_cumprod, tables.alphas_cumprod_prev
+    sigma = config.eta * np.sqrt((1 - alpha_prev) / (1 - alpha)) * np.sqrt(1 - alpha / alpha_prev)
     coefficients = np.stack(
-        [np.sqrt(1 / kept), np.sqrt(1 / kept - 1), np.sqrt(kept_prev),
-         np.sqrt(1 - kept_prev - spread**2), spread], axis=1,
+        [np.sqrt(1 / alpha), np.sqrt(1 / alpha - 1), np.sqrt(alpha_prev),
+         np.sqrt(1 - alpha_prev - sigma**2), sigma], axis=1,
     )[::-1].astype(np.float32)  # fmt: skip
 
     def step(
@@ -70,14 +69,14 @@ def ddim(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step
         predict: KeyedPredict,
         key: jax.Array,
     ) -> jax.Array:
-        (index, timestep), (inverse, ratio, signal, direction, spread) = row
-        output = predict(x, _filled(timestep, x), key)
+        (index, timestep), (inverse, ratio, signal, direction, sigma) = row
+        output = predict(x, _repeat(timestep, x), key)
         predicted, _ = jnp.split(output, 2, axis=-1)
-        data = predicted_data(tables, predicted, x, _filled(index, x))
+        data = predicted_data(tables, predicted, x, _repeat(index, x))
         if config.clip:
             data = jnp.clip(data, -1, 1)
             predicted = (inverse * x - data) / ratio
-        return signal * data + direction * predicted + (index > 0) * spread * noise
+        return signal * data + direction * predicted + (index > 0) * sigma * noise
 
     return (steps, tuple(coefficients.T)), step
 
@@ -86,40 +85,40 @@ def _gaussian_steps(
     objective: GaussianDiffusion, config: SamplerConfig
 ) -> tuple[Tables, tuple[np.ndarray, np.ndarray]]:
     timesteps = respaced_timesteps(objective.num_timesteps, config.steps, config.spacing)
-    # Timesteps are named on the scale 0 … 1000 whatever the length of the process.
+    # The model is given the timesteps of the training process, not positions in the tables.
     tables = objective.tables(timesteps)
     index = np.arange(config.steps, dtype=np.int32)
     return tables, (index[::-1], timesteps.astype(np.float32)[::-1])
 
 
 def euler(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
-    """Euler's method along the flow."""
+    """Return Euler's method along the flow."""
 
     def step(
         row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
     ) -> jax.Array:
-        sigma, following = row
-        return x + (following - sigma) * _velocity(objective, predict, x, sigma, key)
+        sigma, next_sigma = row
+        return x + (next_sigma - sigma) * _velocity(objective, predict, x, sigma, key)
 
     return _flow_steps(objective, config), step
 
 
 def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
-    """Heun's second-order method: two predictions a step, one at the last."""
+    """Return Heun's second-order method: two predictions per step, and one in the last step."""
 
     def step(
         row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
     ) -> jax.Array:
-        sigma, following = row
+        sigma, next_sigma = row
         velocity = _velocity(objective, predict, x, sigma, key)
-        ahead = x + (following - sigma) * velocity
+        euler_x = x + (next_sigma - sigma) * velocity
 
         def correct() -> jax.Array:
-            again = jax.random.fold_in(key, 1)
-            second = _velocity(objective, predict, ahead, following, again)
-            return x + (following - sigma) * (velocity + second) / 2
+            second_key = jax.random.fold_in(key, 1)
+            second = _velocity(objective, predict, euler_x, next_sigma, second_key)
+            return x + (next_sigma - sigma) * (velocity + second) / 2
 
-        return jax.lax.cond(following > 0, correct, lambda: ahead)
+        return jax.lax.cond(next_sigma > 0, correct, lambda: euler_x)
 
     return _flow_steps(objective, config), step
 
@@ -131,7 +130,7 @@ def _velocity(
     sigma: jax.Array,
     key: jax.Array,
 ) -> jax.Array:
-    return objective.velocity(predict(x, _filled(1000 * sigma, x), key), x, sigma)
+    return objective.velocity(predict(x, _repeat(1000 * sigma, x), key), x, sigma)
 
 
 def _flow_steps(objective: RectifiedFlow, config: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -139,23 +138,24 @@ def _flow_steps(objective: RectifiedFlow, config: SamplerConfig) -> tuple[np.nda
     return sigmas[:-1], sigmas[1:]
 
 
-def _filled(value: jax.Array, x: jax.Array) -> jax.Array:
+def _repeat(value: jax.Array, x: jax.Array) -> jax.Array:
+    """Repeat a number for each sample of x: [] -> [B]."""
     return jnp.full(x.shape[:1], value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A sampler and what it needs.
+    """A sampler, as it is registered in `SAMPLERS`.
 
     Attributes:
-      objective: the objective that it samples.
-      start: (objective, config) -> arrays with a leading axis of steps, and the step function.
-      predictions: most predictions of the model in one step, for analytic FLOPs.
+      objective: class of the objectives that it can sample.
+      build: (objective, config) -> (rows, step), see the top of this file.
+      predictions_per_step: largest number of model predictions in one step, for analytic FLOPs.
     """
 
     objective: type[Objective]
-    start: Callable[[Any, SamplerConfig], tuple[Any, Step]]
-    predictions: int = 1
+    build: Callable[[Any, SamplerConfig], tuple[Any, Step]]
+    predictions_per_step: int = 1
 
 
 # `config.sampling.sampler` -> sampler
@@ -163,15 +163,15 @@ SAMPLERS = {
     "ddpm": Sampler(GaussianDiffusion, ddpm),
     "ddim": Sampler(GaussianDiffusion, ddim),
     "euler": Sampler(RectifiedFlow, euler),
-    "heun": Sampler(RectifiedFlow, heun, predictions=2),
+    "heun": Sampler(RectifiedFlow, heun, predictions_per_step=2),
 }
 
 
 def check_sampler(config: SamplerConfig, objective: Objective) -> None:
-    """Check that a sampler exists, fits the objective and can take this number of steps.
+    """Check that the sampler exists, fits the objective and supports the number of steps.
 
     Raises:
-      UserError: it doesn't, naming the field.
+      UserError: it does not; the message names the field.
     """
     if config.sampler not in SAMPLERS:
         raise UserError(
@@ -179,20 +179,30 @@ def check_sampler(config: SamplerConfig, objective: Objective) -> None:
         )
     sampler = SAMPLERS[config.sampler]
     if not isinstance(objective, sampler.objective):
-        fitting = [
+        suitable = [
             name for name, other in SAMPLERS.items() if isinstance(objective, other.objective)
         ]
         raise UserError(
             f"sampler={config.sampler!r} does not sample a {type(objective).__name__}: "
-            f"choose one of {', '.join(fitting)}"
+            f"choose one of {', '.join(suitable)}"
         )
-    sampler.start(objective, config)
+    sampler.build(objective, config)
 
 
 def sample_noise(
     key: jax.Array, sample: jax.Array, stream: jax.Array | int, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Noise [B, *shape] of (key, stream, sample): a sample's draws ignore its batch-mates."""
+    """Return standard normal noise [B, *shape].
+
+    The noise of a sample depends on the key, the stream and its index only, and not on the rest of
+    the batch.
+
+    Args:
+      key: a PRNG key.
+      sample: [B] int32 sample indices.
+      stream: 0 for the initial noise, otherwise the sampler step plus 1.
+      shape: of one sample.
+    """
     key = jax.random.fold_in(key, stream)
 
     def draw(index: jax.Array) -> jax.Array:
@@ -209,19 +219,28 @@ def sample(
     sample_index: jax.Array,
     shape: tuple[int, ...],
 ) -> jax.Array:
-    """Draws samples.
+    """Generate samples.
 
     Args:
-      objective: what the model was trained with.
-      predict: (x, timestep [B], key) -> output, guided already.
-      key: of the whole drawing; with the index it decides a sample.
-      sample_index: [B] int32 index of each sample in the drawing.
+      objective: with which the model was trained.
+      config: sampler and number of steps.
+      predict: (x, timestep [B], key) -> output, including guidance.
+      key: a PRNG key. A sample depends on the key and its index only.
+      sample_index: [B] int32 index of each sample in the request.
       shape: of one sample, (H, W, C).
 
     Returns:
       [B, H, W, C] float32.
+
+    Example:
+      >>> def predict(x, timestep, key):
+      ...     return jnp.zeros_like(x)  # a velocity of zero, so the noise stays as it is
+      >>> config = SamplerConfig(sampler="euler", steps=4)
+      >>> index = jnp.arange(3)
+      >>> sample(RectifiedFlow(), config, predict, jax.random.key(0), index, (8, 8, 1)).shape
+      (3, 8, 8, 1)
     """
-    steps, step = SAMPLERS[config.sampler].start(objective, config)
+    rows, step = SAMPLERS[config.sampler].build(objective, config)
     noise_key, model_key = jax.random.split(key)
 
     def body(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
@@ -230,5 +249,5 @@ def sample(
         return step(row, x, noise, predict, jax.random.fold_in(model_key, number)), None
 
     x = sample_noise(noise_key, sample_index, 0, shape)
-    x, _ = jax.lax.scan(body, x, (jnp.arange(config.steps), jax.tree.map(jnp.asarray, steps)))
+    x, _ = jax.lax.scan(body, x, (jnp.arange(config.steps), jax.tree.map(jnp.asarray, rows)))
     return x

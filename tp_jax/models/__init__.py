@@ -1,6 +1,6 @@
-"""The networks, and their configs by the key `config.model.kind`.
+"""The diffusion models and their configs, registered in `MODELS`.
 
-The modules that build networks are imported when a network is built, because they import jax.
+The classes of the models are imported only when one is built, because they import jax.
 """
 
 from __future__ import annotations
@@ -38,12 +38,18 @@ MODELS: dict[str, tuple[type[TransformerConfig], Callable[[Any], nn.Module]]] = 
 
 
 def build_model(config: TransformerConfig) -> nn.Module:
-    """Return the module of a config.
+    """Return the Flax module for a config.
 
     Raises:
       TypeError: the class of the config isn't in `MODELS`.
+
+    Example:
+      >>> from tp_jax.thinking import ThinkingConfig
+      >>> config = DiTConfig(depth=2, width=32, heads=2, thinking=ThinkingConfig(layers=(1,)))
+      >>> type(build_model(config))
+      <class 'tp_jax.models.dit.DiT'>
     """
     for config_class, build in MODELS.values():
         if type(config) is config_class:
             return build(config)
-    raise TypeError(f"no model takes a {type(config).__name__}")
+    raise TypeError(f"{type(config).__name__} is not the config of a model in MODELS")

@@ -1,4 +1,4 @@
-"""The one attention function."""
+"""Softmax attention, the only implementation that the models use."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from tp_jax.models.config import AttentionImplementation
 
 
 def cudnn_applies(dtype: jnp.dtype, head_dim: int) -> bool:
-    """Whether cuDNN's fused attention takes this dtype and head size on this machine."""
+    """Return whether cuDNN's fused attention supports this dtype and head size here."""
     return (
         jax.default_backend() == "gpu"
         and dtype in (jnp.bfloat16, jnp.float16)
@@ -19,15 +19,19 @@ def cudnn_applies(dtype: jnp.dtype, head_dim: int) -> bool:
 def attention(
     qkv: jax.Array, heads: int, implementation: AttentionImplementation = "auto"
 ) -> jax.Array:
-    """Softmax attention among all tokens of a sample.
+    """Compute softmax attention over all tokens of a sample, with the softmax in float32.
 
     Args:
-      qkv: [B, N, 3, H, D/H], the axis of 3 being queries, keys, values.
+      qkv: [B, N, 3, H, D/H], queries, keys and values.
       heads: number of heads H.
-      implementation: "xla", "cudnn", or "auto", which takes cuDNN where it applies.
+      implementation: "xla", "cudnn", or "auto", which uses cuDNN where `cudnn_applies`.
 
     Returns:
-      [B, N, D], heads joined; the softmax is in float32.
+      [B, N, D], the heads concatenated.
+
+    Example:
+      >>> attention(jnp.zeros((2, 16, 3, 4, 8)), heads=4).shape
+      (2, 16, 32)
     """
     q, k, v = (qkv[:, :, i] for i in range(3))
     if implementation == "auto":
@@ -37,5 +41,5 @@ def attention(
 
 
 def split_heads(qkv: jax.Array, heads: int) -> jax.Array:
-    """[..., D] -> [..., H, D/H]."""
+    """Reshape [..., D] to [..., H, D/H]."""
     return qkv.reshape(*qkv.shape[:-1], heads, -1)

@@ -1,4 +1,4 @@
-"""The config fields that every transformer shares, and what a model says about itself.
+"""The config fields that all models share, and the properties of a model that other code asks for.
 
 This module and the configs of the models don't import jax, so that commands can show their help
 and check a config quickly.
@@ -15,17 +15,18 @@ AttentionImplementation = Literal["auto", "xla", "cudnn"]
 ATTENTION: tuple[AttentionImplementation, ...] = get_args(AttentionImplementation)
 # The keys of `stack.REMAT_POLICIES`.
 REMAT = ("none", "dots", "full")
-# What a condition holds: a class label, encoded text, or a frame (with a label beside it).
-Takes = Literal["label", "text", "frame"]
+# What a model is conditioned on: a class label, encoded text, or a frame and a label.
+ConditionKind = Literal["label", "text", "frame"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TextShape:
-    """The shape of the text that a model takes.
+    """The shape of the encoded text that a model is conditioned on.
 
     Attributes:
       tokens: number L of text tokens.
-      width, pooled_width: features of a text token, and of the pooled text.
+      width: features of each text token.
+      pooled_width: features of the pooled text.
     """
 
     tokens: int
@@ -35,25 +36,27 @@ class TextShape:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(abc.ABC):
-    """The fields that all models share, and what a model says about itself.
+    """The config fields that all models share.
 
-    Code outside `models/` asks these properties and never for a kind of model.
+    Code outside `models/` uses the properties of this class instead of testing for a kind of model.
 
     Attributes:
-      image_size: height and width of what is diffused (pixels or latents).
-      channels, out_channels: of the input, and of the output (twice that, with a learned
-        variance).
-      patch: patch size; must divide image_size.
-      depth, width, heads: number of blocks, D, and attention heads.
+      image_size: height and width of the data that is diffused, in pixels or latents.
+      channels: input channels.
+      out_channels: output channels; twice the input channels with a learned variance.
+      patch: side of a patch; must divide image_size.
+      depth: number of blocks.
+      width: D.
+      heads: number of attention heads.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are always float32.
-      remat: what the backward pass keeps of a block: "none" recomputes nothing, "dots" keeps
-        matrix products, "full" keeps the blocks' inputs alone.
+      remat: what the forward pass of a block stores for the backward pass: "none" stores
+        everything, "dots" the matrix products, "full" only the input of the block.
       scan_blocks: scan over stacked blocks; False unrolls them.
-      attention: "auto", "xla" or "cudnn".
+      attention: implementation of attention: "auto", "xla" or "cudnn".
       thinking: where and how the model thinks.
 
     Raises:
-      UserError: a value out of range, naming the field.
+      UserError: a value is out of range; the message names the field.
     """
 
     image_size: int = 32
@@ -98,43 +101,46 @@ class TransformerConfig(abc.ABC):
 
     @property
     def tokens(self) -> int:
-        """Number N of vision tokens of an image of `image_size`."""
+        """Return the number N of vision tokens for an image of `image_size`."""
         return (self.image_size // self.patch) ** 2
 
     @property
     @abc.abstractmethod
-    def takes(self) -> Takes:
-        """What the model is conditioned on."""
+    def condition_kind(self) -> ConditionKind:
+        """Return what the model is conditioned on."""
 
     @property
     def classes(self) -> int:
-        """Number of classes that the model tells apart; 0 where it takes no labels."""
+        """Return the number of classes; 0 if the model isn't conditioned on labels."""
         return 0
 
     @property
     def unconditional(self) -> bool:
-        """Whether the condition says nothing about the image, so that guidance has no effect."""
+        """Return whether the condition carries no information, so that guidance has no effect."""
         return False
 
     @property
     def text(self) -> TextShape | None:
-        """The text that the model takes; None where it takes none."""
+        """Return the shape of the text; None if the model isn't conditioned on text."""
         return None
 
     @property
-    def sides(self) -> tuple[int, int] | None:
-        """Unit and maximum of an image's sides; None where only `image_size` can be drawn."""
+    def size_limits(self) -> tuple[int, int] | None:
+        """Return (unit, maximum) of height and width; None if only `image_size` is possible.
+
+        Height and width, in the unit of `image_size`, must be multiples of the unit.
+        """
         return None
 
     @abc.abstractmethod
     def block_flops(self, layer: int) -> float:
-        """FLOPs of one block without thinking: forward pass, one sample."""
+        """Return the FLOPs of one block without thinking, forward, for one sample."""
 
     def embedding_flops(self) -> float:
-        """FLOPs of embedding timestep, class and both ends' modulation: forward, one sample."""
+        """Return the FLOPs of the timestep embedding and the final modulation, for one sample."""
         return 2 * (256 + self.width) * self.width + 4 * self.width**2
 
 
 def attention_flops(tokens: int, width: int) -> float:
-    """FLOPs of QKᵀ and of its product with V, for one sample."""
+    """Return the FLOPs of the two matrix products of attention, for one sample."""
     return 4 * tokens**2 * width

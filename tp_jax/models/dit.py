@@ -1,6 +1,6 @@
-"""DiT (Peebles & Xie, arXiv 2212.09748), with thinking in any set of blocks.
+"""DiT (Peebles & Xie, arXiv 2212.09748), with thinking layers in any of its blocks.
 
-B samples, N tokens, D width, C channels. Layout and numbers as facebookresearch/DiT.
+B samples, N tokens, D width, C channels. The results equal those of facebookresearch/DiT.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ import numpy as np
 from tp_jax.models import stack
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.models.dit_config import DiTConfig
+from tp_jax.models.final_layer import FinalLayer
 from tp_jax.models.layers import (
     QKV,
     AdaLN,
@@ -26,7 +27,6 @@ from tp_jax.models.layers import (
     position_embedding,
     timestep_embedding,
 )
-from tp_jax.models.transformer import FinalLayer
 from tp_jax.parallel.sharding import gather
 from tp_jax.thinking.layer import (
     Conditioning,
@@ -38,7 +38,7 @@ from tp_jax.thinking.layer import (
 
 
 class DiTBlock(nn.Module):
-    """adaLN-Zero block: attention (or thinking in its place), then an MLP."""
+    """adaLN-Zero block: attention, or a thinking layer instead of it, then an MLP."""
 
     config: DiTConfig
 
@@ -46,7 +46,7 @@ class DiTBlock(nn.Module):
     def __call__(
         self, x: jax.Array, y: Conditioning, think: InPlaceOfAttention | None = None
     ) -> tuple[jax.Array, Thought | None]:
-        """x [B, N, D] -> x [B, N, D] and what was thought."""
+        """Map x [B, N, D] to x [B, N, D], and return the statistics of the thinking layer."""
         cfg, dtype = self.config, x.dtype
         chunks = AdaLN(cfg.width, 6, dtype, name="adaln")((y.time + y.condition).astype(dtype))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = chunks
@@ -67,7 +67,7 @@ class DiTBlock(nn.Module):
 
 
 class DiTBase(nn.Module):
-    """The base model; its parameters are the same whichever blocks think."""
+    """The base model. Its parameters do not depend on which blocks think."""
 
     config: DiTConfig
 
@@ -80,7 +80,7 @@ class DiTBase(nn.Module):
         thinking: Mapping[int, InPlaceOfAttention],
         frame: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[int, Thought]]:
-        """As `DiT`, with the thinking layers handed in."""
+        """Predict the output of `DiT`, with its thinking layers given as an argument."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
         grid = np.arange(height // cfg.patch), np.arange(width // cfg.patch)
@@ -90,7 +90,7 @@ class DiTBase(nn.Module):
             tokens = patchify(image.astype(dtype), cfg.patch)
             return dense(cfg.width, name, dtype, path=name)(tokens) + positions
 
-        # Wherever `cfg.frame` asks for one it is there.
+        # A frame is given whenever `cfg.frame` is set.
         given = cast(jax.Array, frame)
         if cfg.frame == "channels":
             x = jnp.concatenate([x, given], axis=-1)
@@ -99,13 +99,13 @@ class DiTBase(nn.Module):
             x = jnp.concatenate([embed(given, "frame_embed"), x], axis=1)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         normal = nn.initializers.normal(0.02)
-        # The row after the last class stands for no class.
+        # The last row of the table is the embedding of "no class".
         table = nn.Embed(cfg.num_classes + 1, cfg.width, embedding_init=normal, name="label_embed")
-        # Whole on every device, as tokens of any class may be there.
+        # Gathered on every device, because a device can have samples of any class.
         embedding = gather({"embedding": table.embedding.astype(dtype)}, "label_embed")
         y = Conditioning(time, jnp.take(embedding["embedding"], label, axis=0))
 
-        # In place of arrays.
+        # Initialisation needs shapes and dtypes only.
         tokens: Any = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
         vector: Any = jax.ShapeDtypeStruct((1, cfg.width), dtype)
         example = (tokens, Conditioning(vector, vector))
@@ -121,7 +121,7 @@ class DiTBase(nn.Module):
 
 
 class DiT(nn.Module):
-    """A DiT: parameters `base` and, where it thinks, `thinking`."""
+    """A DiT, with parameters `base` and, if any block thinks, `thinking`."""
 
     config: DiTConfig
 
@@ -133,17 +133,17 @@ class DiT(nn.Module):
         condition: dict[str, jax.Array],
         options: ThinkingOptions = ThinkingOptions(),
     ) -> tuple[jax.Array, dict[int, Thought]]:
-        """Predicts what the objective asks for.
+        """Predict the noise, velocity or data, as the objective requires.
 
         Args:
           x: [B, H, W, C] noisy images or latents, any float dtype.
           timestep: [B] in 0 … 1000.
-          condition: {"label": [B] int32}; `num_classes` means no class. With `config.frame`,
-            "frame" [B, H, W, C] too.
-          options: noise, latent steps and trace of the thinking layers.
+          condition: {"label": [B] int32}, where the label `num_classes` means "no class". With
+            `config.frame` also "frame" [B, H, W, C].
+          options: for the thinking layers.
 
         Returns:
-          [B, H, W, out_channels] float32, and {block index: Thought}.
+          [B, H, W, out_channels] float32, and {block index: statistics of its thinking layer}.
         """
         tokens = (x.shape[1] // self.config.patch) * (x.shape[2] // self.config.patch)
         tokens *= 2 if self.config.frame == "tokens" else 1
@@ -153,12 +153,12 @@ class DiT(nn.Module):
         return base(x, timestep, condition["label"], layers, condition.get("frame"))
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The same batch without its classes, for guidance and dropout."""
-        # A frame stays: what is drawn goes on from it, with or without a class.
+        """Return the condition with "no class" labels, for guidance and dropout."""
+        # The frame is kept, because the prediction always continues from it.
         return condition | {"label": jnp.full_like(condition["label"], self.config.num_classes)}
 
     def example_condition(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a condition."""
+        """Return the shapes and dtypes of a condition."""
         cfg = self.config
         label = {"label": jax.ShapeDtypeStruct((batch,), jnp.int32)}
         shape = (batch, cfg.image_size, cfg.image_size, cfg.channels)

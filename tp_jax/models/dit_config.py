@@ -3,7 +3,7 @@
 import dataclasses
 
 from tp_jax.messages.errors import UserError
-from tp_jax.models.config import Takes, TransformerConfig, attention_flops
+from tp_jax.models.config import ConditionKind, TransformerConfig, attention_flops
 
 # The sizes that facebookresearch/DiT published.
 SIZES = {
@@ -16,12 +16,14 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig(TransformerConfig):
-    """A DiT.
+    """The fields of `config.model` for a DiT; the defaults are those of DiT-XL/2.
 
     Attributes:
-      num_classes: 0 is the unconditional model, whose one label is 0.
-      frame: how the model is given a frame, which what it draws is added to: "" not at all; as
-        further "channels" of its input; or as further "tokens", which tokens attend to.
+      mlp_ratio: hidden width of the MLPs, as a multiple of D.
+      num_classes: number of classes; with 0 the model is unconditional, and its only label is 0.
+      frame: how the model is conditioned on a frame: "" not at all; "channels" concatenates the
+        frame to the input; "tokens" adds its patches to the tokens. With a frame, the output is
+        the frame plus what the final layer returns.
     """
 
     mlp_ratio: int = 4
@@ -37,39 +39,40 @@ class DiTConfig(TransformerConfig):
 
     @property
     def tokens(self) -> int:
-        """Number N of tokens, the frame's among them."""
+        """Return the number N of vision tokens, including those of the frame."""
         return super().tokens * (2 if self.frame == "tokens" else 1)
 
     @property
-    def takes(self) -> Takes:
-        """A frame where `frame` says how, else a label."""
+    def condition_kind(self) -> ConditionKind:
+        """Return "frame" if `frame` is set, else "label"."""
         return "frame" if self.frame else "label"
 
     @property
     def classes(self) -> int:
-        """As of `TransformerConfig`."""
+        """Return `num_classes`."""
         return self.num_classes
 
     @property
     def unconditional(self) -> bool:
-        """As of `TransformerConfig`."""
+        """Return whether there are no classes."""
         return self.num_classes == 0
 
     def block_flops(self, layer: int) -> float:
-        """As of `TransformerConfig`."""
+        """Return the FLOPs of one block without thinking, forward, for one sample."""
         n, d = self.tokens, self.width
         linear = 8 + 4 * self.mlp_ratio
         return linear * n * d**2 + attention_flops(n, d) + 12 * d**2
 
 
 def check_decodable(config: TransformerConfig) -> None:
-    """Raises a UserError unless a model has one thinking layer, whose steps are to be decoded."""
-    if not isinstance(config, DiTConfig) or config.takes != "frame":
+    """Raise a UserError if `decode_latent_steps` does not support a model with this config."""
+    if not isinstance(config, DiTConfig) or config.condition_kind != "frame":
         raise UserError(
-            "latent steps are decoded by a dit model that is given a frame: set config.model.frame"
+            "only a dit model conditioned on a frame can decode its latent steps: set "
+            "config.model.frame"
         )
     if len(config.thinking.layers) != 1:
         raise UserError(
-            f"config.model.thinking.layers={config.thinking.layers}: latent steps are decoded of "
-            f"one layer; name one"
+            f"config.model.thinking.layers={config.thinking.layers}: to decode latent steps, name "
+            f"exactly one block"
         )

@@ -1,6 +1,6 @@
-"""Analytic FLOPs of a training step: matrix products, a multiply-add counted as two.
+"""Analytic FLOPs of a train step: those of matrix products, with two FLOPs per multiply-add.
 
-Compilers count the body of a scan once, so their own figures are of no use here.
+The counts that XLA reports are not used, because XLA counts the body of a scan only once.
 """
 
 import dataclasses
@@ -11,9 +11,11 @@ from tp_jax.thinking.config import ThinkingConfig
 
 
 def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
-    """What thinking adds to one block, forward, per sample: (trained part, attention).
+    """Return the FLOPs that thinking adds to one block, forward, per sample.
 
-    The trained part, gate and chosen experts, has weight gradients; attention has none.
+    Returns:
+      (FLOPs of the gate and the chosen experts, FLOPs of attention). They are separate because
+      only the first have weights, and so weight gradients.
     """
     thinking: ThinkingConfig = config.thinking
     n, d, steps = config.tokens, config.width, thinking.latent_steps
@@ -29,19 +31,20 @@ def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
 
 
 def forward_flops(config: TransformerConfig) -> float:
-    """The whole model, forward, per sample."""
+    """Return the FLOPs of the whole model, forward, per sample."""
     trained, attention = thinking_flops(config)
     blocks = sum(config.block_flops(layer) for layer in range(config.depth))
     return blocks + len(config.thinking.layers) * (trained + attention) + _ends_flops(config)
 
 
 def decoding_flops(config: TransformerConfig) -> float:
-    """What decoding the latent steps before the last adds, forward, per sample: 0 without a frame.
+    """Return the FLOPs of decoding the intermediate latent steps, forward, per sample.
 
-    Each goes through the thinking block's own projection and MLP, the blocks after it and the head.
-    The blocks before it, which run a second time for all of them, aren't counted.
+    They are decoded only by models conditioned on a frame; for others this is 0. Each latent step
+    goes through the output projection and MLP of the thinking block, the later blocks and the final
+    layer. The earlier blocks, which run once more for all of them together, are not counted.
     """
-    if not isinstance(config, DiTConfig) or config.takes != "frame":
+    if not isinstance(config, DiTConfig) or config.condition_kind != "frame":
         return 0.0
     (layer,) = config.thinking.layers
     n, d = config.tokens, config.width
@@ -58,12 +61,18 @@ def _ends_flops(config: TransformerConfig) -> float:
 
 
 def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str) -> float:
-    """Forward and backward of one update; recomputation under remat isn't counted.
+    """Return the FLOPs of one train step, forward and backward, without remat's recomputation.
 
-    With `trainable="thinking"` gradients flow back to the first thinking block only, and the
-    base's weights need none. A model that is given a frame takes 1 … T latent steps alike often.
+    With `trainable="thinking"`, the backward pass ends at the first thinking block, and the base
+    has no weight gradients. A model conditioned on a frame trains 1 … T latent steps equally often,
+    so the result is the mean over them.
+
+    Args:
+      config: of the model.
+      batch_size: global batch size.
+      trainable: `config.train.trainable`.
     """
-    if config.takes != "frame":
+    if config.condition_kind != "frame":
         return _update_flops(config, batch_size, trainable)
     counts = [
         _update_flops(

@@ -1,8 +1,9 @@
-"""Frames decoded from the latent steps of a thinking layer, as on FrozenLake.
+"""Decodes an image from every latent step of a thinking layer, as for FrozenLake.
 
-The recursion itself stays as it is. What it leaves behind at latent step t, ã^t, is read: the
-block's own projection and MLP, the blocks after it and the head make a frame of ã^t - x̃, which is
-what attention gave, without the base's part. The last latent step is what the model draws.
+The recursion itself is unchanged. For an intermediate latent step t, ã^t - x̃ is the attention
+output of that step. It is decoded by the rest of the model: the output projection and MLP of the
+thinking block, the later blocks and the final layer. The last latent step decodes to the
+prediction of the model.
 
 T latent steps, B samples, N tokens, D width.
 """
@@ -21,7 +22,7 @@ from tp_jax.thinking.recursion import Attend, Project
 
 @struct.dataclass
 class _Ended:
-    """Gives a block, in place of its attention, what its thinking layer attended to.
+    """Replaces the attention of a block by a given attention output.
 
     Attributes:
       attended: ã^t - x̃ [B, N, D].
@@ -38,7 +39,7 @@ class _Ended:
         base: Project,
         attend: Attend,
     ) -> tuple[jax.Array, None, None]:
-        """As `InPlaceOfAttention`."""
+        """Return the given attention output, without text and statistics."""
         return self.attended, None, None
 
 
@@ -50,21 +51,22 @@ def decode_latent_steps(
     condition: dict[str, jax.Array],
     options: ThinkingOptions = ThinkingOptions(),
 ) -> tuple[jax.Array, dict[int, Thought]]:
-    """What every latent step of the one thinking layer decodes to.
+    """Decode every latent step of the only thinking layer of a model.
 
     Args:
-      model, x, timestep, condition, options: as of `DiT`.
+      model: a DiT for which `check_decodable` passes.
       params: {"base", "thinking"}.
+      x, timestep, condition, options: arguments of `DiT`.
 
     Returns:
-      [T, B, H, W, out_channels] float32, the last being what the model predicts, and
-      {block index: Thought}.
+      [T, B, H, W, out_channels] float32, of which the last is the model's prediction, and
+      {block index: statistics of its thinking layer}.
     """
     (layer,) = model.config.thinking.layers
     traced = dataclasses.replace(options, trace=True)
     found = model.apply({"params": params}, x, timestep, condition, traced)
     last, thoughts = cast(tuple[jax.Array, dict[int, Thought]], found)
-    # ã⁰ … ã^{T-1}, and ã⁰ = x̃; traced, so that they are there.
+    # ã⁰ … ã^{T-1} with ã⁰ = x̃; not None, because of trace=True.
     tokens = cast(jax.Array, thoughts[layer].tokens)
     if len(tokens) == 1:
         return last[None], thoughts

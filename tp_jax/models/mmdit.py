@@ -1,7 +1,7 @@
-"""MMDiT (Esser et al., arXiv 2403.03206): SD3's joint-attention transformer, with thinking.
+"""MMDiT (Esser et al., arXiv 2403.03206), the joint-attention transformer of SD3, with thinking.
 
-B samples, N vision tokens, L text tokens, D width. Layout and numbers as diffusers'
-SD3Transformer2DModel; `qk_norm` and `dual_attention_layers` are SD3.5's.
+B samples, N vision tokens, L text tokens, D width. The results equal those of diffusers'
+SD3Transformer2DModel. `qk_norm` and `dual_attention_layers` are for SD3.5.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +15,7 @@ import numpy as np
 from tp_jax.messages.errors import UserError
 from tp_jax.models import stack
 from tp_jax.models.attention import attention, split_heads
+from tp_jax.models.final_layer import FinalLayer
 from tp_jax.models.layers import (
     QKV,
     AdaLN,
@@ -29,7 +30,6 @@ from tp_jax.models.layers import (
     timestep_embedding,
 )
 from tp_jax.models.mmdit_config import MMDiTConfig
-from tp_jax.models.transformer import FinalLayer
 from tp_jax.thinking.layer import (
     Conditioning,
     InPlaceOfAttention,
@@ -43,8 +43,9 @@ class MMDiTBlock(nn.Module):
     """Joint attention of vision and text, then an MLP for each.
 
     Attributes:
-      dual: the vision tokens also attend among themselves.
-      last: the text goes into attention but isn't carried on.
+      config: of the model.
+      dual: add a second attention over the vision tokens only.
+      last: the text tokens enter attention, but are not updated, because no block follows.
     """
 
     config: MMDiTConfig
@@ -52,7 +53,7 @@ class MMDiTBlock(nn.Module):
     last: bool = False
 
     def _qk_norm(self, prefix: str) -> Callable[[jax.Array], jax.Array]:
-        """Pure function on [B, N, 3, H, D/H]: norms queries and keys, leaves values."""
+        """Return a function on [B, N, 3, H, D/H] that normalises queries and keys."""
         if not self.config.qk_norm:
             return lambda qkv: qkv
         head_dim = self.config.width // self.config.heads
@@ -69,14 +70,17 @@ class MMDiTBlock(nn.Module):
         y: Conditioning,
         think: InPlaceOfAttention | None = None,
     ) -> tuple[tuple[jax.Array, jax.Array], Thought | None]:
-        """(vision [B, N, D], text [B, L, D]) -> the same and what was thought."""
+        """Map (vision [B, N, D], text [B, L, D]) to the same shapes.
+
+        Also return the statistics of the thinking layer.
+        """
         (x, c), cfg = carry, self.config
         dtype, vision_tokens = x.dtype, x.shape[1]
         embedding = (y.time + y.condition).astype(dtype)
         modulation = AdaLN(cfg.width, 9 if self.dual else 6, dtype, name="adaln")(embedding)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation[:6]
         text_adaln = AdaLN(cfg.width, 2 if self.last else 6, dtype, name="text_adaln")(embedding)
-        # The last block's text modulation is stored the other way round.
+        # In the last block, the published weights store the scale before the shift.
         text_shift, text_scale = text_adaln[::-1] if self.last else text_adaln[:2]
 
         base = QKV(cfg.width, dtype, name="qkv")()
@@ -121,7 +125,7 @@ class MMDiTBlock(nn.Module):
 
 
 class MMDiTBase(nn.Module):
-    """The base model; its parameters are the same whichever blocks think."""
+    """The base model. Its parameters do not depend on which blocks think."""
 
     config: MMDiTConfig
 
@@ -134,7 +138,7 @@ class MMDiTBase(nn.Module):
         pooled: jax.Array,
         thinking: Mapping[int, InPlaceOfAttention],
     ) -> tuple[jax.Array, dict[int, Thought]]:
-        """As `MMDiT`, with the thinking layers handed in."""
+        """Predict the output of `MMDiT`, with its thinking layers given as an argument."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
         x = dense(cfg.width, "patch_embed", dtype, path="patch_embed")(
@@ -154,11 +158,11 @@ class MMDiTBase(nn.Module):
         return final(carry[0], Conditioning(time, pooled), height, width), thoughts
 
     def _positions(self, patches: int) -> np.ndarray:
-        """The centre of the position table, as the coordinates of `patches` patches."""
+        """Return the scaled coordinates of the central `patches` entries of the position table."""
         cfg = self.config
         if patches > cfg.max_grid:
             raise UserError(
-                f"an image of {patches} patches a side exceeds the position table: "
+                f"an image with {patches} patches per side exceeds the position table: "
                 f"config.model.max_grid={cfg.max_grid}"
             )
         start = (cfg.max_grid - patches) // 2
@@ -166,11 +170,11 @@ class MMDiTBase(nn.Module):
 
     def _stacks(self, dtype: jnp.dtype) -> list[stack.Stack]:
         cfg = self.config
-        # In place of arrays.
+        # Initialisation needs shapes and dtypes only.
         tokens: Any = jax.ShapeDtypeStruct((1, 1, cfg.width), dtype)
         vector: Any = jax.ShapeDtypeStruct((1, cfg.width), dtype)
         example = ((tokens, tokens), Conditioning(vector, vector))
-        # Name, whether dual and whether last, and number of layers.
+        # (name, dual, last, number of layers)
         kinds = [
             ("dual_blocks", True, False, cfg.dual_attention_layers),
             ("blocks", False, False, cfg.depth - cfg.dual_attention_layers - 1),
@@ -186,7 +190,7 @@ class MMDiTBase(nn.Module):
 
 
 class MMDiT(nn.Module):
-    """An MMDiT: parameters `base` and, where it thinks, `thinking`."""
+    """An MMDiT, with parameters `base` and, if any block thinks, `thinking`."""
 
     config: MMDiTConfig
 
@@ -198,18 +202,18 @@ class MMDiT(nn.Module):
         condition: dict[str, jax.Array],
         options: ThinkingOptions = ThinkingOptions(),
     ) -> tuple[jax.Array, dict[int, Thought]]:
-        """Predicts what the objective asks for.
+        """Predict the noise, velocity or data, as the objective requires.
 
         Args:
           x: [B, H, W, C] noisy images or latents, any float dtype.
           timestep: [B] in 0 … 1000.
-          condition: {"text": [B, L, text_width], "pooled": [B, pooled_width]} and, beside
-            them, the embeddings of the empty prompt that guidance and dropout use, "null_text"
-            [B, L, text_width] and "null_pooled" [B, pooled_width].
-          options: noise, latent steps and trace of the thinking layers.
+          condition: the encoded prompts, "text" [B, L, text_width] and "pooled"
+            [B, pooled_width], and the encoded empty prompt, "null_text" and "null_pooled" of the
+            same shapes.
+          options: for the thinking layers.
 
         Returns:
-          [B, H, W, out_channels] float32, and {block index: Thought}.
+          [B, H, W, out_channels] float32, and {block index: statistics of its thinking layer}.
         """
         tokens = (x.shape[1] // self.config.patch) * (x.shape[2] // self.config.patch)
         thinking = Thinking(self.config.thinking, self.config.width, name="thinking")
@@ -218,12 +222,12 @@ class MMDiT(nn.Module):
         return base(x, timestep, condition["text"], condition["pooled"], layers)
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The same batch with the empty prompt, for guidance and dropout."""
+        """Return the condition with the empty prompt, for guidance and dropout."""
         text, pooled = condition["null_text"], condition["null_pooled"]
         return condition | {"text": text, "pooled": pooled}
 
     def example_condition(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a condition."""
+        """Return the shapes and dtypes of a condition."""
         cfg = self.config
         text = jax.ShapeDtypeStruct((batch, cfg.text_tokens, cfg.text_width), jnp.float32)
         pooled = jax.ShapeDtypeStruct((batch, cfg.pooled_width), jnp.float32)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from tp_jax.messages.errors import UserError
-from tp_jax.models.config import Takes, TextShape, TransformerConfig, attention_flops
+from tp_jax.models.config import ConditionKind, TextShape, TransformerConfig, attention_flops
 
 # The sizes that Stability AI published.
 SIZES = {
@@ -17,16 +17,17 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class MMDiTConfig(TransformerConfig):
-    """An MMDiT; the defaults are SD3-medium's.
+    """The fields of `config.model` for an MMDiT; the defaults are those of SD3-medium.
 
     Attributes:
-      text_width, pooled_width: features of the text tokens and of the pooled text.
-      text_tokens: number L of text tokens; sizes examples and FLOPs only.
-      qk_norm: RMS norm of queries and keys, per head.
-      dual_attention_layers: how many of the first blocks have a second attention, among the
-        vision tokens alone.
-      max_grid: side of the position table, in patches, which a smaller image is centred in.
-      base_grid: side, in patches, that the positions are scaled to.
+      text_width: features of each text token.
+      pooled_width: features of the pooled text.
+      text_tokens: number L of text tokens, used for the shapes of examples and for FLOPs only.
+      qk_norm: apply an RMS norm to queries and keys, per head.
+      dual_attention_layers: number of blocks, from the first, with a second attention over the
+        vision tokens only.
+      max_grid: side of the position table in patches. Smaller images use its centre.
+      base_grid: side in patches to which the coordinates of the position table are scaled.
     """
 
     image_size: int = 128
@@ -52,27 +53,27 @@ class MMDiTConfig(TransformerConfig):
             )
         if self.image_size // self.patch > self.max_grid:
             raise UserError(
-                f"config.model.image_size={self.image_size} has more patches a side than "
+                f"config.model.image_size={self.image_size} has more patches per side than "
                 f"config.model.max_grid={self.max_grid}"
             )
 
     @property
-    def takes(self) -> Takes:
-        """Text."""
+    def condition_kind(self) -> ConditionKind:
+        """Return "text"."""
         return "text"
 
     @property
     def text(self) -> TextShape:
-        """As of `TransformerConfig`."""
+        """Return the shape of the encoded text."""
         return TextShape(self.text_tokens, self.text_width, self.pooled_width)
 
     @property
-    def sides(self) -> tuple[int, int]:
-        """Whole patches, up to the side of the position table."""
+    def size_limits(self) -> tuple[int, int]:
+        """Return the side of a patch, and that of an image with `max_grid` patches per side."""
         return self.patch, self.patch * self.max_grid
 
     def block_flops(self, layer: int) -> float:
-        """As of `TransformerConfig`."""
+        """Return the FLOPs of one block without thinking, forward, for one sample."""
         n, d, text = self.tokens, self.width, self.text_tokens
         last, dual = layer == self.depth - 1, layer < self.dual_attention_layers
         linear = 24 * n + (6 if last else 24) * text + (8 * n if dual else 0)
@@ -81,7 +82,7 @@ class MMDiTConfig(TransformerConfig):
         return (linear + adaln) * d**2 + attention
 
     def embedding_flops(self) -> float:
-        """As of `TransformerConfig`, with the text's projections."""
+        """Return the FLOPs of all embeddings and the final modulation, for one sample."""
         text = 2 * self.text_tokens * self.text_width * self.width
         pooled = 2 * (self.pooled_width + self.width) * self.width
         return super().embedding_flops() + text + pooled

@@ -1,4 +1,4 @@
-"""Runs of equal blocks, stacked and scanned, with thinking blocks between the runs."""
+"""Stacks of equal blocks: scanned in segments, with the thinking blocks run in between."""
 
 import itertools
 from collections.abc import Mapping
@@ -18,7 +18,14 @@ REMAT_POLICIES = {
 
 
 class Stack(NamedTuple):
-    """Equal blocks: one module and its parameters with a leading axis of layers."""
+    """Equal blocks: one module, and its parameters with a leading axis of layers.
+
+    Attributes:
+      name: path of the parameters in the model.
+      block: the module, called as (carry, conditioning, replacement of attention or None).
+      params: stacked parameters.
+      layers: number of blocks.
+    """
 
     name: str
     block: nn.Module
@@ -29,10 +36,14 @@ class Stack(NamedTuple):
 def declare_stack(
     module: nn.Module, name: str, block: nn.Module, layers: int, *example: Any
 ) -> Stack:
-    """Declares the stacked parameters of `layers` equal blocks under `module/name`.
+    """Declare the stacked parameters of `layers` equal blocks under `module/name`.
 
     Args:
-      example: arguments (arrays or ShapeDtypeStructs) that the block can be initialised with.
+      module: the module to which the parameters belong.
+      name: of the stack among its parameters.
+      block: one unbound block.
+      layers: number of blocks.
+      example: arguments for the block's `init`; shapes and dtypes are enough.
     """
 
     def init(key):
@@ -54,29 +65,29 @@ def run_stacks(
     remat: str,
     scan: bool,
 ) -> tuple[Any, dict[int, Thought]]:
-    """Runs all blocks in order.
+    """Run all blocks in order.
 
     Args:
-      stacks: in the order of the blocks; block indices count through them.
-      carry: what a block takes and returns first.
-      y: conditioning that every block sees.
-      thinking: {block index: what it calls in place of its attention}, as of `Thinking`.
-      remat: a key of `REMAT_POLICIES`: what the backward pass keeps of each block.
-      scan: False unrolls the runs (slow to compile; the values are the same).
+      stacks: in the order of the blocks. Block indices count through all stacks.
+      carry: first argument and first result of every block.
+      y: embeddings that condition every block.
+      thinking: {block index: function that the block calls instead of its attention}.
+      remat: a key of `REMAT_POLICIES`, which activations are stored for the backward pass.
+      scan: False unrolls the blocks, which compiles slowly and gives the same values.
 
     Returns:
-      The last carry and {block index: Thought}.
+      The last carry, and {block index: statistics of its thinking layer}.
     """
 
     def checkpointed(f, scanned):
         policy = REMAT_POLICIES[remat]
-        # Outside a loop the compiler would find the first computation and keep its results.
+        # prevent_cse: outside a loop, common-subexpression elimination would undo the remat.
         return f if policy is None else jax.checkpoint(f, policy=policy, prevent_cse=not scanned)
 
     y, dtype = constrain_batch(y), jax.tree.leaves(carry)[0].dtype
 
     def apply(stack, carry, layer_params, think=None):
-        # Cast before they are gathered, which halves the bytes of bfloat16.
+        # Cast before gathering: in bfloat16 this halves the bytes that are exchanged.
         layer_params = gather(jax.tree_util.tree_map_with_path(in_dtype, layer_params), stack.name)
         carry = constrain_batch(carry)
         carry, thought = stack.block.apply({"params": layer_params}, carry, y, think)
@@ -110,6 +121,6 @@ def run_stacks(
 
 
 def _segments(layers: int, alone: set[int]) -> list[tuple[int, int]]:
-    """Cuts range(layers) into (start, stop): each index of `alone` by itself, runs between."""
+    """Split range(layers) into (start, stop) segments; each index in `alone` is one of its own."""
     cuts = sorted({0, layers} | {c for i in alone if 0 <= i < layers for c in (i, i + 1)})
     return list(itertools.pairwise(cuts))

@@ -115,7 +115,7 @@ def _trace_sample(
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
         traced = generator.compiled().trace(params, key, index, condition)
-    predictions = built.sampler.steps * SAMPLERS[built.sampler.sampler].predictions
+    predictions = built.sampler.steps * SAMPLERS[built.sampler.sampler].predictions_per_step
     predictions *= 1 if built.sampler.guidance_scale == 1 else 2
     flops = predictions * batch_size * forward_flops(built.model)
     return TracedProgram(traced, flops, {"parameters": _bytes_per_device(shapes, shardings)})

@@ -62,7 +62,7 @@ class _SamplePlan:
 
 def _plan_samples(drawing: Drawing, loaded: Loaded) -> _SamplePlan:
     check_no_frame(loaded, drawing.workdir)
-    is_text_model = loaded.built.model.takes == "text"
+    is_text_model = loaded.built.model.condition_kind == "text"
     if drawing.prompts or is_text_model:
         if drawing.labels or drawing.uniform:
             raise UserError(

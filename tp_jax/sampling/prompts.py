@@ -39,7 +39,7 @@ def load_text_encoder(loaded: ModelOnMesh) -> TextEncoder:
         one that the model was trained with.
     """
     model = loaded.built.model
-    if model.takes != "text":
+    if model.condition_kind != "text":
         raise UserError(
             f"a {loaded.config.model.kind} model is conditioned on classes, not on prompts: use "
             f"--labels instead of --prompts"

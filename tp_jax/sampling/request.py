@@ -23,7 +23,7 @@ from tp_jax.sampling.loaded import Loaded, ModelOnMesh, load, without_thinking
 
 def check_no_frame(loaded: ModelOnMesh, workdir: epath.Path) -> None:
     """Raise a UserError if the model is conditioned on a frame, which no flag can give."""
-    if loaded.built.model.takes == "frame":
+    if loaded.built.model.condition_kind == "frame":
         raise UserError(
             f"{workdir} has a model that predicts what follows a given frame: use python -m "
             f"tp_jax.evaluate --suite={loaded.config.data.source}, which supplies the frames"
@@ -49,14 +49,14 @@ def drawn_size(
     if height is None and width is None:
         return None
     model = loaded.built.model
-    if model.sides is None:
+    if model.size_limits is None:
         raise UserError(
             f"--height and --width: a {loaded.config.model.kind} model only generates the size "
             f"that it was trained on, so leave them out"
         )
     factor = loaded.codec.space.factor if loaded.codec else 1
     pixels = [model.image_size * factor if side is None else side for side in (height, width)]
-    unit, largest = (factor * side for side in model.sides)
+    unit, largest = (factor * side for side in model.size_limits)
     for name, side in zip(("height", "width"), pixels, strict=True):
         if side % unit or not unit <= side <= largest:
             raise UserError(f"--{name}={side}: must be a multiple of {unit}, up to {largest}")

@@ -108,7 +108,7 @@ def _picture_conditions(model: ModelOnMesh, source: data.Source, encoder: Any) -
     num = model.config.train.samples
     if not num:
         return {}
-    if model.built.model.takes == "label":
+    if model.built.model.condition_kind == "label":
         return {"label": choose_labels((), num, model.built.model.classes)}
     return data.example_conditions(source, encoder, num)
 

@@ -41,7 +41,7 @@ def choose_gradient(model: nn.Module, objective: Objective, config: ConfigDict) 
 
     Models conditioned on a frame also predict the frames of earlier latent steps, if there are any.
     """
-    if isinstance(model, DiT) and model.config.takes == "frame":
+    if isinstance(model, DiT) and model.config.condition_kind == "frame":
         has_earlier_frames = model.config.thinking.latent_steps > 1
         if has_earlier_frames:
             return make_frames_gradient(model, objective, config)

@@ -76,7 +76,7 @@ class AdmSuite(Suite):
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
         """Draws images of all classes in turn."""
         settings, transformer = self.settings(model), model.built.model
-        if transformer.takes != "label":
+        if transformer.condition_kind != "label":
             raise UserError(
                 f"config.evaluation.suite={self.name!r} draws one image for each class, but this "
                 f"{model.config.model.kind} model takes text or a frame: choose another suite"

@@ -87,7 +87,7 @@ def run_sweep(sweep: Sweep) -> None:
         raise UserError("--guidance_scales or --latent_steps is empty: give at least one of each")
     can_resume(sweep.out, sweep.out / DESCRIPTION, f"--out={sweep.out}", "a sweep")
     loaded = load(sweep.workdir, sweep.checkpoint, dtype=sweep.dtype, autoencoder=sweep.autoencoder)
-    if loaded.built.model.takes == "text":
+    if loaded.built.model.condition_kind == "text":
         raise UserError(
             f"--workdir={sweep.workdir}: --sweep needs a class-conditional model, but this "
             f"{loaded.config.model.kind} model takes text: use --suite=geneval, dpg or shapes"

@@ -34,7 +34,7 @@ class FrameGenerator(Generator):
         key, model_key = jax.random.split(jax.random.fold_in(key, 1))
         noise = sample_noise(key, index, 0, x.shape[1:])
         sigma = jnp.full(len(x), self.read_sigma)
-        x = self.objective.noised(x, noise, sigma)
+        x = self.objective.add_noise(x, noise, sigma)
         options = ThinkingOptions(RoutingNoise(model_key, index, train=False), self.latent_steps)
         # DiT is the only model that takes a frame.
         model = cast(DiT, self.model)

@@ -105,7 +105,7 @@ def _maps_for(
     Raises:
       UserError: the model doesn't draw from frames of FrozenLake, or there is no map.
     """
-    if model.built.model.takes != "frame" or model.config.data.source != "frozenlake":
+    if model.built.model.condition_kind != "frame" or model.config.data.source != "frozenlake":
         raise UserError(
             f"{name}: {model.workdir} was trained on {model.config.data.source}, but this suite "
             f"wants a model of configs/frozenlake.py"

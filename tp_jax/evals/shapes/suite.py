@@ -64,7 +64,7 @@ class ShapesSuite(GenEvalLayout):
 
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
         """Draws the prompts once each."""
-        if model.built.model.takes != "text":
+        if model.built.model.condition_kind != "text":
             raise UserError(
                 f"config.evaluation.suite={self.name!r} draws prompts, but this "
                 f"{model.config.model.kind} model takes none: choose another suite"

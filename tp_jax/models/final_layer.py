@@ -1,4 +1,4 @@
-"""The final layer that every transformer here has.
+"""The final layer of DiT and MMDiT.
 
 B samples, N tokens, D width.
 """
@@ -16,8 +16,9 @@ class FinalLayer(nn.Module):
     """adaLN, a zero-initialised linear layer, and unpatchify.
 
     Attributes:
-      order: of the two modulations in the published weights: DiT's "shift_scale", or SD3's
-        "scale_shift".
+      config: of the model.
+      order: order of the two modulations in the published weights: "shift_scale" in DiT,
+        "scale_shift" in SD3.
     """
 
     config: TransformerConfig
@@ -25,7 +26,7 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, y: Conditioning, height: int, width: int) -> jax.Array:
-        """x [B, N, D] -> [B, height, width, out_channels] float32."""
+        """Map tokens x [B, N, D] to [B, height, width, out_channels] float32."""
         cfg, dtype = self.config, x.dtype
         chunks = AdaLN(cfg.width, 2, dtype, name="adaln")((y.time + y.condition).astype(dtype))
         shift, scale = chunks if self.order == "shift_scale" else chunks[::-1]
