@@ -23,7 +23,7 @@ from tp_jax.config import default
 from tp_jax.messages.errors import UserError
 from tp_jax.models.mmdit_config import SIZES
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.cost import equal_rank
+from tp_jax.thinking.parameter_count import matched_lora_rank
 
 VARIANTS = ("one-layer", "m5t5", "no-mod", "lora", "512", "debug")
 
@@ -83,7 +83,7 @@ def apply_variants(config: ConfigDict, variants: list[str]) -> ConfigDict:
     if "debug" in variants:
         shrink(config)
     if "lora" in variants:
-        rank = equal_rank(config.model.width, ThinkingConfig(**thinking.to_dict()))
+        rank = matched_lora_rank(config.model.width, ThinkingConfig(**thinking.to_dict()))
         thinking.update(experts=1, latent_steps=1, gate="first", rank=rank)
     return config
 

@@ -16,7 +16,7 @@ from tp_jax.config import default
 from tp_jax.messages.errors import UserError
 from tp_jax.text.words import WordEncoder
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.cost import equal_rank
+from tp_jax.thinking.parameter_count import matched_lora_rank
 from tp_jax.worlds.shapes.scenes import MAX_WORDS, WORDS
 
 
@@ -79,7 +79,7 @@ def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
         layers = sorted({depth // 6, depth // 3, depth // 2})
         thinking = dict(layers=tuple(layers), experts=2, latent_steps=2, rank=32, gate_width=32)
         if "lora" in variants:
-            rank = equal_rank(width, ThinkingConfig(**thinking))
+            rank = matched_lora_rank(width, ThinkingConfig(**thinking))
             thinking |= dict(experts=1, latent_steps=1, gate="first", rank=rank)
         config.model.thinking.update(**thinking)
         config.init.base = "runs/shapes"

@@ -10,8 +10,8 @@ from thinking_reference import thinking_attention
 
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.gate import RoutingNoise, draw_routing
-from tp_jax.thinking.layer import Conditioning, init_thinking_layer
+from tp_jax.thinking.gate import GateRandomness, draw_routing
+from tp_jax.thinking.layer import AttentionInputs, Conditioning, init_thinking_layer
 from tp_jax.thinking.recursion import think
 
 B, N, L, D, HEADS = 2, 5, 3, 8, 2
@@ -51,14 +51,17 @@ def our_layer(inputs, config, noise=None, **options):
         out = attention(split_heads(jnp.concatenate([qkv, text], 1), HEADS), HEADS)
         return out[:, :N], out[:, N:]
 
-    return think(
-        inputs["params"],
+    block = AttentionInputs(
         inputs["vision"],
         inputs["scale"],
         inputs["shift"],
         Conditioning(inputs["time"], inputs["condition"]),
         lambda x: jnp.einsum("bnd,dpe->bnpe", x, inputs["kernel"]),
         attend,
+    )
+    return think(
+        inputs["params"],
+        block,
         config=config,
         draws=draw_routing(
             noise, config, LAYER, options.get("latent_steps") or config.latent_steps, N
@@ -99,8 +102,8 @@ def reference_layer(inputs, config, noise=None, latent_steps=None):
     )
 
 
-def make_noise(train=True):
-    return RoutingNoise(jax.random.key(3), jnp.array([4, 9]), train)
+def gate_randomness(train=True):
+    return GateRandomness(jax.random.key(3), jnp.array([4, 9]), train)
 
 
 def small_thinking(**fields):

@@ -120,16 +120,16 @@ def assert_matches(ours, theirs):
 )
 def test_output_equals_the_public_model(name, suffix):
     model, params = golden_model(name)
-    output, thoughts = apply(model, params, *golden_inputs(name, suffix))
-    assert not thoughts
+    output, routing_stats = apply(model, params, *golden_inputs(name, suffix))
+    assert not routing_stats
     assert_matches(output, golden(name)[f"out{suffix}"])
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_untrained_thinking_does_not_change_the_output(name):
     model, params = golden_model(name, THINKING)
-    output, thoughts = apply(model, params, *golden_inputs(name))
-    assert list(thoughts) == [1]
+    output, routing_stats = apply(model, params, *golden_inputs(name))
+    assert list(routing_stats) == [1]
     assert_matches(output, golden(name)["out"])
 
 

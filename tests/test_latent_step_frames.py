@@ -23,7 +23,7 @@ from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.performance.programs import trace
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
 from tp_jax.train.frames_loss import make_frames_loss
 from tp_jax.train.state import make_state
@@ -41,11 +41,11 @@ CONFIG = DiTConfig(
 def test_decoded_frame_equals_that_of_a_layer_that_ends_at_the_step(frame):
     model = build_model(dataclasses.replace(CONFIG, frame=frame))
     params, (x, timestep, condition) = random_params(model), example(model)
-    frames, thoughts = jax.jit(lambda p: decode_latent_steps(model, p, x, timestep, condition))(
-        params
-    )
+    frames, routing_stats = jax.jit(
+        lambda p: decode_latent_steps(model, p, x, timestep, condition)
+    )(params)
     assert frames.shape == (4, 3, 4, 4, 2) and frames.dtype == jnp.float32
-    assert thoughts[1].entropy.shape == (4,)
+    assert routing_stats[1].entropy.shape == (4,)
     last, _ = model.apply({"params": params}, x, timestep, condition)
     np.testing.assert_allclose(frames[-1], last, atol=1e-5)
     layer = params["thinking"]["layer_1"]
@@ -99,7 +99,7 @@ def test_model_output_is_added_to_the_given_frame(frame):
 def test_every_frame_has_a_gradient_for_gate_and_experts():
     model = build_model(CONFIG)
     params, inputs = random_params(model), example(model)
-    options = ThinkingOptions(RoutingNoise(jax.random.key(2), jnp.arange(3)))
+    options = ThinkingOptions(GateRandomness(jax.random.key(2), jnp.arange(3)))
 
     def loss(params, step):
         frames, _ = decode_latent_steps(model, params, *inputs, options)
@@ -131,7 +131,7 @@ def test_loss_compares_the_frame_after_each_move(moves):
     total, metrics = make_frames_loss(model, recording, config)(params, batch, 7, moves)
     ((x, x_t, times),) = calls
     np.testing.assert_array_equal(x, frames[:, moves - 1])
-    noise = RoutingNoise(stream_key(config.seed, "routing", 7), batch["index"])
+    noise = GateRandomness(stream_key(config.seed, "routing", 7), batch["index"])
     decoded, _ = decode_latent_steps(
         model, params, x_t, 1000 * times, condition, ThinkingOptions(noise, moves)
     )

@@ -14,7 +14,7 @@ from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit_config, mmdit
 from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.models.parameters import abstract_params
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
 
 
@@ -83,7 +83,7 @@ def test_attaching_untrained_thinking_keeps_the_output(kind, dispatch, experts, 
         layer["experts"]["lora_b"] *= 0
     inputs = example(plain)
     wanted = run(plain, {"base": params["base"]}, inputs)
-    noise = RoutingNoise(jax.random.key(2), jnp.arange(3))
+    noise = GateRandomness(jax.random.key(2), jnp.arange(3))
 
     @jax.jit
     def both(params):

@@ -13,8 +13,8 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
 from tp_jax.models.parameters import abstract_params
 from tp_jax.thinking import ThinkingConfig
-from tp_jax.thinking.cost import equal_rank, layer_parameters
 from tp_jax.thinking.layer import init_thinking_layer
+from tp_jax.thinking.parameter_count import count_layer_parameters, matched_lora_rank
 
 SD3 = pathlib.Path(__file__).parents[1] / "configs" / "sd3_coco.py"
 
@@ -40,8 +40,10 @@ def count(config, width):
 )
 def test_plain_lora_of_equal_rank_has_as_many_parameters(fields):
     width, config = 96, ThinkingConfig(**fields)
-    assert layer_parameters(width, config) == count(config, width)
-    lora = ThinkingConfig(experts=1, latent_steps=1, gate="first", rank=equal_rank(width, config))
+    assert count_layer_parameters(width, config) == count(config, width)
+    lora = ThinkingConfig(
+        experts=1, latent_steps=1, gate="first", rank=matched_lora_rank(width, config)
+    )
     # Equal up to rounding the rank; one more rank is 6·width parameters.
     assert abs(count(lora, width) - count(config, width)) <= 6 * width / 2
     assert count(dataclasses.replace(lora, rank=1), width) == (2 + 6) * width

@@ -13,8 +13,8 @@ from layer_inputs import (
     D,
     N,
     assert_close,
+    gate_randomness,
     layer_inputs,
-    make_noise,
     our_layer,
     reference_layer,
     small_thinking,
@@ -24,9 +24,9 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.dispatch import LOCAL_DISPATCHES
-from tp_jax.thinking.gate import RoutingNoise, draw_routing
+from tp_jax.thinking.gate import GateRandomness, draw_routing
 from tp_jax.thinking.layer import init_thinking_layer
-from tp_jax.thinking.recursion import Thought, balance_loss
+from tp_jax.thinking.recursion import RoutingStats, balance_loss
 
 # {name: (config, whether text tokens are attended to, whether routing is noisy as in training)}.
 VARIANTS = {
@@ -54,22 +54,22 @@ VARIANTS = {
 @pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 def test_a_layer_equals_the_per_token_loop(name, dispatch):
     config, text, train = VARIANTS[name]
-    inputs, noise = layer_inputs(config, text), make_noise(train)
+    inputs, noise = layer_inputs(config, text), gate_randomness(train)
     wanted = _reference_values(name)
     config = ThinkingConfig(**vars(config) | {"dispatch": dispatch})
-    vision, text_out, thought = jax.jit(lambda i: our_layer(i, config, noise, trace=True))(inputs)
-    np.testing.assert_array_equal(thought.expert, wanted["experts"])
+    vision, text_out, stats = jax.jit(lambda i: our_layer(i, config, noise, trace=True))(inputs)
+    np.testing.assert_array_equal(stats.expert, wanted["experts"])
     assert_close(vision, wanted["vision"], 1e-5)
     if text:
         assert_close(text_out, wanted["text"], 1e-5)
-    assert_close(thought.probabilities, wanted["probabilities"], 1e-5)
-    assert_close(thought.tokens, wanted["tokens"], 1e-5)
+    assert_close(stats.probabilities, wanted["probabilities"], 1e-5)
+    assert_close(stats.tokens, wanted["tokens"], 1e-5)
 
 
 @functools.cache
 def _reference_values(name):
     config, text, train = VARIANTS[name]
-    return reference_layer(layer_inputs(config, text), config, make_noise(train))
+    return reference_layer(layer_inputs(config, text), config, gate_randomness(train))
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def _reference_gradients(name):
     config, text, train = VARIANTS[name]
 
     def loss(inputs):
-        out = reference_layer(inputs, config, make_noise(train))
+        out = reference_layer(inputs, config, gate_randomness(train))
         return jnp.sum(out["vision"] ** 2) + (jnp.sum(out["text"] ** 3) if text else 0)
 
     return jax.grad(loss)(layer_inputs(config, text))
@@ -90,7 +90,7 @@ def test_gradients_equal_those_of_the_per_token_loop(name, dispatch):
     config = ThinkingConfig(**vars(config) | {"dispatch": dispatch})
 
     def loss(inputs):
-        vision, text_out, _ = our_layer(inputs, config, make_noise(train))
+        vision, text_out, _ = our_layer(inputs, config, gate_randomness(train))
         return jnp.sum(vision**2) + (jnp.sum(text_out**3) if text else 0)
 
     found = jax.jit(jax.grad(loss))(layer_inputs(config, text))
@@ -112,7 +112,7 @@ def test_with_b_zero_the_layer_equals_base_attention(dispatch, experts, steps, t
     qkv = jnp.einsum("bnd,dpe->bnpe", inputs["vision"], inputs["kernel"])
     joint = jnp.concatenate([qkv, inputs["text"]], 1) if text else qkv
     wanted = attention(split_heads(joint, HEADS), HEADS)
-    runs = jax.jit(lambda i: [our_layer(i, config, noise) for noise in (None, make_noise())])
+    runs = jax.jit(lambda i: [our_layer(i, config, noise) for noise in (None, gate_randomness())])
     for vision, text_out, _ in runs(inputs):
         assert_close(vision, wanted[:, :N], 1e-6)
         if text:
@@ -145,9 +145,11 @@ def test_one_latent_step_and_one_expert_equal_plain_lora():
         return out.reshape(B, N, D)
 
     assert_close(
-        jax.jit(lambda i: our_layer(i, config, make_noise())[0])(inputs), lora(inputs), 1e-5
+        jax.jit(lambda i: our_layer(i, config, gate_randomness())[0])(inputs), lora(inputs), 1e-5
     )
-    found = jax.jit(jax.grad(lambda i: jnp.sum(our_layer(i, config, make_noise())[0] ** 2)))(inputs)
+    found = jax.jit(jax.grad(lambda i: jnp.sum(our_layer(i, config, gate_randomness())[0] ** 2)))(
+        inputs
+    )
     wanted = jax.jit(jax.grad(lambda i: jnp.sum(lora(i) ** 2)))(inputs)
     jax.tree.map(lambda a, b: assert_close(a, b, 5e-5), found, wanted)
     for leaf in jax.tree.leaves(found["params"]["gate"]):
@@ -176,14 +178,14 @@ def test_tracing_keeps_the_output_and_is_free_when_off():
     inputs = layer_inputs(config, text=False)
     plain = jax.jit(lambda i: our_layer(i, config))
     traced = jax.jit(lambda i: our_layer(i, config, trace=True))
-    vision, _, thought = plain(inputs)
-    traced_vision, _, traced_thought = traced(inputs)
+    vision, _, stats = plain(inputs)
+    traced_vision, _, traced_stats = traced(inputs)
     np.testing.assert_array_equal(vision, traced_vision)
-    np.testing.assert_array_equal(thought.expert_use, traced_thought.expert_use)
-    assert thought.tokens is None and thought.probabilities is None and thought.expert is None
-    assert traced_thought.tokens.shape == (3, B, N, D)
-    assert traced_thought.probabilities.shape == (3, B, N, 2)
-    np.testing.assert_array_equal(traced_thought.tokens[0], inputs["vision"])
+    np.testing.assert_array_equal(stats.expert_use, traced_stats.expert_use)
+    assert stats.tokens is None and stats.probabilities is None and stats.expert is None
+    assert traced_stats.tokens.shape == (3, B, N, D)
+    assert traced_stats.probabilities.shape == (3, B, N, 2)
+    np.testing.assert_array_equal(traced_stats.tokens[0], inputs["vision"])
     history = f"tensor<3x{B}x{N}x{D}xf32>"
     assert history in traced.lower(inputs).as_text()
     assert history not in plain.lower(inputs).as_text()
@@ -191,42 +193,42 @@ def test_tracing_keeps_the_output_and_is_free_when_off():
 
 def test_statistics_agree_with_the_trace():
     config = small_thinking()
-    thought = our_layer(layer_inputs(config, False), config, make_noise(), trace=True)[2]
-    p, expert = np.asarray(thought.probabilities), np.asarray(thought.expert)
-    assert_close(thought.entropy, -(p * np.log(p)).sum(-1).mean((1, 2)), 1e-6)
+    stats = our_layer(layer_inputs(config, False), config, gate_randomness(), trace=True)[2]
+    p, expert = np.asarray(stats.probabilities), np.asarray(stats.expert)
+    assert_close(stats.entropy, -(p * np.log(p)).sum(-1).mean((1, 2)), 1e-6)
     use = [[(expert[t] == m).mean() for m in range(3)] for t in range(3)]
-    assert_close(thought.expert_use, use, 1e-6)
-    assert_close(thought.importance, p.mean((1, 2)), 1e-6)
-    assert_close(thought.kept, [(expert[t] == expert[t - 1]).mean() for t in (1, 2)], 1e-6)
+    assert_close(stats.expert_use, use, 1e-6)
+    assert_close(stats.importance, p.mean((1, 2)), 1e-6)
+    assert_close(stats.kept, [(expert[t] == expert[t - 1]).mean() for t in (1, 2)], 1e-6)
 
 
 def test_balance_loss_computed_by_hand():
-    thought = Thought(None, None, jnp.array([[0.7, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.1]]), None)
+    stats = RoutingStats(None, None, jnp.array([[0.7, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.1]]), None)
     # Mean importance 0.5, 0.2, 0.2, 0.1: variance 0.0225, mean 0.25.
-    assert balance_loss(thought) == pytest.approx(0.0225 / 0.0625)
+    assert balance_loss(stats) == pytest.approx(0.0225 / 0.0625)
 
     def uniform(logits):
-        return balance_loss(Thought(None, None, jax.nn.softmax(logits)[None], None))
+        return balance_loss(RoutingStats(None, None, jax.nn.softmax(logits)[None], None))
 
     np.testing.assert_allclose(jax.grad(uniform)(jnp.zeros(4)), 0, atol=1e-7)
 
 
 def test_routing_noise_depends_on_key_sample_layer_and_latent_step():
-    noise = make_noise()
+    noise = gate_randomness()
 
     def gumbel(noise, layer, step):
         return draw_routing(noise, small_thinking(), layer, step + 1, N)[step]
 
     drawn = gumbel(noise, LAYER, 1)
     assert drawn.shape == (B, N, 3)
-    swapped = RoutingNoise(noise.key, noise.sample[::-1])
+    swapped = GateRandomness(noise.key, noise.sample[::-1])
     np.testing.assert_array_equal(gumbel(swapped, LAYER, 1), drawn[::-1])
-    alone = RoutingNoise(noise.key, noise.sample[1:])
+    alone = GateRandomness(noise.key, noise.sample[1:])
     np.testing.assert_array_equal(gumbel(alone, LAYER, 1), drawn[1:])
     others = [
         gumbel(noise, LAYER + 1, 1),
         gumbel(noise, LAYER, 2),
-        gumbel(RoutingNoise(jax.random.key(4), noise.sample), LAYER, 1),
+        gumbel(GateRandomness(jax.random.key(4), noise.sample), LAYER, 1),
         drawn[::-1],
     ]
     for other in others:
@@ -234,7 +236,7 @@ def test_routing_noise_depends_on_key_sample_layer_and_latent_step():
 
 
 def test_routing_noise_has_the_gumbel_mean_and_deviation():
-    noise = RoutingNoise(jax.random.key(0), jnp.arange(50))
+    noise = GateRandomness(jax.random.key(0), jnp.arange(50))
     drawn = draw_routing(noise, small_thinking(experts=4), 0, 1, 200)
     assert drawn.mean() == pytest.approx(np.euler_gamma, abs=0.02)
     assert drawn.std() == pytest.approx(np.pi / np.sqrt(6), abs=0.02)

@@ -29,11 +29,12 @@ from tp_jax.models.layers import (
 )
 from tp_jax.parallel.sharding import gather
 from tp_jax.thinking.layer import (
+    AttentionInputs,
+    AttentionReplacement,
     Conditioning,
-    InPlaceOfAttention,
+    RoutingStats,
     Thinking,
     ThinkingOptions,
-    Thought,
 )
 
 
@@ -44,8 +45,8 @@ class DiTBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, y: Conditioning, think: InPlaceOfAttention | None = None
-    ) -> tuple[jax.Array, Thought | None]:
+        self, x: jax.Array, y: Conditioning, think: AttentionReplacement | None = None
+    ) -> tuple[jax.Array, RoutingStats | None]:
         """Map x [B, N, D] to x [B, N, D], and return the statistics of the thinking layer."""
         cfg, dtype = self.config, x.dtype
         chunks = AdaLN(cfg.width, 6, dtype, name="adaln")((y.time + y.condition).astype(dtype))
@@ -55,15 +56,15 @@ class DiTBlock(nn.Module):
         def attend(qkv: jax.Array) -> tuple[jax.Array, None]:
             return attention(split_heads(qkv, cfg.heads), cfg.heads, cfg.attention), None
 
-        h, thought = modulate(layer_norm(x), shift, scale), None
+        h, stats = modulate(layer_norm(x), shift, scale), None
         if think is None:
             attended, _ = attend(base(h))
         else:
-            attended, _, thought = think(h, scale, shift, y, base, attend)
+            attended, _, stats = think(AttentionInputs(h, scale, shift, y, base, attend))
         x = x + gate[:, None] * dense(cfg.width, "proj", dtype)(attended)
         mlp = Mlp(cfg.width, cfg.mlp_ratio * cfg.width, dtype, name="mlp")
         x = x + mlp_gate[:, None] * mlp(modulate(layer_norm(x), mlp_shift, mlp_scale))
-        return x, thought
+        return x, stats
 
 
 class DiTBase(nn.Module):
@@ -77,9 +78,9 @@ class DiTBase(nn.Module):
         x: jax.Array,
         timestep: jax.Array,
         label: jax.Array,
-        thinking: Mapping[int, InPlaceOfAttention],
+        thinking: Mapping[int, AttentionReplacement],
         frame: jax.Array | None = None,
-    ) -> tuple[jax.Array, dict[int, Thought]]:
+    ) -> tuple[jax.Array, dict[int, RoutingStats]]:
         """Predict the output of `DiT`, with its thinking layers given as an argument."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
@@ -112,12 +113,12 @@ class DiTBase(nn.Module):
         blocks = stack.declare_stack(
             self, "blocks", DiTBlock(cfg, parent=None), cfg.depth, *example
         )
-        x, thoughts = stack.run_stacks(
+        x, routing_stats = stack.run_stacks(
             [blocks], x, y, thinking, remat=cfg.remat, scan=cfg.scan_blocks
         )
         x = x[:, -len(positions) :]
         out = FinalLayer(cfg, "shift_scale", name="final")(x, y, height, width)
-        return out + given if cfg.frame else out, thoughts
+        return out + given if cfg.frame else out, routing_stats
 
 
 class DiT(nn.Module):
@@ -132,7 +133,7 @@ class DiT(nn.Module):
         timestep: jax.Array,
         condition: dict[str, jax.Array],
         options: ThinkingOptions = ThinkingOptions(),
-    ) -> tuple[jax.Array, dict[int, Thought]]:
+    ) -> tuple[jax.Array, dict[int, RoutingStats]]:
         """Predict the noise, velocity or data, as the objective requires.
 
         Args:

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from tp_jax.models.dit import DiT, DiTBase
-from tp_jax.thinking.layer import Conditioning, ThinkingOptions, Thought
-from tp_jax.thinking.recursion import Attend, Project
+from tp_jax.thinking.layer import AttentionInputs, RoutingStats, ThinkingOptions
 
 
 @struct.dataclass
-class _Ended:
+class _GivenAttention:
     """Replaces the attention of a block by a given attention output.
 
     Attributes:
@@ -30,15 +29,7 @@ class _Ended:
 
     attended: jax.Array
 
-    def __call__(
-        self,
-        vision: jax.Array,
-        scale: jax.Array,
-        shift: jax.Array,
-        y: Conditioning,
-        base: Project,
-        attend: Attend,
-    ) -> tuple[jax.Array, None, None]:
+    def __call__(self, block: AttentionInputs) -> tuple[jax.Array, None, None]:
         """Return the given attention output, without text and statistics."""
         return self.attended, None, None
 
@@ -50,7 +41,7 @@ def decode_latent_steps(
     timestep: jax.Array,
     condition: dict[str, jax.Array],
     options: ThinkingOptions = ThinkingOptions(),
-) -> tuple[jax.Array, dict[int, Thought]]:
+) -> tuple[jax.Array, dict[int, RoutingStats]]:
     """Decode every latent step of the only thinking layer of a model.
 
     Args:
@@ -64,18 +55,18 @@ def decode_latent_steps(
     """
     (layer,) = model.config.thinking.layers
     traced = dataclasses.replace(options, trace=True)
-    found = model.apply({"params": params}, x, timestep, condition, traced)
-    last, thoughts = cast(tuple[jax.Array, dict[int, Thought]], found)
+    outputs = model.apply({"params": params}, x, timestep, condition, traced)
+    last, routing_stats = cast(tuple[jax.Array, dict[int, RoutingStats]], outputs)
     # ã⁰ … ã^{T-1} with ã⁰ = x̃; not None, because of trace=True.
-    tokens = cast(jax.Array, thoughts[layer].tokens)
+    tokens = cast(jax.Array, routing_stats[layer].tokens)
     if len(tokens) == 1:
-        return last[None], thoughts
+        return last[None], routing_stats
 
-    def read(attended: jax.Array) -> jax.Array:
+    def decode(attended: jax.Array) -> jax.Array:
         base, variables = DiTBase(model.config), {"params": params["base"]}
         label, frame = condition["label"], condition["frame"]
-        ended = {layer: _Ended(attended)}
-        return base.apply(variables, x, timestep, label, ended, frame)[0]
+        replaced = {layer: _GivenAttention(attended)}
+        return base.apply(variables, x, timestep, label, replaced, frame)[0]
 
-    before = jax.vmap(read)(tokens[1:] - tokens[0])
-    return jnp.concatenate([before, last[None]]), thoughts
+    intermediate = jax.vmap(decode)(tokens[1:] - tokens[0])
+    return jnp.concatenate([intermediate, last[None]]), routing_stats

@@ -31,11 +31,12 @@ from tp_jax.models.layers import (
 )
 from tp_jax.models.mmdit_config import MMDiTConfig
 from tp_jax.thinking.layer import (
+    AttentionInputs,
+    AttentionReplacement,
     Conditioning,
-    InPlaceOfAttention,
+    RoutingStats,
     Thinking,
     ThinkingOptions,
-    Thought,
 )
 
 
@@ -68,8 +69,8 @@ class MMDiTBlock(nn.Module):
         self,
         carry: tuple[jax.Array, jax.Array],
         y: Conditioning,
-        think: InPlaceOfAttention | None = None,
-    ) -> tuple[tuple[jax.Array, jax.Array], Thought | None]:
+        think: AttentionReplacement | None = None,
+    ) -> tuple[tuple[jax.Array, jax.Array], RoutingStats | None]:
         """Map (vision [B, N, D], text [B, L, D]) to the same shapes.
 
         Also return the statistics of the thinking layer.
@@ -96,12 +97,14 @@ class MMDiTBlock(nn.Module):
             out = attention(joint, cfg.heads, cfg.attention)
             return out[:, :vision_tokens], out[:, vision_tokens:]
 
-        normed, thought = layer_norm(x), None
+        normed, stats = layer_norm(x), None
         h = modulate(normed, shift, scale)
         if think is None:
             attended, text_attended = attend(base(h))
         else:
-            attended, text_attended, thought = think(h, scale, shift, y, base, attend)
+            attended, text_attended, stats = think(
+                AttentionInputs(h, scale, shift, y, base, attend)
+            )
 
         x = x + gate[:, None] * dense(cfg.width, "proj", dtype)(attended)
         if self.dual:
@@ -113,7 +116,7 @@ class MMDiTBlock(nn.Module):
         mlp = Mlp(cfg.width, 4 * cfg.width, dtype, name="mlp")
         x = x + mlp_gate[:, None] * mlp(modulate(layer_norm(x), mlp_shift, mlp_scale))
         if self.last:
-            return (x, c), thought
+            return (x, c), stats
 
         text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = text_adaln[2:]
         c = c + text_gate[:, None] * dense(cfg.width, "text_proj", dtype)(text_attended)
@@ -121,7 +124,7 @@ class MMDiTBlock(nn.Module):
         c = c + text_mlp_gate[:, None] * text_mlp(
             modulate(layer_norm(c), text_mlp_shift, text_mlp_scale)
         )
-        return (x, c), thought
+        return (x, c), stats
 
 
 class MMDiTBase(nn.Module):
@@ -136,8 +139,8 @@ class MMDiTBase(nn.Module):
         timestep: jax.Array,
         text: jax.Array,
         pooled: jax.Array,
-        thinking: Mapping[int, InPlaceOfAttention],
-    ) -> tuple[jax.Array, dict[int, Thought]]:
+        thinking: Mapping[int, AttentionReplacement],
+    ) -> tuple[jax.Array, dict[int, RoutingStats]]:
         """Predict the output of `MMDiT`, with its thinking layers given as an argument."""
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         height, width = x.shape[1:3]
@@ -150,12 +153,12 @@ class MMDiTBase(nn.Module):
         pooled = EmbedMlp(cfg.width, dtype, name="pooled_embed")(pooled)
         c = dense(cfg.width, "context_embed", dtype, path="context_embed")(text.astype(dtype))
 
-        carry, thoughts = stack.run_stacks(
+        carry, routing_stats = stack.run_stacks(
             self._stacks(dtype), (x, c), Conditioning(time, pooled), thinking,
             remat=cfg.remat, scan=cfg.scan_blocks,
         )  # fmt: skip
         final = FinalLayer(cfg, "scale_shift", name="final")
-        return final(carry[0], Conditioning(time, pooled), height, width), thoughts
+        return final(carry[0], Conditioning(time, pooled), height, width), routing_stats
 
     def _positions(self, patches: int) -> np.ndarray:
         """Return the scaled coordinates of the central `patches` entries of the position table."""
@@ -201,7 +204,7 @@ class MMDiT(nn.Module):
         timestep: jax.Array,
         condition: dict[str, jax.Array],
         options: ThinkingOptions = ThinkingOptions(),
-    ) -> tuple[jax.Array, dict[int, Thought]]:
+    ) -> tuple[jax.Array, dict[int, RoutingStats]]:
         """Predict the noise, velocity or data, as the objective requires.
 
         Args:

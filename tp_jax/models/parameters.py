@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tp_jax.parallel.randomness import stream_key
-from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
 
 Params = dict[str, Any]
@@ -29,6 +29,6 @@ def init_params(model: nn.Module, seed: int) -> Params:
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.example_condition(1)
     )
     # `init` runs the gate, and gate="random" needs a key even though the result is not used.
-    options = ThinkingOptions(RoutingNoise(jax.random.key(0), jnp.zeros(1, jnp.int32)))
+    options = ThinkingOptions(GateRandomness(jax.random.key(0), jnp.zeros(1, jnp.int32)))
     inputs = jnp.zeros(image), jnp.zeros(1), condition, options
     return cast(Params, model.init(stream_key(seed, "init"), *inputs)["params"])

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from tp_jax.parallel.sharding import constrain_batch, gather
-from tp_jax.thinking.layer import Conditioning, InPlaceOfAttention, Thought
+from tp_jax.thinking.layer import AttentionReplacement, Conditioning, RoutingStats
 
 REMAT_POLICIES = {
     "none": None,
@@ -60,11 +60,11 @@ def run_stacks(
     stacks: list[Stack],
     carry: Any,
     y: Conditioning,
-    thinking: Mapping[int, InPlaceOfAttention],
+    thinking: Mapping[int, AttentionReplacement],
     *,
     remat: str,
     scan: bool,
-) -> tuple[Any, dict[int, Thought]]:
+) -> tuple[Any, dict[int, RoutingStats]]:
     """Run all blocks in order.
 
     Args:
@@ -90,13 +90,13 @@ def run_stacks(
         # Cast before gathering: in bfloat16 this halves the bytes that are exchanged.
         layer_params = gather(jax.tree_util.tree_map_with_path(in_dtype, layer_params), stack.name)
         carry = constrain_batch(carry)
-        carry, thought = stack.block.apply({"params": layer_params}, carry, y, think)
-        return constrain_batch(carry), thought
+        carry, stats = stack.block.apply({"params": layer_params}, carry, y, think)
+        return constrain_batch(carry), stats
 
     def in_dtype(path, leaf):
         return leaf.astype(dtype) if path[-1].key in ("kernel", "bias") else leaf
 
-    thoughts, first = {}, 0
+    routing_stats, first = {}, 0
     for stack in stacks:
         params, layers = stack.params, stack.layers
 
@@ -111,13 +111,15 @@ def run_stacks(
             if first + start in thinking:
                 layer_params = jax.tree.map(lambda leaf: leaf[0], part)
                 run = checkpointed(thinking_block, scanned=False)
-                carry, thoughts[first + start] = run(carry, layer_params, thinking[first + start])
+                carry, routing_stats[first + start] = run(
+                    carry, layer_params, thinking[first + start]
+                )
             else:
                 carry, _ = jax.lax.scan(
                     checkpointed(plain, scan), carry, part, unroll=1 if scan else stop - start
                 )
         first += layers
-    return carry, thoughts
+    return carry, routing_stats
 
 
 def _segments(layers: int, alone: set[int]) -> list[tuple[int, int]]:

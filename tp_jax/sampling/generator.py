@@ -24,7 +24,7 @@ from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import check_batch_size, padded_batch_size
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
-from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
 
 
@@ -92,8 +92,8 @@ class Generator:
             def apply(
                 x: jax.Array, timestep: jax.Array, condition: Any, index: jax.Array
             ) -> jax.Array:
-                noise = RoutingNoise(model_key, index, train=False)
-                options = ThinkingOptions(noise, self.latent_steps)
+                randomness = GateRandomness(model_key, index, train=False)
+                options = ThinkingOptions(randomness, self.latent_steps)
                 return self.model.apply({"params": params}, x, timestep, condition, options)[0]
 
             guided = guide(

@@ -143,23 +143,3 @@ def get_cost_inputs(
         find_chip(kind) or UNKNOWN_CHIP,
         itemsize,
     )
-
-
-def layer_parameters(width: int, config: ThinkingConfig) -> int:
-    """Parameters of one thinking layer: its LayerNorm, its experts, and its gate if that learns."""
-    sets = 1 if config.share_across_steps else config.latent_steps
-    experts = 6 * sets * config.experts * width * config.rank
-    gate = 0
-    if config.gate == "learned":
-        inputs = len(config.gate_inputs) * (width + 1) * config.gate_width
-        gate = inputs + (config.gate_width + 1) * config.experts
-    return 2 * width + experts + gate
-
-
-def equal_rank(width: int, thinking: ThinkingConfig) -> int:
-    """Rank of the plain LoRA that has as many parameters in the same layers, to the nearest.
-
-    Plain LoRA is one expert, one latent step, and gate="first", which has no parameters.
-    """
-    norm = 2 * width
-    return max(round((layer_parameters(width, thinking) - norm) / (6 * width)), 1)

@@ -22,7 +22,7 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 
 @struct.dataclass
-class RoutingNoise:
+class GateRandomness:
     """The PRNG key and the sample indices from which the gate draws its random numbers.
 
     The draws for a sample depend on the key and on the index of that sample only, and not on the
@@ -101,14 +101,14 @@ def gate_logits(
 
 
 def draw_routing(
-    noise: RoutingNoise | None, config: ThinkingConfig, layer: int, steps: int, tokens: int
+    randomness: GateRandomness | None, config: ThinkingConfig, layer: int, steps: int, tokens: int
 ) -> jax.Array | None:
     """Draw the random numbers that the gate of one layer uses in all its latent steps.
 
     The draws for the tokens of a sample are a function of (key, layer, latent step, sample).
 
     Args:
-      noise: None, or `train=False` with a learned gate, makes the gate deterministic.
+      randomness: None, or `train=False` with a learned gate, makes the gate deterministic.
       layer: 0-based index of the block.
       steps: number T of latent steps.
       tokens: number N of vision tokens.
@@ -118,14 +118,16 @@ def draw_routing(
       indices [T, B, N] int32; None for a deterministic gate.
 
     Raises:
-      ValueError: `gate="random"` without `noise`.
+      ValueError: `gate="random"` without `randomness`.
     """
-    if config.gate == "random" and noise is None:
-        raise ValueError('gate="random" needs RoutingNoise in sampling as well as in training')
-    if noise is None or config.gate == "first" or (config.gate == "learned" and not noise.train):
+    if config.gate == "random" and randomness is None:
+        raise ValueError('gate="random" needs GateRandomness in sampling as well as in training')
+    if randomness is None or config.gate == "first":
         return None
-    key, fold_in = jax.random.fold_in(noise.key, layer), jax.random.fold_in
-    sample = noise.sample
+    if config.gate == "learned" and not randomness.train:
+        return None
+    key, fold_in = jax.random.fold_in(randomness.key, layer), jax.random.fold_in
+    sample = randomness.sample
 
     def of_samples(key: jax.Array) -> jax.Array:
         return jax.vmap(functools.partial(fold_in, key))(sample)

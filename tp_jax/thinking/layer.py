@@ -13,16 +13,17 @@ from flax import struct
 
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.experts import init_experts
-from tp_jax.thinking.gate import RoutingNoise, draw_routing, init_gate
-from tp_jax.thinking.recursion import Attend, Conditioning, Project, Thought, think
+from tp_jax.thinking.gate import GateRandomness, draw_routing, init_gate
+from tp_jax.thinking.recursion import AttentionInputs, Conditioning, RoutingStats, think
 
 __all__ = [
+    "AttentionInputs",
+    "AttentionReplacement",
     "Conditioning",
-    "InPlaceOfAttention",
+    "RoutingStats",
     "Thinking",
     "ThinkingLayer",
     "ThinkingOptions",
-    "Thought",
     "init_thinking_layer",
 ]
 
@@ -32,12 +33,12 @@ class ThinkingOptions:
     """Options of one forward pass, which need no other parameters.
 
     Attributes:
-      noise: source of the gate's random numbers; None for deterministic routing.
+      randomness: for the gate's random numbers; None for deterministic routing.
       latent_steps: overrides `config.model.thinking.latent_steps`.
       trace: return the probabilities, experts and tokens of every latent step.
     """
 
-    noise: RoutingNoise | None = None
+    randomness: GateRandomness | None = None
     latent_steps: int | None = struct.field(pytree_node=False, default=None)
     trace: bool = struct.field(pytree_node=False, default=False)
 
@@ -64,25 +65,16 @@ def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> d
     return params
 
 
-class InPlaceOfAttention(Protocol):
+class AttentionReplacement(Protocol):
     """A function that a block calls instead of its own attention.
 
     Implementations are pytrees, so that they can be passed through `jax.checkpoint`.
     """
 
     def __call__(
-        self,
-        vision: jax.Array,
-        scale: jax.Array,
-        shift: jax.Array,
-        y: Conditioning,
-        base: Project,
-        attend: Attend,
-    ) -> tuple[jax.Array, jax.Array | None, Thought | None]:
-        """Return the vision and text outputs of attention, and statistics if there are any.
-
-        The arguments are those of `recursion.think`.
-        """
+        self, block: AttentionInputs
+    ) -> tuple[jax.Array, jax.Array | None, RoutingStats | None]:
+        """Return the vision and text outputs of attention, and statistics if there are any."""
         ...
 
 
@@ -101,24 +93,11 @@ class ThinkingLayer:
     latent_steps: int | None = struct.field(pytree_node=False, default=None)
     trace: bool = struct.field(pytree_node=False, default=False)
 
-    def __call__(
-        self,
-        vision: jax.Array,
-        scale: jax.Array,
-        shift: jax.Array,
-        y: Conditioning,
-        base: Project,
-        attend: Attend,
-    ) -> tuple[jax.Array, jax.Array | None, Thought]:
+    def __call__(self, block: AttentionInputs) -> tuple[jax.Array, jax.Array | None, RoutingStats]:
         """Run `recursion.think`."""
         return think(
             self.params,
-            vision,
-            scale,
-            shift,
-            y,
-            base,
-            attend,
+            block,
             config=self.config,
             draws=self.draws,
             latent_steps=self.latent_steps,
@@ -145,7 +124,7 @@ class Thinking(nn.Module):
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
             # Drawn outside the blocks, so that rematerialisation doesn't repeat it.
-            draws = draw_routing(options.noise, self.config, layer, steps, tokens)
+            draws = draw_routing(options.randomness, self.config, layer, steps, tokens)
             layers[layer] = ThinkingLayer(
                 params, draws, self.config, options.latent_steps, options.trace
             )

@@ -18,6 +18,7 @@ Source: arXiv 2604.25299. `README.md` in this folder explains the loop.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -31,12 +32,7 @@ from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.thinking.experts import Experts
 from tp_jax.thinking.gate import Route, choose_experts
 
-# The base model's QKV projection: tokens [B, N, D] -> Q, K, V [B, N, 3, D].
-Project = Callable[[jax.Array], jax.Array]
-# Attention: Q, K, V of the vision tokens [B, N, 3, D] -> outputs of the vision tokens [B, N, D]
-# and of the text tokens [B, L, D], or None without text.
-Attend = Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
-# Fields of a `Thought`, for one latent step or stacked over latent steps.
+# Fields of `RoutingStats`, for one latent step or stacked over latent steps.
 Fields = dict[str, jax.Array]
 
 
@@ -53,8 +49,29 @@ class Conditioning:
     condition: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
+    """What a block passes to the thinking layer that replaces its attention.
+
+    Attributes:
+      vision: x̃ [B, N, D], the modulated input of the block, in the compute dtype.
+      scale, shift: [B, D] the block's adaLN modulation of the attention input.
+      y: embeddings that the gate reads.
+      base: QKV projection of the base model, [B, N, D] -> [B, N, 3, D].
+      attend: attention, Q, K, V of the vision tokens [B, N, 3, D] -> (vision [B, N, D], text
+        [B, L, D] or None). It already contains Q, K, V of the text tokens, which don't change.
+    """
+
+    vision: jax.Array
+    scale: jax.Array
+    shift: jax.Array
+    y: Conditioning
+    base: Callable[[jax.Array], jax.Array]
+    attend: Callable[[jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
 @struct.dataclass
-class Thought:
+class RoutingStats:
     """Routing statistics of one thinking layer, and on request its trace, per latent step.
 
     Attributes:
@@ -87,28 +104,18 @@ def layer_norm(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 def think(
     params: dict[str, Any],
-    vision: jax.Array,
-    scale: jax.Array,
-    shift: jax.Array,
-    y: Conditioning,
-    base: Project,
-    attend: Attend,
+    block: AttentionInputs,
     *,
     config: ThinkingConfig,
     draws: jax.Array | None = None,
     latent_steps: int | None = None,
     trace: bool = False,
-) -> tuple[jax.Array, jax.Array | None, Thought]:
+) -> tuple[jax.Array, jax.Array | None, RoutingStats]:
     """Run the recursion of one layer, in place of the attention of its block.
 
     Args:
       params: parameters of the layer, from `layer.init_thinking_layer`.
-      vision: x̃ [B, N, D], the modulated input of the block, in the compute dtype.
-      scale, shift: [B, D] the block's adaLN modulation of the attention input.
-      y: embeddings that the gate reads.
-      base: QKV projection of the base model, [B, N, D] -> [B, N, 3, D].
-      attend: attention, Q, K, V of the vision tokens [B, N, 3, D] -> (vision [B, N, D], text
-        [B, L, D] or None). It already contains Q, K, V of the text tokens, which don't change.
+      block: the inputs from the block.
       config: sizes and choices.
       draws: random numbers of the gate for all latent steps, from `gate.draw_routing`; None for
         deterministic routing.
@@ -124,6 +131,7 @@ def think(
     """
     steps = config.latent_steps if latent_steps is None else latent_steps
     config.check_latent_steps(steps)
+    vision, y = block.vision, block.y
     batch, count, width = vision.shape
     dispatch = get_dispatch(config, batch, count, width, vision.dtype, steps)
     experts_name = "experts" if config.share_across_steps else "step_experts"
@@ -138,12 +146,14 @@ def think(
     ) -> tuple[jax.Array, jax.Array, Route]:
         normed = layer_norm(params["norm"], tokens)
         chosen = choose_experts(params.get("gate"), config, normed, y.time, y.condition, draw)
-        u = (1 + scale[:, None]) * normed + shift[:, None] if config.modulate else normed
+        u = normed
+        if config.modulate:
+            u = (1 + block.scale[:, None]) * normed + block.shift[:, None]
         u = u.astype(vision.dtype)
         return u, dispatch(u, chosen.expert, chosen.weight, experts), chosen
 
     def base_qkv(u: jax.Array) -> jax.Array:
-        return base(vision if config.base_input == "modulated" else vision + u)
+        return block.base(vision if config.base_input == "modulated" else vision + u)
 
     def intermediate_step(
         tokens: jax.Array, inputs: tuple[jax.Array | None, Experts | None]
@@ -154,7 +164,7 @@ def think(
         )
         if config.base_every_step:
             delta += base_qkv(u)
-        attended, _ = attend(delta)
+        attended, _ = block.attend(delta)
         return attended + vision, step_fields(chosen, tokens)
 
     def step_fields(chosen: Route, tokens: jax.Array) -> Fields:
@@ -169,7 +179,7 @@ def think(
         intermediate_step, vision, (step_draws, per_step), length=steps - 1
     )
     u, delta, chosen = route(tokens, last, last_draw)
-    attended, text = attend(delta + base_qkv(u))
+    attended, text = block.attend(delta + base_qkv(u))
     return attended, text, _combine(fields, step_fields(chosen, tokens), trace)
 
 
@@ -203,20 +213,20 @@ def _step_fields(chosen: Route, tokens: jax.Array | None) -> Fields:
     return fields
 
 
-def _combine(intermediate: Fields, last: Fields, trace: bool) -> Thought:
+def _combine(intermediate: Fields, last: Fields, trace: bool) -> RoutingStats:
     """Join the fields of latent steps 1 … T-1, stacked, with those of latent step T."""
     joined = {name: jnp.concatenate([intermediate[name], last[name][None]]) for name in last}
     expert = joined.pop("expert")
     kept = (expert[1:] == expert[:-1]).mean((1, 2))
-    return Thought(kept=kept, expert=expert if trace else None, **joined)
+    return RoutingStats(kept=kept, expert=expert if trace else None, **joined)
 
 
-def balance_loss(thought: Thought) -> jax.Array:
+def balance_loss(stats: RoutingStats) -> jax.Array:
     """Return the variance of the experts' importance over its squared mean; 0 if all are equal.
 
     This is the squared coefficient of variation of Shazeer et al. (arXiv 1701.06538), computed
     from the variance: the square root in the standard deviation has a NaN gradient where all
     experts are equal, as with a zero-initialised gate.
     """
-    importance = thought.importance.mean(0)
+    importance = stats.importance.mean(0)
     return importance.var() / jnp.square(importance.mean())

@@ -21,7 +21,7 @@ from tp_jax.models.dit import DiT
 from tp_jax.models.latent_step_frames import decode_latent_steps
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.randomness import stream_key
-from tp_jax.thinking.layer import ThinkingOptions, Thought
+from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
 from tp_jax.train.loss import Gradient, Metrics, add_balance_loss, make_diffusion_terms
 
 
@@ -44,19 +44,21 @@ def make_frames_loss(
 
         def predict(
             x_t: jax.Array, timestep: jax.Array, condition: Any, options: ThinkingOptions
-        ) -> tuple[jax.Array, dict[int, Thought]]:
+        ) -> tuple[jax.Array, dict[int, RoutingStats]]:
             options = dataclasses.replace(options, latent_steps=latent_steps)
-            steps, thoughts = decode_latent_steps(model, params, x_t, timestep, condition, options)
+            steps, routing_stats = decode_latent_steps(
+                model, params, x_t, timestep, condition, options
+            )
             error = jnp.square(steps[:-1].swapaxes(0, 1) - earlier).sum()
             decoded["frames"] = error / max(earlier.size, 1)
-            return steps[-1], thoughts
+            return steps[-1], routing_stats
 
-        metrics, thoughts = diffusion_terms(predict, x, batch, train_step)
+        metrics, routing_stats = diffusion_terms(predict, x, batch, train_step)
         # Every `lax.switch` branch must return the same keys; with one latent step `expert_kept`
         # would be empty.
         metrics = {k: v for k, v in metrics.items() if not k.startswith("expert_kept")} | decoded
         loss = metrics["loss"] + config.frozenlake.frames_weight * decoded["frames"]
-        return add_balance_loss(loss, metrics, thoughts, config)
+        return add_balance_loss(loss, metrics, routing_stats, config)
 
     return loss_fn
 

@@ -11,7 +11,7 @@ from tp_jax.models.dit import DiT
 from tp_jax.models.latent_step_frames import decode_latent_steps
 from tp_jax.models.parameters import Params
 from tp_jax.sampling.generator import Generator
-from tp_jax.thinking.gate import RoutingNoise
+from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
 
 
@@ -35,7 +35,7 @@ class FrameGenerator(Generator):
         noise = sample_noise(key, index, 0, x.shape[1:])
         sigma = jnp.full(len(x), self.read_sigma)
         x = self.objective.add_noise(x, noise, sigma)
-        options = ThinkingOptions(RoutingNoise(model_key, index, train=False), self.latent_steps)
+        options = ThinkingOptions(GateRandomness(model_key, index, train=False), self.latent_steps)
         # DiT is the only model that takes a frame.
         model = cast(DiT, self.model)
         frames, _ = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
