@@ -1,13 +1,12 @@
 """Install with `pip install -e .` plus the extras that you need."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
-# TensorFlow only writes TensorBoard files and, through clu, the progress reports of training.
-# Sampling needs neither it nor torch.
 EXTRAS = {
-    "train": ["tensorflow-cpu>=2.18", "tensorboard>=2.18"],
+    "train": ["tensorboardX>=2.6.2", "tensorboard>=2.18"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece", "safetensors"],
@@ -30,11 +29,14 @@ EXTRAS = {
     ],
 }
 
+ROOT = pathlib.Path(__file__).parent
+SOURCE = (ROOT / "tp_jax" / "__init__.py").read_text(encoding="utf-8")
+
 setup(
     name="tp_jax",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.*)"$', SOURCE, re.MULTILINE)[1],
     description="Recursive sparse reasoning in diffusion transformers (The Thinking Pixel) in JAX",
-    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -45,7 +45,7 @@ def small_config(steps: int = STEPS, every_steps: int = 2) -> ConfigDict:
 
 
 class FakeWriter:
-    """Replaces the TensorBoard writer, which imports TensorFlow slowly; it stores the scalars."""
+    """Replaces the TensorBoard writer; stores the scalars."""
 
     def __init__(self):
         self.scalars = {}
@@ -56,7 +56,10 @@ class FakeWriter:
     def write_images(self, train_step, images):
         pass
 
-    def flush(self):
+    def write_texts(self, train_step, texts):
+        pass
+
+    def close(self):
         pass
 
 
@@ -94,7 +97,7 @@ def trained_losses(config, workdir, stop_at=None):
     """Train in this process, with an error at step `stop_at` if given; return the loss by step."""
     curves = FakeWriter()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "open_writer", lambda workdir: curves)
+        patch.setattr(metrics, "TensorBoardWriter", lambda workdir: curves)
         if stop_at is None:
             loop.train(config, epath.Path(workdir))
         else:
@@ -111,7 +114,7 @@ def trained_losses(config, workdir, stop_at=None):
     return {step: scalars["loss"] for step, scalars in curves.scalars.items()}
 
 
-USE_FAKE_WRITER = "resuming.metrics.open_writer = lambda workdir: resuming.FakeWriter()"
+USE_FAKE_WRITER = "resuming.metrics.TensorBoardWriter = lambda workdir: resuming.FakeWriter()"
 
 
 def make_batch_nan(step):

@@ -14,7 +14,7 @@ from conftest import run_entry
 from etils import epath
 from resuming import FakeWriter
 
-from tp_jax.data.prepare import start
+from tp_jax.data.prepare import start_folder
 from tp_jax.data.sources.latents import open_latents
 from tp_jax.messages.renamed import CONFIG_KEYS, config_key_hint
 from tp_jax.train import metrics
@@ -64,7 +64,7 @@ def test_interrupted_sampling_resumes(before):
 
 
 def test_training_resumes(before, capsys, monkeypatch):
-    monkeypatch.setattr(metrics, "open_writer", lambda workdir: FakeWriter())
+    monkeypatch.setattr(metrics, "TensorBoardWriter", lambda workdir: FakeWriter())
     workdir = epath.Path(before / "digits")
     config = read_config(workdir)
     assert config.evaluation.adm.num == 12
@@ -102,7 +102,7 @@ def test_latents_are_read_and_their_preparation_resumes(before):
     assert len(source.records) == 4 and source.class_names == ("class0", "class1")
     example = source.decoder(8, False)(source.records[0], np.random.default_rng(0))
     assert example["x"].shape == (8, 8, 4) and np.isfinite(example["x"]).all()
-    start(epath.Path(before / "latents"), source.header.plan)
+    start_folder(epath.Path(before / "latents"), source.header.plan)
 
 
 def test_scores_are_collected(before, tmp_path):

@@ -93,7 +93,7 @@ def file_contents(folder):
 
 def test_prepared_text_equals_the_encoder_output(prepared):
     source = open_latents(str(prepared))
-    assert source.gives == "text" and source.text_space == ENCODER.space
+    assert source.condition_kind == "text" and source.text_space == ENCODER.space
     assert len(source.records) == IMAGES and len(list(prepared.glob("*.arrayrecord"))) == 3
     empty = ENCODER.encode([""])
     for i in range(IMAGES):
@@ -198,7 +198,7 @@ def test_too_long_caption_is_refused_before_anything_is_written(coco, config, tm
     edit_coco_annotations(lambda c: c["annotations"][1].update(caption=long), tmp_path / "coco")
     config.prepare.dir = str(tmp_path / "coco")
     folder = epath.Path(config.data.dir)
-    with pytest.raises(UserError, match="000000000010.jpg: the prompt .* has 11 words.*takes 8"):
+    with pytest.raises(UserError, match="000000000010.jpg: the prompt .* has 11 words.*at most 8"):
         prepare(config, folder)
     assert not folder.exists()
     # The long caption is not among the first two.
@@ -278,7 +278,7 @@ def test_settings_that_do_not_fit_together_are_refused(prepared, config):
 
 
 def test_training_on_prepared_captions_resumes(prepared, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "open_writer", lambda workdir: FakeWriter())
+    monkeypatch.setattr(metrics, "TensorBoardWriter", lambda workdir: FakeWriter())
     config.data.dir, workdir = str(prepared), epath.Path(tmp_path / "run")
     # Training needs no autoencoder; only sample grids would.
     config.autoencoder.path = ""

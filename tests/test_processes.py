@@ -21,7 +21,7 @@ import resuming
 def get_config():
     return resuming.small_config()
 """
-NO_WRITER = "resuming.metrics.open_writer = lambda workdir: resuming.FakeWriter()"
+NO_WRITER = "resuming.metrics.TensorBoardWriter = lambda workdir: resuming.FakeWriter()"
 SLOW = f"{NO_WRITER}\nresuming.slow_down(0.5)"
 
 

@@ -1,5 +1,6 @@
 """The training loop: check the config, build the train step, restore, then loop over batches."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -14,10 +15,11 @@ from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.train import metrics
 from tp_jax.train.checkpoint import Checkpoints
 from tp_jax.train.liveness import Preemption, Watchdog
+from tp_jax.train.optimizer import make_schedule
 from tp_jax.train.periodic import EmaAction, Evaluation, Every, Log, SampleGrid, Save
 from tp_jax.train.setup import Checked, Program, Start, build, check, restore
 from tp_jax.train.state import TrainState, to_device_memory
-from tp_jax.train.summary import start_lines
+from tp_jax.train.summary import markdown, start_lines
 from tp_jax.workdir.record import write_workdir
 
 
@@ -43,18 +45,22 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     # The config was written first: a folder with checkpoints but no config isn't accepted as a
     # workdir when a killed run resumes.
     checkpoints = start.checkpoints or Checkpoints(workdir, config.checkpoint)
-    writer = metrics.open_writer(workdir)
-    for text in start_lines(checked, program, start.first):
-        say(text)
     window = _window(checked, start)
-    last = _loop(checked, program, start, checkpoints, window, writer)
-    writer.flush()
+    with contextlib.closing(metrics.TensorBoardWriter(workdir)) as writer:
+        writer.write_texts(start.first, {"config": markdown(config)})
+        for text in start_lines(checked, program, start.first):
+            say(text)
+        last = _loop(checked, program, start, checkpoints, window, writer)
     checked.iterator.close()
     if last < config.train.steps:
         say(f"stopped by SIGTERM after step {last}, which is saved: run the same command to resume")
     else:
         seconds = metrics.duration(window.seconds)
-        say(f"done: {last} steps in {seconds} of training; see {workdir}")
+        compiling = metrics.duration(window.compile_seconds)
+        say(
+            f"done: {last} train steps in {seconds}, of which {compiling} were for compilation; "
+            f"see {workdir}"
+        )
 
 
 def _window(checked: Checked, start: Start) -> metrics.Window:
@@ -69,11 +75,12 @@ def _loop(
     start: Start,
     checkpoints: Checkpoints,
     window: metrics.Window,
-    writer: Any,
+    writer: metrics.TensorBoardWriter,
 ) -> int:
     """Run until the last step or until SIGTERM. Return the last train step that was run."""
     config, steps, train_step = checked.config, checked.config.train.steps, start.first
-    log = Log(Every(config.train.log_every, steps), window, writer)
+    schedule = make_schedule(config.optimizer, steps)
+    log = Log(Every(config.train.log_every, steps), window, schedule, writer)
     saved_every = Every(config.checkpoint.every_steps, steps)
     save = Save(saved_every, window, checkpoints, checked.iterator)
     actions, state = _actions(checked, writer), start.take_state()
@@ -85,6 +92,7 @@ def _loop(
             watchdog.beat(train_step)
             if train_step == start.first + 1:
                 window.leave_out_compilation()
+                say(metrics.header())
             if log.due(train_step):
                 log.run(train_step)
             stopping = preemption.should_stop(train_step) and train_step < steps
@@ -99,7 +107,7 @@ def _loop(
     return train_step
 
 
-def _actions(checked: Checked, writer: Any) -> list[EmaAction]:
+def _actions(checked: Checked, writer: metrics.TensorBoardWriter) -> list[EmaAction]:
     config, steps = checked.config, checked.config.train.steps
     actions: list[EmaAction] = []
     if config.train.samples:

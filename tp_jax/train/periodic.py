@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+import optax
 
 from tp_jax.evals import find_suite
 from tp_jax.evals.suite import EvaluateInTraining
@@ -18,6 +19,9 @@ from tp_jax.sampling.request import make_generator
 from tp_jax.train import metrics
 from tp_jax.train.checkpoint import Checkpoints, Progress
 from tp_jax.train.state import TrainState
+
+# The titles of the columns are printed again after this many reports.
+HEADER_EVERY = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +55,18 @@ class Log:
 
     due: Every
     window: metrics.Window
-    writer: Any
+    schedule: optax.Schedule
+    writer: metrics.TensorBoardWriter
 
     def run(self, train_step: int) -> None:
         """Close the window of metrics, and log its means."""
         means = self.window.close()
-        self.writer.write_scalars(train_step, metrics.scalars(means))
+        # The optimizer counts its updates from 0.
+        rate = {"learning_rate": float(self.schedule(train_step - 1))}
+        self.writer.write_scalars(train_step, metrics.scalars(means) | rate)
         say(metrics.line(train_step, self.due.last, means))
+        if train_step // self.due.steps % HEADER_EVERY == 0 and train_step < self.due.last:
+            say(metrics.header())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +106,16 @@ class EmaAction(Protocol):
 class SampleGrid:
     """Samples a grid of images with the EMA parameters, always from the same noise."""
 
-    def __init__(self, due: Every, model: ModelOnMesh, conditions: Any, writer: Any) -> None:
+    def __init__(
+        self, due: Every, model: ModelOnMesh, conditions: Any, writer: metrics.TensorBoardWriter
+    ) -> None:
         """Make a generator for `config.train.samples` images.
 
         Args:
           due: the schedule.
           model: the model.
           conditions: a tree of arrays [config.train.samples, …], one condition per image.
-          writer: a clu metric writer.
+          writer: writes the grid to TensorBoard.
         """
         self.due, count = due, model.config.train.samples
         self._generator = make_generator(model, batch_size=padded_batch_size(model.mesh, count))
@@ -119,7 +130,7 @@ class SampleGrid:
             path = self._model.workdir / "samples" / f"{train_step:08d}.png"
             save_png(path, grid)
             shown = grid if grid.shape[-1] in (1, 3) else grid[..., :3]
-            self._writer.write_images(train_step, {"samples": shown[None]})
+            self._writer.write_images(train_step, {"samples": shown})
             say(f"samples of step {train_step}: {path}")
 
 
@@ -143,7 +154,7 @@ class Evaluation:
     due: Every
     model: ModelOnMesh
     evaluate: EvaluateInTraining
-    writer: Any
+    writer: metrics.TensorBoardWriter
 
     def run(self, train_step: int, params: Params) -> None:
         """Score, and write the results to `evaluations/<train_step>.json` and TensorBoard."""

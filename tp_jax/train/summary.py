@@ -1,10 +1,12 @@
-"""The lines that a run prints when it starts."""
+"""The lines that training prints when it starts."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
 
 from tp_jax.parallel.sharding import device_bytes
 from tp_jax.thinking.dispatch import get_dispatch
@@ -12,10 +14,12 @@ from tp_jax.train.setup import Checked, Program
 
 
 def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
-    """Devices, data, model, memory, and what changed since the last start.
+    """Return lines on devices, data, model, parameters, memory and changed config fields.
 
     Args:
-      first: train_step of the checkpoint that the run goes on from, or 0.
+      checked: the checked parts of the run.
+      program: the train step and the layout of its state.
+      first: train_step of the checkpoint that the run resumes from, or 0.
     """
     lines = [_devices(checked), _data(checked), _model(checked, program)]
     if checked.config.model.thinking.layers:
@@ -23,9 +27,21 @@ def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
     lines.append(_memory(checked, program))
     lines += [f"changed since the last start: {change}" for change in checked.changes]
     if first:
-        lines.append(f"going on from checkpoint {first}")
+        lines.append(f"resuming from the checkpoint of train step {first}")
+    else:
+        lines.append(_parameters(program))
     lines.append("compiling the first step …")
     return lines
+
+
+def markdown(config: ConfigDict) -> str:
+    """Return a config as a code block, for TensorBoard."""
+    return f"```\n{config}```"
+
+
+def _parameters(program: Program) -> str:
+    # Without types: all parameters are float32.
+    return parameter_overview.get_parameter_overview(program.abstract.params, include_stats=False)
 
 
 def _devices(checked: Checked) -> str:
@@ -45,12 +61,14 @@ def _model(checked: Checked, program: Program) -> str:
     def millions(tree: Any) -> str:
         return f"{sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) / 1e6:,.2f} M"
 
-    thinking = config.model.thinking
+    thinking, trained = config.model.thinking, config.train.trainable
+    lines = f"model {config.model.kind}: base {millions(params['base'])} parameters"
+    if not thinking.layers:
+        return f"{lines}, no thinking; training {trained}"
     return (
-        f"model {config.model.kind}: base {millions(params['base'])} parameters, thinking "
-        f"{millions(params.get('thinking', {}))} in blocks {thinking.layers} "
-        f"(M={thinking.experts}, T={thinking.latent_steps}, r={thinking.rank}), "
-        f"training {config.train.trainable}"
+        f"{lines}, thinking {millions(params['thinking'])} in blocks "
+        f"{', '.join(map(str, thinking.layers))} (M={thinking.experts} experts, "
+        f"T={thinking.latent_steps} latent steps, rank {thinking.rank}); training {trained}"
     )
 
 
@@ -66,9 +84,10 @@ def _dispatch(checked: Checked) -> str:
 
 def _memory(checked: Checked, program: Program) -> str:
     sizes = device_bytes(program.abstract, program.shardings)
-    largest = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in list(sizes.items())[:3])
-    host = ", the last two on its host" if checked.config.train.offload else ""
+    name, size = next(iter(sizes.items()))
+    largest = f"{name} {size / 2**20:,.2f} MiB"
+    host = "; EMA and optimizer are in host memory" if checked.config.train.offload else ""
     return (
-        f"state: {sum(sizes.values()) / 2**20:,.1f} MiB for each device (parameters, average, "
-        f"optimizer{host}); largest: {largest}"
+        f"state: {sum(sizes.values()) / 2**20:,.1f} MiB per device (parameters, EMA, optimizer"
+        f"{host}); largest: {largest}"
     )

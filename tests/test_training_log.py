@@ -1,0 +1,70 @@
+"""What training reports: TensorBoard files, read back by TensorBoard, and lines on the terminal."""
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tp_jax.pictures.reading import read_rgb
+from tp_jax.train import metrics
+from tp_jax.train.optimizer import make_schedule
+
+
+@pytest.fixture(scope="module")
+def events(trained):
+    found = EventAccumulator(str(trained))
+    found.Reload()
+    return found
+
+
+def test_tensorboard_has_scalars_for_every_report(events):
+    tags = events.Tags()["scalars"]
+    expected = {"loss", "grad_norm", "learning_rate", "images_per_second", "gate_entropy/layer_1"}
+    assert expected | {"expert_use/layer_2/expert_1"} <= set(tags)
+    for tag in tags:
+        points = events.Scalars(tag)
+        assert [point.step for point in points] == [2, 4, 6]
+        assert np.isfinite([point.value for point in points]).all()
+    config = tiny_config()
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    rates = [point.value for point in events.Scalars("learning_rate")]
+    np.testing.assert_allclose(rates, [schedule(step - 1) for step in (2, 4, 6)], rtol=1e-6)
+
+
+def test_tensorboard_has_the_sample_grid(events, trained, tmp_path):
+    (image,) = events.Images("samples")
+    (tmp_path / "grid.png").write_bytes(image.encoded_image_string)
+    assert image.step == 6
+    found, saved = read_rgb(tmp_path / "grid.png"), read_rgb(trained / "samples" / "00000006.png")
+    np.testing.assert_array_equal(found, saved)
+
+
+def test_tensorboard_has_the_config_as_text(events):
+    (text,) = events.Tensors("config/text_summary")[0].tensor_proto.string_val
+    text = text.decode()
+    assert "learning_rate: 0.01\n" in text and "latent_steps: 2\n" in text
+
+
+def means(blocks, experts):
+    found = {
+        "loss": np.float32(0.51234),
+        "grad_norm": np.float32(12.3456),
+        "images_per_second": 123_456.7,
+        "seconds_per_step": 0.25,
+    }
+    found |= {f"gate_entropy/layer_{i}": np.float32(0.6) for i in range(blocks)}
+    return found | {f"expert_use/layer_{i}": np.full(experts, 1 / experts) for i in range(blocks)}
+
+
+@pytest.mark.parametrize(("blocks", "experts"), [(0, 2), (1, 2), (2, 2), (3, 4), (28, 2), (1, 64)])
+def test_report_lines_are_aligned_and_at_most_120_characters_wide(blocks, experts):
+    line = metrics.line(399_900, 400_000, means(blocks, experts))
+    assert len(line) <= metrics.MAX_WIDTH
+    titles = metrics.header()
+    # Right-aligned columns end where their title ends.
+    for title, cell in (("time left", "25s"), ("loss", "0.5123"), ("grad norm", "12.346")):
+        assert titles.index(title) + len(title) == line.index(cell) + len(cell)
+    if (blocks, experts) == (2, 2):
+        assert line.endswith("block 0 50/50%, block 1 50/50%")
+    if (blocks, experts) == (28, 2):
+        assert line.endswith("28 blocks 50 to 50%")
