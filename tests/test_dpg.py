@@ -11,7 +11,9 @@ from benchmarks import grey_image, raises_user_error, write_lines
 from etils import epath
 from PIL import Image
 
+from tp_jax.evals.dpg import grids as dpg_grids
 from tp_jax.evals.dpg import questions as dpg
+from tp_jax.evals.dpg.prompts import read_prompts
 from tp_jax.evals.dpg.results import read_results
 from tp_jax.evals.dpg.score import Question, score
 
@@ -25,26 +27,26 @@ def test_prompts_are_read_and_grids_are_assembled(tmp_path):
     (folder / "prompts").mkdir()
     (folder / "prompts" / "whoops1.txt").write_text("A cup,\nred.\n")
     (folder / "prompts" / "12.txt").write_text("Two cups")
-    prompts = dpg.read_prompts(folder)
+    prompts = read_prompts(folder)
     assert [(p.index, p.name, p.text) for p in prompts] == [
         (0, "12", "Two cups"),
         (1, "whoops1", "A cup,\nred."),
     ]
-    assert dpg.read_prompts(folder / "prompts") == prompts
-    assert dpg.image_path(folder, prompts[1]) == folder / "whoops1.png"
+    assert read_prompts(folder / "prompts") == prompts
+    assert dpg_grids.image_path(folder, prompts[1]) == folder / "whoops1.png"
     images = np.arange(4 * 2 * 3 * 3).reshape(4, 2, 3, 3)
-    grid = dpg.grid(images)
+    grid = dpg_grids.join_tiles(images)
     assert grid.shape == (4, 6, 3)
     np.testing.assert_array_equal(grid[:2, 3:], images[1])
     np.testing.assert_array_equal(grid[2:, :3], images[2])
-    np.testing.assert_array_equal(dpg.tiles(grid), images)
+    np.testing.assert_array_equal(dpg_grids.split_tiles(grid), images)
     with pytest.raises(ValueError, match="a grid needs 4 images, got 3"):
-        dpg.grid(images[:3])
+        dpg_grids.join_tiles(images[:3])
     (folder / "prompts" / "12.txt").write_text(" \n")
     with raises_user_error("12.txt: the prompt is empty"):
-        dpg.read_prompts(folder)
+        read_prompts(folder)
     with raises_user_error("has no prompts <item_id>.txt"):
-        dpg.read_prompts(folder / "nowhere")
+        read_prompts(folder / "nowhere")
 
 
 def write_questions(folder, text):
@@ -295,7 +297,7 @@ def grids(tmp_path):
     for index, item in enumerate(question_formula.ITEMS):
         tiles = np.zeros((4, 4, 4, 3), np.uint8)
         tiles[..., 0], tiles[..., 1] = index, np.arange(4)[:, None, None]
-        Image.fromarray(dpg.grid(tiles)).save(folder / f"{item}.png")
+        Image.fromarray(dpg_grids.join_tiles(tiles)).save(folder / f"{item}.png")
     table = write_questions(tmp_path, question_formula.csv_text("dependent"))
     return folder, dpg.read_questions(table)
 

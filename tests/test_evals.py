@@ -27,7 +27,7 @@ from tp_jax.evals.adm.reference import (
     read_reference,
     save_statistics,
 )
-from tp_jax.evals.adm.suite import Task, score_images
+from tp_jax.evals.adm.suite import ScoreRequest, score_images
 from tp_jax.messages.errors import UserError
 
 # References and scores
@@ -243,7 +243,7 @@ def inception(monkeypatch, extractor):
 
 def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, capsys):
     folder = save_pngs(tmp_path / "samples", SAMPLE)
-    task = Task(
+    task = ScoreRequest(
         samples=folder,
         reference=save_npz(tmp_path / "a.npz", arr_0=REFERENCE),
         inception=epath.Path("inception"),
@@ -265,7 +265,7 @@ def test_the_suite_writes_scores_and_statistics(inception, expected, tmp_path, c
 
 
 def test_saving_statistics_needs_no_reference(inception, expected, tmp_path):
-    task = Task(
+    task = ScoreRequest(
         samples=save_npz(tmp_path / "a.npz", arr_0=SAMPLE),
         reference=None,
         inception=epath.Path("inception"),
@@ -283,7 +283,7 @@ def test_statistics_of_samples_are_saved_also_if_the_reference_is_damaged(incept
     data = bytearray(path.read_bytes())
     data[5000] ^= 255
     path.write_bytes(data)
-    task = Task(
+    task = ScoreRequest(
         samples=save_npz(tmp_path / "b.npz", arr_0=SAMPLE),
         reference=path,
         inception=epath.Path("inception"),
@@ -302,12 +302,12 @@ BASIC = ["--samples={a}", "--reference={a}", "--inception={none}"]
     [
         (BASIC[1:], "--samples is missing: FILE.npz with arr_0"),
         (BASIC[:2], "--inception is missing: a folder written by"),
-        ([BASIC[0], BASIC[2]], "--reference is missing: name one, or --save_statistics=FILE.npz"),
+        ([BASIC[0], BASIC[2]], "--reference is missing: give one, or --save_statistics=FILE.npz"),
         ([*BASIC, "--suite=fid"], "--suite='fid' is unknown: choose one of adm"),
         ([*BASIC, "--protocol=tf"], "protocol 'tf' is unknown: choose one of adm, pytorch-fid"),
-        ([*BASIC, "--num=51"], "51 images asked for, but .*a.npz holds 50: choose 2 to 50"),
-        ([*BASIC, "--num=1"], "1 images asked for, but .*choose 2 to 50"),
-        (["--samples={one}", *BASIC[1:]], "one.npz holds 1 image: scores need 2 or more"),
+        ([*BASIC, "--num=51"], "--num=51: .*a.npz has 50 images: give 2 to 50"),
+        ([*BASIC, "--num=1"], "--num=1: .*give 2 to 50"),
+        (["--samples={one}", *BASIC[1:]], "one.npz has 1 image: scores need at least 2"),
         ([*BASIC, "--num=few"], "--num=few.*int"),
         ([*BASIC, "--batch_size=6"], "batch_size=6 does not divide .*multiple of 4"),
         ([*BASIC, "--out={folder}"], "--out=.*is a folder: name a file"),

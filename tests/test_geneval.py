@@ -7,15 +7,16 @@ import pytest
 from benchmarks import CAT, PROMPTS, detections, grey_image, raises_user_error, write_lines
 from etils import epath
 
-from tp_jax.evals.geneval import prompts as layout
+from tp_jax.evals.geneval import layout
 from tp_jax.evals.geneval import results as geneval
+from tp_jax.evals.geneval.prompts import PROMPTS_PER_TAG, read_prompts
 
 # Prompts
 
 
 @pytest.fixture
 def prompts(tmp_path):
-    return layout.read_prompts(write_lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
+    return read_prompts(write_lines(tmp_path / "evaluation_metadata.jsonl", PROMPTS))
 
 
 def test_prompts_keep_their_metadata_and_are_numbered(prompts):
@@ -56,7 +57,7 @@ def test_image_folders_have_the_layout_of_the_official_evaluator(prompts, tmp_pa
 def test_wrong_prompts_are_refused_with_their_line(change, words, tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [PROMPTS[0], PROMPTS[2] | change])
     with raises_user_error(words) as caught:
-        layout.read_prompts(path)
+        read_prompts(path)
     assert str(caught.value).startswith(f"{path}, line 2: ")
 
 
@@ -75,7 +76,7 @@ def test_files_without_prompts_are_refused(content, words, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with raises_user_error(words):
-        layout.read_prompts(epath.Path(path))
+        read_prompts(epath.Path(path))
 
 
 # Results
@@ -110,7 +111,7 @@ def test_scores_match_a_computation_by_hand(prompts, tmp_path):
 
 
 def test_each_tag_has_the_same_weight_in_the_overall_score(tmp_path):
-    cases = {tag: [i < 7 for i in range(count)] for tag, count in layout.PROMPTS.items()}
+    cases = {tag: [i < 7 for i in range(count)] for tag, count in PROMPTS_PER_TAG.items()}
     lines = []
     for tag, rights in cases.items():
         for i, right in enumerate(rights):
@@ -119,7 +120,7 @@ def test_each_tag_has_the_same_weight_in_the_overall_score(tmp_path):
                                 metadata=json.dumps(metadata), filename=f"{tag}{i}"))  # fmt: skip
     path = write_lines(tmp_path / "r.jsonl", lines)
     scores = geneval.read_results(path)
-    expected = {tag: 7 / count for tag, count in layout.PROMPTS.items()}
+    expected = {tag: 7 / count for tag, count in PROMPTS_PER_TAG.items()}
     assert scores.tags == pytest.approx(expected)
     assert scores.overall == pytest.approx(sum(expected.values()) / 6)
     assert scores.prompts == 553
@@ -135,8 +136,8 @@ def test_each_tag_has_the_same_weight_in_the_overall_score(tmp_path):
         (RESULTS + RESULTS[2:3], "line 9: image out/00001/samples/0000.png is already in"),
         (RESULTS + [result(PROMPTS[0], 2, 1)], "line 9: correct=1 must be bool"),
         (RESULTS + [{"filename": "x"}], "line 9: has no 'tag'"),
-        (RESULTS + [result(PROMPTS[0], 2, True, tag="color")], "line 9: tag 'color' differs from 'single_object' in its"),
-        (RESULTS + [result(PROMPTS[0], 2, True, metadata="{")], "line 9: metadata isn't valid JSON"),
+        (RESULTS + [result(PROMPTS[0], 2, True, tag="color")], "line 9: tag 'color' differs from"),
+        (RESULTS + [result(PROMPTS[0], 2, True, metadata="{")], "metadata isn't valid JSON"),
         (RESULTS + [result(PROMPTS[0], 2, True, metadata="[]")], "metadata must be a JSON object"),
         (
             [result(PROMPTS[0] | {"prompt": "x"}, 0, True)],
@@ -153,7 +154,7 @@ def test_wrong_results_are_refused(lines, words, prompts, tmp_path):
 def test_truncated_results_and_other_versions_are_refused(prompts, tmp_path):
     path = write_lines(tmp_path / "r.jsonl", RESULTS)
     with raises_user_error(
-        "prompts are missing or belong to another version of GenEval (single_object 1 of 80, two_object"
+        "prompts are missing or belong to another version of GenEval (single_object 1 of 80,"
     ):
         geneval.read_results(path)
     path.write_text(path.read_text()[:-30])

@@ -8,8 +8,9 @@ from etils import epath
 from PIL import Image
 
 from tp_jax.evals import SUITES
-from tp_jax.evals.dpg import questions as dpg
-from tp_jax.evals.geneval import prompts as layout
+from tp_jax.evals.dpg.grids import split_tiles
+from tp_jax.evals.geneval import layout
+from tp_jax.evals.geneval.prompts import PROMPTS_PER_TAG, read_prompts
 from tp_jax.evals.over_seeds import collect
 from tp_jax.evals.prompted import PromptedRequest
 from tp_jax.evals.shapes import scores as shapes
@@ -32,7 +33,7 @@ def make_request(suite, workdir, out, prompts=None, **fields):
 @pytest.fixture
 def geneval_prompts(tmp_path):
     path = epath.Path(tmp_path / "evaluation_metadata.jsonl")
-    lines = [prompt.metadata for prompt in shapes.prompts(per_skill=1)]
+    lines = [prompt.metadata for prompt in shapes.make_prompts(per_skill=1)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
@@ -53,16 +54,16 @@ def test_geneval_images_have_the_layout_of_its_evaluator(
     with monkeypatch.context() as patch:
         patch.setattr(Generator, "batches", stopping)
         with pytest.raises(KeyboardInterrupt):
-            SUITES[task.suite].load().draw(task)
+            SUITES[task.suite].load().make_images(task)
     assert len(list(out.rglob("*.png"))) == 8
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
     with pytest.raises(UserError, match="another run: seed was 0, now 1"):
-        SUITES["geneval"].load().draw(
+        SUITES["geneval"].load().make_images(
             make_request("geneval", trained_shapes, out, geneval_prompts, num=3, seed=1)
         )
-    SUITES[task.suite].load().draw(task)
+    SUITES[task.suite].load().make_images(task)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    prompts = layout.read_prompts(geneval_prompts)
+    prompts = read_prompts(geneval_prompts)
     for prompt in prompts[:3]:
         folder = out / prompt.name
         assert json.loads((folder / "metadata.jsonl").read_text()) == prompt.metadata
@@ -77,7 +78,7 @@ def test_dpg_images_are_grids_of_four(trained_shapes, tmp_path):
     folder.mkdir()
     for name, text in (("b", "two rings"), ("a", "a cross")):
         (folder / f"{name}.txt").write_text(text)
-    SUITES["dpg"].load().draw(
+    SUITES["dpg"].load().make_images(
         make_request("dpg", trained_shapes, tmp_path / "images", epath.Path(folder))
     )
     grid = read_rgb(epath.Path(tmp_path / "images" / "a.png"))
@@ -90,18 +91,22 @@ def test_dpg_images_are_grids_of_four(trained_shapes, tmp_path):
     images = next(generator.batches(loaded.params, conditions, 0, 0, rows))
     from tp_jax.pictures.grids import to_uint8
 
-    np.testing.assert_allclose(dpg.tiles(grid).astype(int), to_uint8(images), atol=1)
-    with pytest.raises(UserError, match="--samples_per_prompt=3: dpg wants 4"):
-        SUITES["dpg"].load().draw(
-            make_request("dpg", trained_shapes, tmp_path / "x", epath.Path(folder), samples=3)
+    np.testing.assert_allclose(split_tiles(grid).astype(int), to_uint8(images), atol=1)
+    with pytest.raises(UserError, match="--samples_per_prompt=3: must be 4 for dpg"):
+        SUITES["dpg"].load().make_images(
+            make_request(
+                "dpg", trained_shapes, tmp_path / "x", epath.Path(folder), samples_per_prompt=3
+            )
         )
 
 
 def test_shapes_scores_are_computed_from_the_images(trained_shapes, tmp_path, monkeypatch, capsys):
-    few = shapes.prompts(per_skill=4)
-    monkeypatch.setattr(shapes, "prompts", lambda: few)
+    few = shapes.make_prompts(per_skill=4)
+    monkeypatch.setattr(shapes, "make_prompts", lambda: few)
     images, out = epath.Path(tmp_path / "out/images"), epath.Path(tmp_path / "out")
-    SUITES["shapes"].load().draw(make_request("shapes", trained_shapes, images, samples=1))
+    SUITES["shapes"].load().make_images(
+        make_request("shapes", trained_shapes, images, samples_per_prompt=1)
+    )
     for path, _ in layout.find_images(images):
         Image.new("RGB", (64, 64), "grey").save(path)
     content = score_shapes(images, out)
@@ -110,9 +115,9 @@ def test_shapes_scores_are_computed_from_the_images(trained_shapes, tmp_path, mo
     write_correct_images(images, [prompt for prompt in few if prompt.metadata["seen"]] + few[-1:])
     (out / "results.jsonl").unlink()
     content = score_shapes(images, out)
-    assert content["seen"]["overall"] == 1 and set(content["seen"]["tags"]) == set(layout.PROMPTS)
+    assert content["seen"]["overall"] == 1 and set(content["seen"]["tags"]) == set(PROMPTS_PER_TAG)
     assert content["unseen"]["tags"] == dict.fromkeys(
-        [tag for tag in layout.PROMPTS if tag != "single_object"], 0
+        [tag for tag in PROMPTS_PER_TAG if tag != "single_object"], 0
     ) | {"color_attr": 0.5}
     assert content["overall"]["overall"] == pytest.approx((1 + 0.5 * 4 + 0.75) / 6)
     assert json.loads((out / "scores.json").read_text())["seen"]["images"] == 14
@@ -125,7 +130,7 @@ def test_shapes_scores_are_computed_from_the_images(trained_shapes, tmp_path, mo
 
 def test_scores_are_averaged_over_seeds(tmp_path):
     def write(variant, seed, value, **changes):
-        part = {"tags": dict.fromkeys(layout.PROMPTS, value), "overall": value}
+        part = {"tags": dict.fromkeys(PROMPTS_PER_TAG, value), "overall": value}
         content = dict.fromkeys(PARTS, part) | changes
         path = tmp_path / variant / seed / "scores.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,10 +175,13 @@ def write_correct_images(folder, prompts):
 
 def test_requests_that_do_not_fit_the_suite_are_refused(trained_shapes, tmp_path, trained):
     for fields, message in (
-        (dict(suite="geneval"), "--prompts is missing: name your copy of the prompts of geneval"),
-        (dict(suite="shapes", num=0), "--num=0: shapes has 240 prompts here"),
-        (dict(suite="shapes", samples=0), "--samples_per_prompt=0: shapes wants 1 or more"),
-        (dict(suite="shapes", height=8), "the scorer of shapes wants square images"),
+        (
+            dict(suite="geneval"),
+            "--prompts is missing: give your copy of evaluation_metadata.jsonl",
+        ),
+        (dict(suite="shapes", num=0), "--num=0: shapes has 240 prompts"),
+        (dict(suite="shapes", samples_per_prompt=0), "--samples_per_prompt=0: must be 1 or"),
+        (dict(suite="shapes", height=8), "shapes scores only square images"),
         (
             dict(suite="shapes", workdir=trained),
             "a dit model is conditioned on classes, not on prompts",
@@ -181,11 +189,13 @@ def test_requests_that_do_not_fit_the_suite_are_refused(trained_shapes, tmp_path
     ):
         fields = {"workdir": trained_shapes, "out": tmp_path / "out"} | fields
         with pytest.raises(UserError, match=message):
-            SUITES[fields["suite"]].draw(make_request(**fields))
+            SUITES[fields["suite"]].load().make_images(make_request(**fields))
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").write_text("")
     with pytest.raises(
         UserError, match="holds files but no .*drawing.json.*: name a new or empty folder"
     ):
-        SUITES["shapes"].load().draw(make_request("shapes", trained_shapes, tmp_path / "mine"))
+        SUITES["shapes"].load().make_images(
+            make_request("shapes", trained_shapes, tmp_path / "mine")
+        )

@@ -190,8 +190,8 @@ def test_an_unknown_config_variant_is_refused():
 
 
 def test_shapes_skills_are_the_tags_of_geneval():
-    tags = collections.Counter(p.metadata["tag"] for p in shapes.prompts())
-    assert set(tags) == set(geneval.PROMPTS) and len(set(tags.values())) == 1
+    tags = collections.Counter(p.metadata["tag"] for p in shapes.make_prompts())
+    assert set(tags) == set(geneval.PROMPTS_PER_TAG) and len(set(tags.values())) == 1
 
 
 def test_the_sampling_notebook_runs_with_prompts(trained_shapes, tmp_path):

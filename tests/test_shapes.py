@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from scipy import ndimage
 
-from tp_jax.evals.geneval.prompts import find_images
+from tp_jax.evals.geneval.layout import find_images
 from tp_jax.evals.geneval.rules import judge, select
 from tp_jax.evals.shapes import scores as suite
 from tp_jax.messages.errors import UserError
@@ -200,13 +200,13 @@ def test_scenes_are_seeded_and_rendered_at_any_size():
 
 
 def test_half_of_the_prompts_are_unseen_combinations():
-    prompts = suite.prompts(per_skill=20)
+    prompts = suite.make_prompts(per_skill=20)
     assert [prompt.index for prompt in prompts] == list(range(120))
     count = collections.Counter((p.metadata["tag"], p.metadata["seen"]) for p in prompts)
     assert count["single_object", True] == 20
     for skill in SKILLS[1:]:
         assert count[skill, True] == count[skill, False] == 10
-    assert prompts == suite.prompts(per_skill=20) != suite.prompts(per_skill=20, seed=1)
+    assert prompts == suite.make_prompts(per_skill=20) != suite.make_prompts(per_skill=20, seed=1)
 
 
 def test_word_encoder_outputs_computed_by_hand():
@@ -218,7 +218,9 @@ def test_word_encoder_outputs_computed_by_hand():
     np.testing.assert_array_equal(words[1], 0)
     np.testing.assert_array_equal(found["pooled"], [[1, 2, 0], [0, 0, 0]])
     assert encoder.space.width == 7 and encoder.space.pooled_width == 3
-    with pytest.raises(UserError, match="has 5 words, but the encoder accepts at most 4: shorten it"):
+    with pytest.raises(
+        UserError, match="has 5 words, but the encoder accepts at most 4: shorten it"
+    ):
         encoder.check("a a a a a")
     with pytest.raises(UserError, match="doesn't know the word 'square'"):
         encoder.encode(["a square"])
@@ -238,4 +240,4 @@ def test_zero_null_encodes_the_empty_prompt_as_zeros():
 
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no folders 00000"):
-        suite.drawn_prompts(find_images(epath.Path(tmp_path)))
+        suite.prompts_of_images(find_images(epath.Path(tmp_path)))

@@ -31,17 +31,12 @@ def test_shapes_scores_in_training_equal_those_of_tp_jax_evaluate(trained_shapes
 @pytest.mark.parametrize(
     ("make", "suite", "changes", "match"),
     [
-        (tiny_config, "shapes", {}, "draws prompts, but this dit model takes none"),
-        (tiny_config, "frozenlake", {}, "trained on digits, but this suite wants a model of"),
-        (tiny_shapes, "adm", {}, "one image for each class, but this mmdit model takes text"),
-        (
-            tiny_frozenlake,
-            "adm",
-            {},
-            "one image for each class, but this dit model takes text or a",
-        ),
-        (tiny_config, "geneval", {}, "'geneval' can't be computed in training: score checkpoints"),
-        (tiny_config, "dpg", {}, "'dpg' can't be computed in training"),
+        (tiny_config, "shapes", {}, "needs a text-conditional model, but this dit model"),
+        (tiny_config, "frozenlake", {}, "trained on digits, but this suite needs a model"),
+        (tiny_shapes, "adm", {}, "class-conditional model, but this mmdit model"),
+        (tiny_frozenlake, "adm", {}, "class-conditional model, but this dit model"),
+        (tiny_config, "geneval", {}, "'geneval' can't run during training: score checkpoints"),
+        (tiny_config, "dpg", {}, "'dpg' can't run during training"),
         (tiny_config, "fid", {}, "config.evaluation.suite='fid' is unknown: choose one of adm"),
         (tiny_config, "navigation", {}, "this suite is called frozenlake now"),
         (tiny_config, "adm", {"adm.num": 1}, "config.evaluation.adm.num=1: must be 2 or more"),

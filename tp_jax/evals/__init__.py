@@ -1,8 +1,6 @@
-"""Suites of evaluations by their names.
+"""The registry of evaluation suites; README.md describes them and how to add one.
 
-To add one, make a folder here with a `command.py` and a subclass of `Suite`, and add a line to
-`SUITES`. If it has settings in training, they are a section `config.evaluation.NAME` in
-`tp_jax/config.py`. The modules `command.py` don't import jax, so that --help is quick.
+Nothing that this module imports may import jax, so that --help and flag errors are quick.
 """
 
 from absl import flags
@@ -18,7 +16,7 @@ from tp_jax.messages.errors import UserError
 
 __all__ = ["SUITES", "SuiteCommand", "find_suite", "owners_of_flag"]
 
-# `--suite` and `config.evaluation.suite` -> suite
+# value of `--suite` and `config.evaluation.suite` -> suite
 SUITES: dict[str, SuiteCommand] = {
     "adm": ADM,
     "geneval": GENEVAL,
@@ -29,13 +27,14 @@ SUITES: dict[str, SuiteCommand] = {
 
 
 def find_suite(name: str, asked_by: str) -> SuiteCommand:
-    """The suite of a name.
+    """Return the suite with this name.
 
     Args:
-      asked_by: the flag or field that names it.
+      name: key of `SUITES`.
+      asked_by: the flag or config field with the name, for messages.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such suite.
     """
     if name in renamed.SUITES:
         raise UserError(f"{asked_by}={name}: this suite is called {renamed.SUITES[name]} now")
@@ -45,12 +44,12 @@ def find_suite(name: str, asked_by: str) -> SuiteCommand:
 
 
 def owners_of_flag(flag: str) -> list[str]:
-    """Names of the suites that have a flag."""
+    """Return the names of the suites that have this flag."""
     owners = []
     for name, suite in SUITES.items():
         values = flags.FlagValues()
         suite.define_flags(values)
-        # absl writes the negative of a boolean flag with a leading "no".
+        # absl also accepts a boolean flag with a leading "no".
         if flag in values or flag.removeprefix("no") in values:
             owners.append(name)
     return owners

@@ -1,4 +1,4 @@
-"""What `tp_jax.evaluate` needs to know about a suite before the suite is imported."""
+"""The part of a suite that `tp_jax.evaluate` needs for --help and flag errors, without jax."""
 
 from __future__ import annotations
 

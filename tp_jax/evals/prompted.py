@@ -1,4 +1,4 @@
-"""What suites of prompts share: drawing their images from a workdir as their scorers read them."""
+"""Base class of suites that generate images from text prompts, in the layout of their scorers."""
 
 import abc
 import dataclasses
@@ -35,111 +35,129 @@ from tp_jax.sampling.request import (
 
 @dataclasses.dataclass(frozen=True)
 class PromptedRequest(Request):
-    """Images to draw of a suite's prompts.
+    """A request to generate images for a suite's prompts.
 
     Attributes:
-      num: the first so many prompts; None is all.
+      num: number of prompts, the first ones; None is all.
       suite: name of the suite.
-      prompts: the user's copy of the suite's prompts; None where the package has them.
-      samples: images of each prompt; None is as the suite has them.
+      prompts: the user's copy of the suite's prompts; None if the package contains them.
+      samples_per_prompt: number of images per prompt; None is the suite's default.
     """
 
     suite: str = ""
     prompts: epath.Path | None = None
-    samples: int | None = None
+    samples_per_prompt: int | None = None
 
 
 class PromptedSuite(Suite):
-    """A suite whose images are drawn from prompts.
+    """A suite whose images are generated from text prompts.
 
     Attributes:
-      samples: images of each prompt, where not asked for otherwise.
-      joined: whether a prompt's samples make one picture.
-      square: whether its scorer takes square images alone.
+      samples_per_prompt: default number of images per prompt.
+      one_file_per_prompt: whether all samples of a prompt are written as one picture.
+      square_only: whether the scorer accepts only square images.
     """
 
-    samples: ClassVar[int]
-    joined: ClassVar[bool] = False
-    square: ClassVar[bool] = False
+    samples_per_prompt: ClassVar[int]
+    one_file_per_prompt: ClassVar[bool] = False
+    square_only: ClassVar[bool] = False
 
     @abc.abstractmethod
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
-        """All prompts, in order.
+        """Return all prompts, in order.
 
         Args:
-          path: the user's copy, where the suite isn't part of the package.
+          path: the user's copy; ignored by suites whose prompts are part of the package.
 
         Raises:
-          UserError: they aren't there, or aren't this suite's.
+          UserError: the prompts don't exist or belong to another suite.
         """
 
     @abc.abstractmethod
     def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-        """Where the scorer looks for the picture that holds a sample, counted from 0."""
+        """Return the path where the scorer expects image number `sample` (from 0) of a prompt."""
 
     @abc.abstractmethod
     def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
-        """Writes a picture as the scorer reads it.
+        """Write a picture in the format that the scorer reads.
 
         Args:
-          sample: the number of the first image.
-          images: uint8 [n, H, W, 3]; all samples of the prompt where they are `joined`, else one.
+          out: folder of the images.
+          prompt: the prompt.
+          sample: number of the first image, from 0.
+          images: uint8 [n, H, W, 3]: all samples of the prompt if `one_file_per_prompt`, else one.
         """
 
     def request(self, values: Mapping[str, Any], out: epath.Path | None = None) -> PromptedRequest:
-        """What the flags ask for; images go to `out`, or to --out."""
+        """Build the request from the values of all flags.
+
+        Args:
+          values: values of all flags.
+          out: folder for the images; None is --out.
+        """
         return PromptedRequest(
             out=out or epath.Path(required("out")),
             suite=self.name,
             prompts=path_of(values, "prompts") if "prompts" in values else None,
-            samples=values["samples_per_prompt"],
+            samples_per_prompt=values["samples_per_prompt"],
             **request_fields(values),
         )
 
-    def chosen_prompts(self, path: epath.Path | None, num: int | None) -> list[Prompt]:
-        """The first `num` prompts, or all.
+    def first_prompts(self, path: epath.Path | None, num: int | None) -> list[Prompt]:
+        """Return the first `num` prompts; None is all.
 
         Raises:
-          UserError: they aren't there, or not so many.
+          UserError: the prompts don't exist, or there are fewer than `num`.
         """
         found = self.read_prompts(path)
         if num is not None and not 1 <= num <= len(found):
-            raise UserError(f"--num={num}: {self.name} has {len(found)} prompts here")
+            raise UserError(
+                f"--num={num}: {self.name} has {len(found)} prompts: give 1 to {len(found)}"
+            )
         return found[:num]
 
-    def draw(self, task: PromptedRequest) -> list[Prompt]:
-        """Draws images as the scorer reads them, or goes on where that was killed.
+    def make_images(self, request: PromptedRequest) -> list[Prompt]:
+        """Generate the images of a request in the scorer's layout; resume if some already exist.
 
         Returns:
           The prompts.
 
         Raises:
-          UserError: anything that was asked for can't be had, or the folder is of another drawing.
+          UserError: a setting or an input file is invalid, or the folder has images of a different
+            request.
         """
-        samples = self.samples if task.samples is None else task.samples
-        if samples < 1 or (self.joined and samples != self.samples):
-            wanted = f"{self.samples}" if self.joined else "1 or more"
-            raise UserError(f"--samples_per_prompt={samples}: {self.name} wants {wanted}")
-        prompts = self.chosen_prompts(task.prompts, task.num)
-        loaded, generator = open_generator(task)
-        if self.square and generator.size and len(set(generator.size)) > 1:
-            raise UserError(f"--height, --width: the scorer of {self.name} wants square images")
+        samples = request.samples_per_prompt
+        samples = self.samples_per_prompt if samples is None else samples
+        if samples < 1 or (self.one_file_per_prompt and samples != self.samples_per_prompt):
+            allowed = f"{self.samples_per_prompt}" if self.one_file_per_prompt else "1 or more"
+            raise UserError(f"--samples_per_prompt={samples}: must be {allowed} for {self.name}")
+        prompts = self.first_prompts(request.prompts, request.num)
+        loaded, generator = open_generator(request)
+        if self.square_only and generator.size and len(set(generator.size)) > 1:
+            raise UserError(
+                f"--height and --width must be equal: {self.name} scores only square images"
+            )
         encoder = load_text_encoder(loaded)
         texts = [prompt.text for prompt in prompts]
-        drawing = describe(task, loaded, encoder.space.identity) | {
+        drawing = describe(request, loaded, encoder.space.identity) | {
             "samples": samples,
             "images": samples * len(prompts),
             "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         }
-        open_folder(task.out, drawing)
-        encoded = encode_prompts(loaded, texts, task.negative_prompt, encoder)
-        with matmul_precision(task.matmul_precision):
-            self.draw_encoded(loaded, generator, prompts, encoded, samples, task.seed, task.out)
+        open_folder(request.out, drawing)
+        encoded = encode_prompts(loaded, texts, request.negative_prompt, encoder)
+        with matmul_precision(request.matmul_precision):
+            self.generate_missing(
+                loaded, generator, prompts, encoded, samples, request.seed, request.out
+            )
         count = samples * len(prompts)
-        say(f"{count} images of {len(prompts)} prompts, checkpoint {loaded.train_step}: {task.out}")
+        say(
+            f"{request.out}: {count} images of {len(prompts)} prompts, from checkpoint "
+            f"{loaded.train_step}"
+        )
         return prompts
 
-    def draw_encoded(
+    def generate_missing(
         self,
         loaded: Loaded,
         generator: Generator,
@@ -149,8 +167,18 @@ class PromptedSuite(Suite):
         seed: int,
         out: epath.Path,
     ) -> None:
-        """Draws the images that aren't in `out` yet; the first process writes them."""
-        first = broadcast_from_first(self._drawn(out, prompts, samples))
+        """Generate the images that `out` doesn't contain yet; the first process writes them.
+
+        Args:
+          loaded: the model.
+          generator: its generator.
+          prompts: all prompts.
+          encoded: the text embeddings of the prompts, in the same order.
+          samples: number of images per prompt.
+          seed: seed of the images.
+          out: folder of the images.
+        """
+        first = broadcast_from_first(self._count_existing(out, prompts, samples))
         rows = np.repeat(np.arange(len(prompts)), samples)
         waiting: list[np.ndarray] = []
         at = first
@@ -161,7 +189,7 @@ class PromptedSuite(Suite):
                 for image in to_rgb(to_uint8(batch)):
                     waiting.append(image)
                     at += 1
-                    if len(waiting) < (samples if self.joined else 1):
+                    if len(waiting) < (samples if self.one_file_per_prompt else 1):
                         continue
                     if jax.process_index() == 0:
                         sample = (at - len(waiting)) % samples
@@ -169,35 +197,39 @@ class PromptedSuite(Suite):
                     waiting = []
                 bar.update(len(batch))
 
-    def _drawn(self, out: epath.Path, prompts: Sequence[Prompt], samples: int) -> int:
-        """How many samples are there, without a gap, from the first on."""
+    def _count_existing(self, out: epath.Path, prompts: Sequence[Prompt], samples: int) -> int:
+        """Count the existing samples from the first one up to the first that is missing."""
         index = 0
         for prompt in prompts:
             for sample in range(samples):
                 if not self.image_path(out, prompt, sample).exists():
-                    return index - (sample if self.joined else 0)
+                    return index - (sample if self.one_file_per_prompt else 0)
                 index += 1
         return index
 
 
 def description_path(out: epath.Path) -> epath.Path:
-    """The file that says what decided the images of a folder."""
-    # Beside the folder, because scorers expect images alone inside.
+    """Return the path of the file that records the settings of a folder's images."""
+    # Put it next to the folder, because the scorers expect nothing but images inside.
     return out.with_name(f"{out.name}.drawing.json")
 
 
 def open_folder(out: epath.Path, description: dict[str, Any]) -> None:
-    """Makes the folder, and writes what decides the images, or compares it with what did.
+    """Make the folder and record the images' settings; or check them against the recorded ones.
+
+    Args:
+      out: folder of the images.
+      description: all settings that decide the images.
 
     Raises:
-      UserError: the folder is foreign, or has images of another description.
+      UserError: the folder has other files, or images generated with different settings.
     """
 
-    def open_it() -> None:
+    def make_or_check() -> None:
         path = description_path(out)
         if can_resume(out, path, f"--out={out}", "this suite") and any(out.iterdir()):
-            check_same_drawing(path, description, f"{out} holds images", f"delete {out}")
+            check_same_drawing(path, description, f"{out} contains images", f"delete {out}")
         make_folder(out, f"--out={out}")
         write_json(path, description)
 
-    run_on_first(open_it)
+    run_on_first(make_or_check)

@@ -1,4 +1,4 @@
-"""The flags that the suites with prompts share."""
+"""Flags that all suites with text prompts share."""
 
 from absl import flags
 
@@ -8,11 +8,16 @@ flags.disclaim_key_flags()
 
 
 def define_drawing_flags(values: flags.FlagValues, samples: int) -> None:
-    """Flags of drawing the suite's images; the suite itself defines --out and --prompts."""
-    define_sampling_flags(values, "the first so many prompts; all by default")
+    """Define the flags for generating images, except --out and --prompts.
+
+    Args:
+      values: the flags are added to these.
+      samples: default number of images per prompt.
+    """
+    define_sampling_flags(values, "number of prompts, the first ones; all by default")
     define_prompt_flags(values)
-    flags.DEFINE_boolean("make", False, "draw the images into --out", flag_values=values)
+    flags.DEFINE_boolean("make", False, "generate the images into --out", flag_values=values)
     flags.DEFINE_integer(
-        "samples_per_prompt", None, f"images of each prompt; {samples} by default",
+        "samples_per_prompt", None, f"number of images per prompt; {samples} by default",
         flag_values=values,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a suite of evaluations is: its flags, how it draws, judges and reports."""
+"""Base class of evaluation suites, and helpers for their flags."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -9,72 +9,76 @@ from etils import epath
 from tp_jax.messages.errors import UserError
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 
-# Scores the parameters of a train_step: (model with parameters, folder for pictures and details)
-# -> JSON fields, of which the Python floats go to TensorBoard. All processes call it and draw;
-# only the first one writes files, and only its return value counts: others may return {}.
+# Scores a model during training: (model with parameters, folder for pictures and details) -> fields
+# that are written as JSON; Python floats among them also go to TensorBoard. All processes call it,
+# because all of them generate samples. Only the first process writes files, and only its return
+# value is used; the others may return {}.
 EvaluateInTraining = Callable[[Loaded, epath.Path], Mapping[str, Any]]
 
 
 class Suite(abc.ABC):
-    """One suite; it runs from the command line and, if it can, in training.
+    """A suite of scores, run from the command line and, for some suites, during training.
 
     Attributes:
-      name: its key in `SUITES`, which `--suite` and `config.evaluation.suite` take.
+      name: key in `SUITES`, the value of `--suite` and `config.evaluation.suite`.
     """
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     def run(self, values: Mapping[str, Any]) -> None:
-        """Draws or reads, judges and reports, as the flags say.
+        """Run the suite from the command line: get samples, score them, and report the scores.
 
         Args:
-          values: of all flags, by their names. `cli.flags.required` reads one that must be given.
+          values: values of all flags by name. Use `cli.flags.required` for a flag that must be set.
 
         Raises:
-          UserError: anything that was asked for can't be had.
+          UserError: a flag or an input file is invalid.
         """
 
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
-        """Checks `config.evaluation` before training begins, and makes what scores parameters.
+        """Check `config.evaluation` and return the function that scores the model during training.
+
+        Called once before training begins.
 
         Args:
-          model: as it trains; `model.config.evaluation` has the settings.
+          model: the model that is trained; `model.config.evaluation` has the settings.
 
         Raises:
-          UserError: the suite can't be run in training, or its settings don't fit the model.
+          UserError: the suite can't run during training, or its settings don't fit the model.
         """
         raise UserError(
-            f"config.evaluation.suite={self.name!r} can't be computed in training: score "
-            f"checkpoints with python -m tp_jax.evaluate --suite={self.name}"
+            f"config.evaluation.suite={self.name!r} can't run during training: score checkpoints "
+            f"with python -m tp_jax.evaluate --suite={self.name}"
         )
 
     def settings(self, model: ModelOnMesh) -> Any:
-        """The section of `config.evaluation` with the suite's name, which `config.py` defines."""
+        """Return the section of `config.evaluation` with the suite's name."""
         return model.config.evaluation[self.name]
 
 
 def check_local(model: ModelOnMesh, suite: str) -> None:
-    """Raises a UserError for a workdir that isn't a local folder, where verdicts are appended."""
+    """Raise a UserError unless the workdir is a local folder, to which lines can be appended."""
     if "://" in str(model.workdir):
         raise UserError(
-            f"config.evaluation.suite={suite!r} writes verdicts line by line, which needs a local "
-            f"folder, but --workdir={model.workdir}: score checkpoints with tp_jax.evaluate"
+            f"config.evaluation.suite={suite!r} appends verdicts to a file, which needs a local "
+            f"folder, but --workdir={model.workdir} isn't local: score checkpoints with "
+            f"python -m tp_jax.evaluate --suite={suite}"
         )
 
 
 def choose_mode(values: Mapping[str, Any], modes: tuple[str, ...]) -> str | None:
-    """The one of these flags that was given, or None.
+    """Return the name of the flag among `modes` that is set; None if none is.
 
     Raises:
-      UserError: more than one was given.
+      UserError: more than one is set.
     """
     given = [name for name in modes if values[name]]
     if len(given) > 1:
-        raise UserError(f"--{given[0]} and --{given[1]} don't go together: give one")
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other: give only one")
     return given[0] if given else None
 
 
 def path_of(values: Mapping[str, Any], name: str) -> epath.Path | None:
-    """The path that a flag gives, or None."""
+    """Return the path that a flag is set to; None if it isn't set."""
     return epath.Path(values[name]) if values[name] else None

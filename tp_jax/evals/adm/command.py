@@ -17,34 +17,41 @@ flags.disclaim_key_flags()
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Of images, and of sweeps."""
+    """Define the flags for scoring images and for sweeps."""
 
     def string(name: str, default: str | None, text: str) -> None:
         flags.DEFINE_string(name, default, text, flag_values=values)
 
     string("samples", None, "FILE.npz with arr_0 (uint8, NHWC), or a folder of PNGs")
-    string("reference", None, "published statistics, images, or a saved statistics file")
+    string("reference", None, "published statistics, images, or a file of --save_statistics")
     string("inception", None, "a folder written by tp_jax.convert --kind=inception")
-    string("protocol", "adm", "adm or pytorch-fid: how images are resized for Inception")
-    string("out", None, "FILE.json for the scores; a folder for --sweep")
-    string("save_statistics", None, "FILE.npz, to be a --reference later")
+    string("protocol", "adm", "adm or pytorch-fid: whose image preprocessing is used")
+    string("out", None, "FILE.json for the scores; with --sweep, a folder")
+    string("save_statistics", None, "FILE.npz to write, which can be a --reference later")
     flags.DEFINE_integer(
-        "num", None, "the first so many samples, all by default; 50000 for --sweep",
+        "num", None,
+        "number of samples: the first ones of --samples, all by default; with --sweep, samples per "
+        "cell, 50000 by default",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_boolean(
-        "sweep", False, "score a workdir over guidance scales and latent steps",
+        "sweep", False, "score a workdir at several guidance scales and numbers of latent steps",
         flag_values=values,
     )  # fmt: skip
     define_model_flags(values)
     flags.DEFINE_list(
-        "guidance_scales", ["1", "1.25", "1.5", "2", "3"], "of the sweep, as 1,1.5,2",
-        flag_values=values,
+        "guidance_scales", ["1", "1.25", "1.5", "2", "3"],
+        "--sweep: guidance scales, such as 1,1.5,2", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_list(
-        "latent_steps", ["1", "2", "4"], "of the sweep: numbers T, as 1,2,4", flag_values=values
-    )
-    string("base", None, "of the sweep: base checkpoint or workdir; what it began from")
+        "latent_steps", ["1", "2", "4"], "--sweep: numbers of latent steps T, such as 1,2,4",
+        flag_values=values,
+    )  # fmt: skip
+    string(
+        "base", None,
+        "--sweep: base checkpoint or workdir to compare with; by default the one that the workdir "
+        "started from",
+    )  # fmt: skip
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -64,9 +71,9 @@ def load() -> AdmSuite:
 COMMAND = SuiteCommand(
     summary="FID, sFID, Inception Score, precision and recall",
     usage="""\
-  --samples=FILE.npz|DIR --reference=FILE --inception=DIR    scores of images
+  --samples=FILE.npz|DIR --reference=FILE --inception=DIR    score images
   --sweep --workdir=W --reference=FILE --inception=DIR --out=DIR
-      scores of a workdir: guidance scales by latent steps, and the base model beside them""",
+      score a workdir at every guidance scale and number of latent steps, and its base model""",
     define_flags=define_flags,
     required_flags=required_flags,
     load=load,

@@ -1,4 +1,4 @@
-"""The ADM suite: FID, sFID, Inception Score, precision and recall, of images or of a workdir."""
+"""The ADM suite: FID, sFID, Inception Score, precision and recall of images or of a workdir."""
 
 import dataclasses
 import importlib.metadata
@@ -33,17 +33,17 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 
 
 class AdmSuite(Suite):
-    """Scores of images against a reference, and sweeps of a workdir."""
+    """Scores images against a reference, and sweeps guidance scales and latent steps."""
 
     name = "adm"
 
     def run(self, values: Mapping[str, Any]) -> None:
-        """Scores images, or sweeps a workdir."""
+        """Score images, or sweep a workdir."""
         if values["sweep"]:
             self._sweep(values)
             return
         score_images(
-            Task(
+            ScoreRequest(
                 samples=epath.Path(required("samples")),
                 inception=epath.Path(required("inception")),
                 **{n: path_of(values, n) for n in ("reference", "out", "save_statistics")},
@@ -74,11 +74,11 @@ class AdmSuite(Suite):
         )
 
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
-        """Draws images of all classes in turn."""
+        """Return a function that samples images, cycling through the classes, and scores them."""
         settings, transformer = self.settings(model), model.built.model
         if transformer.condition_kind != "label":
             raise UserError(
-                f"config.evaluation.suite={self.name!r} draws one image for each class, but this "
+                f"config.evaluation.suite={self.name!r} needs a class-conditional model, but this "
                 f"{model.config.model.kind} model takes text or a frame: choose another suite"
             )
         if settings.num < 2:
@@ -86,7 +86,7 @@ class AdmSuite(Suite):
         for field in ("reference", "inception"):
             if not settings[field]:
                 raise UserError(
-                    f"config.evaluation.adm.{field} is empty: config.evaluation.suite="
+                    f"config.evaluation.adm.{field} is empty, but config.evaluation.suite="
                     f"{self.name!r} needs it"
                 )
         batch_size, size = (
@@ -108,17 +108,18 @@ class AdmSuite(Suite):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """Images to score.
+class ScoreRequest:
+    """A request to score images.
 
     Attributes:
       samples: FILE.npz or a folder of PNGs.
-      reference: what to compare with; may be None where only statistics are saved.
-      inception: a folder that `tp_jax.convert --kind=inception` wrote.
-      protocol: "adm" or "pytorch-fid".
+      reference: file or folder to compare with; may be None if `save_statistics` is set.
+      inception: folder written by `tp_jax.convert --kind=inception`.
+      protocol: key of `PROTOCOLS`.
       out: FILE.json for the scores.
-      save_statistics: FILE.npz, to be a reference later.
-      num: images to take; all by default.
+      save_statistics: FILE.npz to write, which can be a reference later.
+      batch_size: images per batch.
+      num: number of images, the first ones; None is all.
     """
 
     samples: epath.Path
@@ -131,43 +132,45 @@ class Task:
     num: int | None = None
 
 
-def score_images(task: Task) -> Scores:
-    """Scores a file or a folder of images; prints a table and writes what `task` asks for.
+def score_images(request: ScoreRequest) -> Scores:
+    """Score a file or folder of images, print a table, and write the requested files.
 
     Raises:
-      UserError: anything that was asked for can't be had; all that can be checked is checked
-        before the first image is read.
+      UserError: a flag or a file is invalid. Everything that can be is checked before the first
+        image is read.
     """
-    check_protocol(task.protocol)
-    if not (task.reference or task.save_statistics):
-        raise UserError("--reference is missing: name one, or --save_statistics=FILE.npz to make")
-    samples = open_images(task.samples)
-    count = samples.count if task.num is None else task.num
+    check_protocol(request.protocol)
+    if not (request.reference or request.save_statistics):
+        raise UserError(
+            "--reference is missing: give one, or --save_statistics=FILE.npz to create one"
+        )
+    samples = open_images(request.samples)
+    count = samples.count if request.num is None else request.num
     if samples.count < 2:
-        raise UserError(f"{task.samples} holds {samples.count} image: scores need 2 or more")
+        raise UserError(f"{request.samples} has {samples.count} image: scores need at least 2")
     if not 2 <= count <= samples.count:
         raise UserError(
-            f"{count} images asked for, but {task.samples} holds {samples.count}: "
-            f"choose 2 to {samples.count}"
+            f"--num={count}: {request.samples} has {samples.count} images: give 2 to "
+            f"{samples.count}"
         )
-    reference = read_reference(task.reference) if task.reference else None
-    for name, path in (("out", task.out), ("save_statistics", task.save_statistics)):
+    reference = read_reference(request.reference) if request.reference else None
+    for name, path in (("out", request.out), ("save_statistics", request.save_statistics)):
         _prepare_file(name, path)
-    extractor = load_extractor(task.inception, task.protocol, task.batch_size)
+    extractor = load_extractor(request.inception, request.protocol, request.batch_size)
     if reference:
         check_reference(reference, extractor, samples.size)
 
-    batches = samples.batches(task.batch_size, count)
+    batches = samples.batches(request.batch_size, count)
     statistics = compute_statistics(batches, count, extractor, "features of samples")
-    if task.save_statistics and jax.process_index() == 0:
-        save_statistics(task.save_statistics, statistics, extractor, samples.size)
+    if request.save_statistics and jax.process_index() == 0:
+        save_statistics(request.save_statistics, statistics, extractor, samples.size)
     scores = score_statistics(
         statistics, complete_reference(reference, extractor) if reference else None, extractor
     )
     if jax.process_index() == 0:
         print(as_table(scores))
-        if task.out:
-            write_json(task.out, as_json(scores, task))
+        if request.out:
+            write_json(request.out, as_json(scores, request))
     return scores
 
 
@@ -180,7 +183,7 @@ def _prepare_file(name: str, path: epath.Path | None) -> None:
 
 
 def as_table(scores: Scores) -> str:
-    """One line a score, then what they depend on."""
+    """Return a table with one line per score and setting, followed by the notes."""
     fields = dataclasses.asdict(scores)
     notes = fields.pop("notes")
     lines = [f"{name:16}{_as_text(value)}" for name, value in fields.items()]
@@ -191,9 +194,9 @@ def _as_text(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def as_json(scores: Scores, task: Task) -> dict[str, Any]:
-    """The scores, where the images came from, and the versions they were computed with."""
+def as_json(scores: Scores, request: ScoreRequest) -> dict[str, Any]:
+    """Return the scores, the path of the images, and the versions of the packages as JSON."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions |= {"tp_jax": tp_jax.__version__, "device": jax.devices()[0].device_kind}
-    fields = {"suite": "adm", "samples": str(task.samples), **dataclasses.asdict(scores)}
+    fields = {"suite": "adm", "samples": str(request.samples), **dataclasses.asdict(scores)}
     return {**fields, "versions": versions}

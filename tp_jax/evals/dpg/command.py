@@ -17,15 +17,15 @@ flags.disclaim_key_flags()
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Of drawing, and of results."""
+    """Define the flags for generating images and for reading results."""
     define_drawing_flags(values, 4)
 
     def string(name: str, text: str) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)
 
-    string("out", "--make: folder of the images; else FILE.json for the scores")
-    string("prompts", "--make: your copy of DPG-Bench's prompts")
-    string("results", "what the official scorer wrote, or FILE.jsonl of answers")
+    string("out", "--make: folder for the images; otherwise FILE.json for the scores")
+    string("prompts", "--make: your copy of DPG-Bench's folder of prompts")
+    string("results", "FILE.txt written by the official scorer, or FILE.jsonl with answers")
     string("questions", "your copy of dpg_bench.csv")
 
 
@@ -44,8 +44,8 @@ def load() -> DpgSuite:
 COMMAND = SuiteCommand(
     summary="questions about images of long prompts, as DPG-Bench scores them",
     usage="""\
-  --make --workdir=W --prompts=P --out=DIR         images for the official scorer
-  --results=FILE [--questions=dpg_bench.csv]       scores of its results""",
+  --make --workdir=W --prompts=P --out=DIR         generate images for the official scorer
+  --results=FILE [--questions=dpg_bench.csv]       report scores from the scorer's results""",
     define_flags=define_flags,
     required_flags=required_flags,
     load=load,

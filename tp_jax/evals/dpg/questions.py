@@ -1,4 +1,4 @@
-"""DPG-Bench's prompts, image grids, questions and answers.
+"""DPG-Bench's questions, and the answers that a VQA model gives to them.
 
 Source: TencentQQGYLab/ELLA (Hu et al. 2024, arXiv:2403.05135).
 """
@@ -10,77 +10,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from etils import epath
 
+from tp_jax.evals.dpg.grids import split_tiles
 from tp_jax.evals.dpg.score import TILES, Answers, Question, Scores, score
-from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import appender, check_fields, read_lines, read_text, repair_last_line
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import read_rgb
 
-NUM_PROMPTS = 1065  # in the published benchmark
 COLUMNS = ("item_id", "text", "keywords", "proposition_id", "dependency", "category_broad",
            "category_detailed", "tuple", "question_natural_language")  # fmt: skip
 ANSWER_FIELDS = {"item_id": str, "tile": int, "proposition_id": int, "answer": str}
 
 # Visual question answering: (uint8 image [H, W, 3], question) -> answer; only "yes" is correct.
 VQA = Callable[[np.ndarray, str], str]
-
-
-def read_prompts(folder: epath.Path) -> list[Prompt]:
-    """Read the prompts `<item_id>.txt`, sorted by file name.
-
-    Args:
-      folder: folder with the files, or with a subfolder `prompts` that has them.
-
-    Raises:
-      UserError: the folder has no prompts, or one is empty.
-    """
-    inner = folder / "prompts"
-    where = inner if inner.is_dir() else folder
-    files = sorted(where.glob("*.txt")) if where.is_dir() else []
-    if not files:
-        raise UserError(f"{where}: has no prompts <item_id>.txt: give DPG-Bench's prompts folder")
-    prompts = []
-    for index, file in enumerate(files):
-        text = read_text(file).strip()
-        if not text:
-            raise UserError(f"{file}: the prompt is empty")
-        prompts.append(Prompt(index, file.name.removesuffix(".txt"), text))
-    return prompts
-
-
-def image_path(out: epath.Path, prompt: Prompt) -> epath.Path:
-    """Return the path where the official scorer expects the image grid of a prompt."""
-    return out / f"{prompt.name}.png"
-
-
-def grid(images: np.ndarray) -> np.ndarray:
-    """Arrange four images [4, H, W, 3] in a 2×2 grid [2H, 2W, 3], row by row, without a border.
-
-    Raises:
-      ValueError: there aren't four images.
-
-    Example:
-      >>> grid(np.arange(4).reshape(4, 1, 1, 1))[..., 0].tolist()
-      [[0, 1], [2, 3]]
-    """
-    count, height, width, channels = images.shape
-    if count != TILES:
-        raise ValueError(f"a grid needs {TILES} images, got {count}")
-    rows = images.reshape(2, 2, height, width, channels).transpose(0, 2, 1, 3, 4)
-    return rows.reshape(2 * height, 2 * width, channels)
-
-
-def tiles(image: np.ndarray) -> np.ndarray:
-    """Split a 2×2 grid [2H, 2W, 3] into its four images [4, H, W, 3].
-
-    Example:
-      >>> tiles(np.array([[0, 1], [2, 3]])[..., None]).ravel().tolist()
-      [0, 1, 2, 3]
-    """
-    height, width, channels = image.shape
-    cells = image.reshape(2, height // 2, 2, width // 2, channels).transpose(0, 2, 1, 3, 4)
-    return cells.reshape(TILES, height // 2, width // 2, channels)
 
 
 def read_questions(path: epath.Path) -> list[Question]:
@@ -206,4 +148,4 @@ def _read_tiles(path: epath.Path) -> np.ndarray:
         raise UserError(
             f"{path}: height and width {image.shape[:2]} must be even for a grid of 2×2 images"
         )
-    return tiles(image)
+    return split_tiles(image)

@@ -15,7 +15,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from etils import epath
 
-from tp_jax.evals.dpg.questions import NUM_PROMPTS, read_answers
+from tp_jax.evals.dpg.prompts import NUM_PROMPTS
+from tp_jax.evals.dpg.questions import read_answers
 from tp_jax.evals.dpg.score import TILES, Answers, Question, Scores, group_by_item, score
 from tp_jax.files.jsonl import read_text
 from tp_jax.messages.errors import UserError

@@ -1,4 +1,4 @@
-"""DPG-Bench: images for its official scorer, and scores of its results."""
+"""The DPG-Bench suite: generate images for the official scorer, and read its results."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,7 +9,9 @@ from etils import epath
 
 from tp_jax.cli.flags import required
 from tp_jax.evals.dpg import results as dpg_results
-from tp_jax.evals.dpg.questions import grid, image_path, read_prompts, read_questions
+from tp_jax.evals.dpg.grids import image_path, join_tiles
+from tp_jax.evals.dpg.prompts import read_prompts
+from tp_jax.evals.dpg.questions import read_questions
 from tp_jax.evals.dpg.score import Scores
 from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.prompted import PromptedSuite
@@ -20,31 +22,31 @@ from tp_jax.pictures.grids import save_png
 
 
 class DpgSuite(PromptedSuite):
-    """Questions about images of long prompts."""
+    """Scores answers to questions about images of long prompts."""
 
     name = "dpg"
-    samples = 4
-    joined = True
-    square = True
+    samples_per_prompt = 4
+    one_file_per_prompt = True
+    square_only = True
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
-        """As of `PromptedSuite`."""
+        """Read DPG-Bench's prompts from the user's copy, as in `PromptedSuite`."""
         if path is None:
-            raise UserError("--prompts is missing: name your copy of the prompts of dpg")
+            raise UserError("--prompts is missing: give your copy of DPG-Bench's prompts")
         return read_prompts(path)
 
     def image_path(self, out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-        """As of `PromptedSuite`."""
+        """Return the path of a prompt's image grid, which all its samples share."""
         return image_path(out, prompt)
 
     def write(self, out: epath.Path, prompt: Prompt, sample: int, images: np.ndarray) -> None:
-        """A grid of the four samples."""
-        save_png(image_path(out, prompt), grid(images))
+        """Write the four samples of a prompt as one grid."""
+        save_png(image_path(out, prompt), join_tiles(images))
 
     def run(self, values: Mapping[str, Any]) -> None:
-        """Draws with --make, else reports results."""
+        """Generate images with --make, otherwise report the scores of a results file."""
         if choose_mode(values, ("make", "results")) == "make":
-            self.draw(self.request(values))
+            self.make_images(self.request(values))
             return
         results = epath.Path(required("results"))
         score_dpg(results, path_of(values, "questions"), path_of(values, "out"))
@@ -53,21 +55,29 @@ class DpgSuite(PromptedSuite):
 def score_dpg(
     results: epath.Path, questions: epath.Path | None, out: epath.Path | None
 ) -> dict[str, Any]:
-    """DPG-Bench's scores, official and fixed, of a file of results.
+    """Read, print and write the official and the fixed scores of a results file.
+
+    Args:
+      results: file that `read_results` accepts.
+      questions: the user's dpg_bench.csv, if the scores need it.
+      out: FILE.json for the scores.
+
+    Returns:
+      The content of `out`.
 
     Raises:
-      UserError: anything isn't there, or is of another version of the benchmark.
+      UserError: a file doesn't exist or belongs to another version of the benchmark.
     """
     found = dpg_results.read_results(results, read_questions(questions) if questions else None)
     content = {"suite": "dpg", "results": str(results), **dataclasses.asdict(found)}
-    print(dpg_table(found))
+    print(as_table(found))
     if out:
         write_json(out, content)
     return content
 
 
-def dpg_table(found: dpg_results.Results) -> str:
-    """Both scores: overall, by broad category and by detailed one."""
+def as_table(found: dpg_results.Results) -> str:
+    """Return a table of both scores: overall, by broad category, and by detailed category."""
     official, fixed = found.official, found.fixed
     lines = [f"{'':40}{'official':>10}{'fixed':>10}"]
 

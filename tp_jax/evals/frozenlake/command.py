@@ -17,16 +17,23 @@ flags.disclaim_key_flags()
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Of walks, and of results over seeds."""
-    define_sampling_flags(values, "maps of each size, 100 by default; the first of --maps")
+    """Define the flags for walks and for summaries over seeds."""
+    define_sampling_flags(
+        values,
+        "number of maps of each size, 100 by default; with --maps, of maps from the file, all by "
+        "default",
+    )
     for name, text in (
-        ("out", "folder for scores and pictures; --collect: FILE.json"),
-        ("maps", "a file of maps; random ones by default"),
-        ("collect", "a folder of VARIANT/SEED/scores.json, for mean and spread over seeds"),
+        ("out", "folder for scores and pictures; with --collect, FILE.json"),
+        ("maps", "file of maps; random maps by default"),
+        (
+            "collect",
+            "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds",
+        ),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_boolean(
-        "look", False, "draw every time from the true frame, not from the last drawn one",
+        "look", False, "continue from the true frame instead of the last generated frame",
         flag_values=values,
     )  # fmt: skip
 
@@ -44,10 +51,10 @@ def load() -> FrozenLakeSuite:
 
 
 COMMAND = SuiteCommand(
-    summary="walks over maps of FrozenLake, played in the environment",
+    summary="walks through FrozenLake maps, played in the environment",
     usage="""\
-  --workdir=W --out=DIR [--maps=FILE] [--look]     draws, plays and scores
-  --collect=ROOT --out=FILE.json                   mean and spread over seeds""",
+  --workdir=W --out=DIR [--maps=FILE] [--look]     generate, play and score walks
+  --collect=ROOT --out=FILE.json                   mean and standard deviation over seeds""",
     define_flags=define_flags,
     required_flags=required_flags,
     load=load,

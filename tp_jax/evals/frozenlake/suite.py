@@ -1,4 +1,4 @@
-"""FrozenLake: walks that a workdir draws, read, played in the environment, scored, and shown."""
+"""The FrozenLake suite: generate walks, play them in the environment, score and show them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,13 +38,14 @@ from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, make_canvas
 
 @dataclasses.dataclass(frozen=True)
 class WalkRequest(Request):
-    """Walks to draw and score.
+    """A request to generate and score walks.
 
     Attributes:
-      num: maps of each size; None is 100.
-      maps: a file of maps; None draws them at random.
-      look: draw every time from the true frame, instead of from the last drawn one.
-      latent_steps: moves that a drawing has; None is as many as training had at most.
+      num: number of maps of each size, None is 100; with `maps`, number of maps from the file, None
+        is all.
+      maps: file of maps; None generates random maps.
+      look: start every sample from the true frame instead of the last generated frame.
+      latent_steps: frames per sample, one per latent step; None is the maximum of training.
     """
 
     maps: epath.Path | None = None
@@ -52,12 +53,12 @@ class WalkRequest(Request):
 
 
 class FrozenLakeSuite(Suite):
-    """Goals reached, holes and illegal moves, on maps that training never shows."""
+    """Scores goals reached, holes and illegal moves on maps that training never shows."""
 
     name = "frozenlake"
 
     def run(self, values: Mapping[str, Any]) -> None:
-        """Walks, or collects."""
+        """Generate and score walks, or summarise scores over seeds."""
         out = epath.Path(required("out"))
         if values["collect"]:
             collect(epath.Path(values["collect"]), out, self.name, columns)
@@ -66,7 +67,7 @@ class FrozenLakeSuite(Suite):
         walk_workdir(WalkRequest(out=out, maps=maps, look=values["look"], **request_fields(values)))
 
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
-        """Walks the same maps each time."""
+        """Return a function that generates and scores walks, always on the same maps."""
         settings = self.settings(model)
         if settings.num < 1:
             raise UserError(f"config.evaluation.frozenlake.num={settings.num}: must be 1 or more")
@@ -83,7 +84,7 @@ class FrozenLakeSuite(Suite):
                 make_folder(out, str(out))
                 save_films(out, plays, films, map_set.canvas)
 
-            # Where the first process can't write, all have to stop.
+            # If the first process can't write, `run_on_first` stops all processes.
             run_on_first(show)
             return {
                 f"{group}/{name}": float(value)
@@ -97,65 +98,73 @@ class FrozenLakeSuite(Suite):
 def _maps_for(
     model: ModelOnMesh, num: int | None, seed: int, name: str, maps: epath.Path | None = None
 ) -> MapSet:
-    """The maps that a model is scored on.
+    """Return the maps that a model is scored on.
 
     Args:
-      name: the flag or field that asks for the suite, for the message.
+      model: the model.
+      num: number of maps, as in `choose_maps`.
+      seed: seed of random maps.
+      name: the flag or config field that selected the suite, for messages.
+      maps: file of maps; None generates random maps.
 
     Raises:
-      UserError: the model doesn't draw from frames of FrozenLake, or there is no map.
+      UserError: the model wasn't trained on FrozenLake, or no map can be played.
     """
     if model.built.model.condition_kind != "frame" or model.config.data.source != "frozenlake":
         raise UserError(
             f"{name}: {model.workdir} was trained on {model.config.data.source}, but this suite "
-            f"wants a model of configs/frozenlake.py"
+            f"needs a model trained with configs/frozenlake.py"
         )
     fields = FrozenLakeConfig(**model.config.frozenlake.to_dict())
     return choose_maps(fields, make_canvas(model.config), num, seed, maps)
 
 
-def walk_workdir(task: WalkRequest) -> dict[str, Any]:
-    """Draws walks through maps that training never showed, plays and scores them.
+def walk_workdir(request: WalkRequest) -> dict[str, Any]:
+    """Generate walks through maps that training never showed, play them and score them.
 
-    Writes `scores.json`, `successes.png`, `failures.png` and `walk.gif` into a folder.
+    Writes `scores.json`, `successes.png`, `failures.png` and `walk.gif`.
+
+    Returns:
+      The content of `scores.json`.
 
     Raises:
-      UserError: the workdir isn't one of FrozenLake, or there is no map to be played.
+      UserError: the workdir wasn't trained on FrozenLake, or no map can be played.
     """
-    if task.num is not None and task.num < 1:
-        raise UserError(f"--num={task.num}: must be 1 or more")
-    loaded, generator = open_generator(task)
+    if request.num is not None and request.num < 1:
+        raise UserError(f"--num={request.num}: must be 1 or more")
+    loaded, generator = open_generator(request)
     name = "--suite=frozenlake"
-    map_set = _maps_for(loaded, task.num, task.seed, name, task.maps)
+    map_set = _maps_for(loaded, request.num, request.seed, name, request.maps)
     trained = loaded.built.model.thinking.latent_steps
-    if (task.latent_steps or 0) > trained:
+    if (request.latent_steps or 0) > trained:
         say(
-            f"--latent_steps={task.latent_steps}: training had up to {trained}, and what is drawn "
-            f"beyond is seldom right; give {trained} or fewer"
+            f"--latent_steps={request.latent_steps}: training used at most {trained}, and frames "
+            f"of later latent steps are rarely correct; give {trained} or fewer"
         )
-    # Before walking, so that it isn't lost for want of a folder.
-    make_folder(task.out, f"--out={task.out}")
-    with matmul_precision(task.matmul_precision):
+    # Make the folder first: if that fails, no time was spent on generating walks.
+    make_folder(request.out, f"--out={request.out}")
+    with matmul_precision(request.matmul_precision):
         frames_of = frame_generator(generator, map_set)
-        plays, films = walk_maps(frames_of, loaded.params, map_set, task.seed, task.look)
+        plays, films = walk_maps(frames_of, loaded.params, map_set, request.seed, request.look)
     content = {
         "suite": FrozenLakeSuite.name,
-        "drawing": describe(task, loaded, None) | {"maps": str(task.maps or "")},
+        "drawing": describe(request, loaded, None) | {"maps": str(request.maps or "")},
         "refused_maps": map_set.refused,
-        **score_walks(plays, map_set, task.seed),
+        **score_walks(plays, map_set, request.seed),
     }
     if jax.process_index() == 0:
-        save_films(task.out, plays, films, map_set.canvas)
-        write_json(task.out / "scores.json", content)
+        save_films(request.out, plays, films, map_set.canvas)
+        write_json(request.out / "scores.json", content)
         print(as_table(content))
-        say(f"scores, filmstrips and a GIF: {task.out}")
+        say(f"wrote scores.json, successes.png, failures.png and walk.gif to {request.out}")
     return content
 
 
 def columns(content: dict[str, Any], variant: str) -> Columns:
-    """The scores in one `scores.json`, for `over_seeds.collect`.
+    """Convert the content of one `scores.json` to columns, for `over_seeds.collect`.
 
-    The walkers that have nothing to learn are columns too, of whichever variant comes first.
+    The random walker and the oracle are columns too. They don't depend on the variant, so those of
+    the first variant are used.
     """
 
     def rows(groups: dict[str, Any]) -> dict[str, float]:
@@ -170,7 +179,7 @@ def columns(content: dict[str, Any], variant: str) -> Columns:
 
 
 def as_table(content: dict[str, Any]) -> str:
-    """Outcomes in percent: a line for each, a column for each group of maps and walker."""
+    """Return a table of outcomes in percent: one line per outcome, one column per group of maps."""
     columns = {f"model {name}": part for name, part in content["model"].items()}
     columns |= {name: content[name]["all"] for name in ("random_walker", "oracle")}
     width = max(map(len, columns)) + 2

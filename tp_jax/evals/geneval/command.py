@@ -17,21 +17,21 @@ flags.disclaim_key_flags()
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Of drawing, of results, and of judging here."""
+    """Define the flags for generating images, reading results, and scoring here."""
     define_drawing_flags(values, 4)
 
     def string(name: str, text: str) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)
 
-    string("out", "--make: folder of the images; else FILE.json for the scores")
+    string("out", "--make: folder for the images; otherwise FILE.json for the scores")
     string("prompts", "your copy of GenEval's evaluation_metadata.jsonl")
-    string("results", "FILE.jsonl of the official scorer; with --score, to be written")
+    string("results", "FILE.jsonl written by the official scorer; with --score, file to write")
     flags.DEFINE_boolean(
-        "score", False, "judge images here, with Mask2Former and CLIP", flag_values=values
+        "score", False, "judge the images here, with Mask2Former and CLIP", flag_values=values
     )
-    string("samples", "--score: folder of images")
-    string("detector", "--score: folder of Mask2Former's weights")
-    string("clip", "--score: folder of CLIP's weights")
+    string("samples", "--score: folder with the images")
+    string("detector", "--score: folder with Mask2Former's weights")
+    string("clip", "--score: folder with CLIP's weights")
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -49,11 +49,11 @@ def load() -> GenEvalSuite:
 
 
 COMMAND = SuiteCommand(
-    summary="objects, number, colours and places, as GenEval judges them",
+    summary="objects, counts, colours and positions, by GenEval's rules",
     usage="""\
-  --make --workdir=W --prompts=P --out=DIR       images for the official scorer
-  --results=FILE.jsonl [--prompts=P]             scores of its results
-  --score --samples=DIR --detector=DIR --clip=DIR --results=FILE.jsonl      judges images here""",
+  --make --workdir=W --prompts=P --out=DIR       generate images for the official scorer
+  --results=FILE.jsonl [--prompts=P]             report scores from the scorer's results
+  --score --samples=DIR --detector=DIR --clip=DIR --results=FILE.jsonl      judge images here""",
     define_flags=define_flags,
     required_flags=required_flags,
     load=load,

@@ -1,19 +1,18 @@
-"""GenEval's prompts, and the folder layout in which its evaluator expects the images."""
+"""GenEval's prompts and their metadata: the rules that their images are judged by."""
 
 import json
-import re
 from typing import Any
 
 from etils import epath
 
 from tp_jax.evals.geneval.rules import COLOURS, RELATIONS
 from tp_jax.evals.prompt import Prompt
-from tp_jax.files.jsonl import check_fields, read_lines, read_text
+from tp_jax.files.jsonl import check_fields, read_lines
 from tp_jax.messages.errors import UserError
 
 # tag -> number of prompts in the published benchmark, 553 in total
-PROMPTS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100,
-           "color_attr": 100}  # fmt: skip
+PROMPTS_PER_TAG = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94,
+                   "position": 100, "color_attr": 100}  # fmt: skip
 
 
 def read_prompts(path: epath.Path) -> list[Prompt]:
@@ -43,8 +42,10 @@ def check_metadata(where: str, content: dict[str, Any]) -> None:
       content: the metadata.
     """
     check_fields(where, content, {"tag": str, "include": list, "prompt": str})
-    if content["tag"] not in PROMPTS:
-        raise UserError(f"{where}: tag {content['tag']!r} must be one of {', '.join(PROMPTS)}")
+    if content["tag"] not in PROMPTS_PER_TAG:
+        raise UserError(
+            f"{where}: tag {content['tag']!r} must be one of {', '.join(PROMPTS_PER_TAG)}"
+        )
     if not content["prompt"].strip():
         raise UserError(f"{where}: the prompt is empty")
     if not isinstance(content.get("exclude", []), list):
@@ -77,45 +78,3 @@ def _check_clause(where: str, clause: Any, number: int) -> None:
 def metadata_key(metadata: dict[str, Any]) -> str:
     """Return a string that is equal for equal metadata, regardless of the order of its fields."""
     return json.dumps(metadata, sort_keys=True)
-
-
-def image_path(out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
-    """Return the path where the evaluator expects image number `sample` (from 0) of a prompt."""
-    return out / prompt.name / "samples" / f"{sample:04d}.png"
-
-
-def write_metadata(out: epath.Path, prompt: Prompt) -> None:
-    """Write `metadata.jsonl`, from which the evaluator reads what the prompt's images must show."""
-    path = out / prompt.name / "metadata.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(prompt.metadata))
-
-
-def find_images(folder: epath.Path) -> list[tuple[epath.Path, dict[str, Any]]]:
-    """Return the images `folder/DIGITS/samples/DIGITS.png` with their prompts' metadata, sorted.
-
-    Raises:
-      UserError: there are no images, or a prompt has no metadata or no images.
-    """
-    folders = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    if not folders:
-        raise UserError(
-            f"{folder}: has no folders 00000, 00001, …: give a folder that --make wrote"
-        )
-    found = []
-    for path in sorted(folders):
-        file = path / "metadata.jsonl"
-        try:
-            metadata = json.loads(read_text(file))
-        except ValueError:
-            raise UserError(f"{file}: must be one JSON object") from None
-        if not isinstance(metadata, dict):
-            raise UserError(f"{file}: must be one JSON object")
-        check_metadata(str(file), metadata)
-        samples = path / "samples"
-        files = sorted(samples.iterdir()) if samples.is_dir() else []
-        images = [(file, metadata) for file in files if re.fullmatch(r"\d+\.png", file.name)]
-        if not images:
-            raise UserError(f"{samples}: has no images 0000.png, 0001.png, …: run --make again")
-        found += images
-    return found

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tp_jax.evals.geneval.prompts import PROMPTS, check_metadata, find_images, metadata_key
+from tp_jax.evals.geneval.layout import find_images
+from tp_jax.evals.geneval.prompts import PROMPTS_PER_TAG, check_metadata, metadata_key
 from tp_jax.evals.geneval.rules import Detection, Objects, judge, select
 from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import appender, check_fields, read_lines, repair_last_line
@@ -62,8 +63,8 @@ def check_complete(where: str, images: Counter[str], prompts: Sequence[Prompt] |
     """
     if prompts is None:
         tags = Counter(json.loads(key)["tag"] for key in images)
-        wrong = [f"{tag} {tags[tag]} of {PROMPTS[tag]}" for tag in PROMPTS
-                 if tags[tag] != PROMPTS[tag]]  # fmt: skip
+        wrong = [f"{tag} {tags[tag]} of {PROMPTS_PER_TAG[tag]}" for tag in PROMPTS_PER_TAG
+                 if tags[tag] != PROMPTS_PER_TAG[tag]]  # fmt: skip
         if wrong:
             raise UserError(
                 f"{where}: prompts are missing or belong to another version of GenEval "
@@ -128,7 +129,7 @@ def score_lines(
     by_tag = defaultdict(list)
     for key, images in right.items():
         by_tag[json.loads(key)["tag"]] += images
-    tags = {tag: float(np.mean(by_tag[tag])) for tag in PROMPTS if tag in by_tag}
+    tags = {tag: float(np.mean(by_tag[tag])) for tag in PROMPTS_PER_TAG if tag in by_tag}
     return GenEvalScores(
         tags=tags,
         overall=float(np.mean(list(tags.values()))),
@@ -235,7 +236,7 @@ def as_table(columns: dict[str, dict[str, Any]]) -> str:
     """Return GenEval's scores in percent: one line per tag, one column per set of images."""
     names = list(columns)
     lines = [f"{'':16}" + "".join(f"{name:>10}" for name in names)]
-    for tag in (*PROMPTS, "overall"):
+    for tag in (*PROMPTS_PER_TAG, "overall"):
         values = [
             fields["overall"] if tag == "overall" else fields["tags"].get(tag)
             for fields in columns.values()

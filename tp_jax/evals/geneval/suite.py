@@ -1,4 +1,4 @@
-"""GenEval: images for its official scorer, its results, and a scorer of our own."""
+"""The GenEval suite: generate images for the official scorer, read its results, or score here."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from tp_jax.cli.flags import required
-from tp_jax.evals.geneval.layout import GenEvalLayout
+from tp_jax.evals.geneval.base import GenEvalLayoutSuite
 from tp_jax.evals.geneval.prompts import read_prompts
 from tp_jax.evals.geneval.results import as_table, read_results, score_images
 from tp_jax.evals.prompt import Prompt
@@ -16,38 +16,38 @@ from tp_jax.files.atomic import write_json
 from tp_jax.messages.errors import UserError
 
 
-class GenEvalSuite(GenEvalLayout):
-    """Objects, their number, colours and places, found in images of prompts."""
+class GenEvalSuite(GenEvalLayoutSuite):
+    """Scores objects, their counts, colours and positions in images of short prompts."""
 
     name = "geneval"
-    samples = 4
+    samples_per_prompt = 4
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
-        """As of `PromptedSuite`."""
+        """Read GenEval's prompts from the user's copy, as in `PromptedSuite`."""
         if path is None:
-            raise UserError("--prompts is missing: name your copy of the prompts of geneval")
+            raise UserError("--prompts is missing: give your copy of evaluation_metadata.jsonl")
         return read_prompts(path)
 
     def run(self, values: Mapping[str, Any]) -> None:
-        """Draws with --make, else reports results, which --score makes first."""
+        """Generate images with --make, otherwise report results, which --score computes first."""
         if values["make"]:
             choose_mode(values, ("make", "score", "results"))
-            self.draw(self.request(values))
+            self.make_images(self.request(values))
             return
         results, images = epath.Path(required("results")), None
         if values["score"]:
             names = ("samples", "detector", "clip")
-            images = Images(**{name: epath.Path(required(name)) for name in names})
+            images = JudgeRequest(**{name: epath.Path(required(name)) for name in names})
         score_geneval(results, path_of(values, "prompts"), path_of(values, "out"), images)
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """Images that are judged here.
+class JudgeRequest:
+    """Images to judge here, and the networks that judge them.
 
     Attributes:
-      samples: their folder.
-      detector, clip: folders of Mask2Former's weights and of CLIP's.
+      samples: folder of the images.
+      detector, clip: folders with Mask2Former's and CLIP's weights.
     """
 
     samples: epath.Path
@@ -59,17 +59,21 @@ def score_geneval(
     results: epath.Path,
     prompts: epath.Path | None,
     out: epath.Path | None,
-    images: Images | None = None,
+    images: JudgeRequest | None = None,
 ) -> dict[str, Any]:
-    """GenEval's scores of a file of results, or of a folder of images judged here.
+    """Compute, print and write GenEval's scores of a results file or of images judged here.
 
     Args:
-      results: of the official evaluator; or, with `images`, where to write them.
-      prompts: the user's copy; None holds results to the published counts.
-      images: to be judged here.
+      results: file written by the official evaluator; with `images`, the file to write.
+      prompts: the user's copy of the prompts; None expects the published number per tag.
+      out: FILE.json for the scores.
+      images: images to judge here.
+
+    Returns:
+      The content of `out`.
 
     Raises:
-      UserError: anything isn't there, or is of another version of the benchmark.
+      UserError: a file doesn't exist or belongs to another version of the benchmark.
     """
     wanted = read_prompts(prompts) if prompts else None
     if images:

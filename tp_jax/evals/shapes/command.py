@@ -17,15 +17,18 @@ flags.disclaim_key_flags()
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Of drawing, of images that are there, and of results over seeds."""
+    """Define the flags for generating images, scoring them, and summaries over seeds."""
     define_drawing_flags(values, 1)
 
     def string(name: str, text: str) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)
 
-    string("out", "folder for the scores; --make: of the images; --collect: FILE.json")
-    string("samples", "folder of images that were drawn with --make, to be scored")
-    string("collect", "a folder of VARIANT/SEED/scores.json, for mean and spread over seeds")
+    string("out", "folder for the scores; --make: folder for the images; --collect: FILE.json")
+    string("samples", "folder of images generated with --make: score these")
+    string(
+        "collect",
+        "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds",
+    )
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -43,12 +46,12 @@ def load() -> ShapesSuite:
 
 
 COMMAND = SuiteCommand(
-    summary="GenEval's skills in pictures of shapes, checked by a program",
+    summary="GenEval's skills in pictures of coloured shapes, checked by a program",
     usage="""\
-  --workdir=W --out=DIR                  draws and scores
-  --make --workdir=W --out=IMAGES        draws alone
-  --samples=IMAGES --out=DIR             scores alone
-  --collect=ROOT --out=FILE.json         mean and spread over seeds""",
+  --workdir=W --out=DIR                  generate images and score them
+  --make --workdir=W --out=IMAGES        only generate images
+  --samples=IMAGES --out=DIR             only score images
+  --collect=ROOT --out=FILE.json         mean and standard deviation over seeds""",
     define_flags=define_flags,
     required_flags=required_flags,
     load=load,

@@ -36,7 +36,7 @@ class ShapesScores:
     unseen: GenEvalScores | None
 
 
-def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
+def make_prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
     """Choose prompts of every skill; half of them unseen, if the skill has unseen combinations.
 
     Args:
@@ -65,7 +65,7 @@ def prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
     ]
 
 
-def drawn_prompts(images: Sequence[tuple[epath.Path, dict[str, Any]]]) -> list[Prompt]:
+def prompts_of_images(images: Sequence[tuple[epath.Path, dict[str, Any]]]) -> list[Prompt]:
     """Return the prompts of images that `find_images` found.
 
     Args:

@@ -1,4 +1,4 @@
-"""Shapes, the embedded twin of GenEval: the package has its prompts and an exact checker."""
+"""The Shapes suite: GenEval's skills in pictures of coloured shapes, checked by a program."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 
 from tp_jax.cli.flags import required
-from tp_jax.evals.geneval.layout import GenEvalLayout
-from tp_jax.evals.geneval.prompts import PROMPTS, find_images
+from tp_jax.evals.geneval.base import GenEvalLayoutSuite
+from tp_jax.evals.geneval.layout import find_images
+from tp_jax.evals.geneval.prompts import PROMPTS_PER_TAG
 from tp_jax.evals.geneval.results import as_table
 from tp_jax.evals.over_seeds import Columns, collect
 from tp_jax.evals.prompt import Prompt
@@ -29,66 +30,67 @@ from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 from tp_jax.sampling.prompts import encode_prompts, load_text_encoder
 from tp_jax.sampling.request import make_generator, picture_size
 
-# Of the scores.
-PARTS = ("overall", "seen", "unseen")
-# Images of each skill that a gallery shows.
-SHOWN = 8
+PARTS = ("overall", "seen", "unseen")  # fields of the scores
+GALLERY_COLUMNS = 8  # images per skill in the gallery
 
 
-class ShapesSuite(GenEvalLayout):
-    """GenEval's skills, in pictures of shapes."""
+class ShapesSuite(GenEvalLayoutSuite):
+    """Scores GenEval's skills in pictures of shapes."""
 
     name = "shapes"
-    samples = 1
-    square = True
+    samples_per_prompt = 1
+    square_only = True
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
-        """As of `PromptedSuite`: always the package's own."""
-        return shapes.prompts()
+        """Return the prompts, which are part of the package; `path` is ignored."""
+        return shapes.make_prompts()
 
     def run(self, values: Mapping[str, Any]) -> None:
-        """Draws, scores, or both; or collects."""
+        """Generate images, score them, or both; or summarise scores over seeds."""
         mode = choose_mode(values, ("make", "collect"))
         if mode == "collect":
             collect(epath.Path(values["collect"]), epath.Path(required("out")), self.name, columns)
         elif mode == "make":
-            self.draw(self.request(values))
+            self.make_images(self.request(values))
         elif values["workdir"]:
             out = epath.Path(required("out"))
             images = out / "images"
-            self.draw(self.request(values, images))
+            self.make_images(self.request(values, images))
             if jax.process_index() == 0:
                 score_shapes(images, out)
         else:
             score_shapes(epath.Path(required("samples")), epath.Path(required("out")))
 
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
-        """Draws the prompts once each."""
+        """Return a function that generates one image per prompt and scores the images."""
         if model.built.model.condition_kind != "text":
             raise UserError(
-                f"config.evaluation.suite={self.name!r} draws prompts, but this "
-                f"{model.config.model.kind} model takes none: choose another suite"
+                f"config.evaluation.suite={self.name!r} needs a text-conditional model, but this "
+                f"{model.config.model.kind} model takes no text: choose another suite"
             )
         check_local(model, self.name)
+        # Raises a UserError for a model of latents without an autoencoder.
         picture_size(model)
         num = self.settings(model).num
-        if not 0 <= num <= len(shapes.prompts()):
+        if not 0 <= num <= len(shapes.make_prompts()):
             raise UserError(
-                f"config.evaluation.shapes.num={num}: give 1 to {len(shapes.prompts())}, or 0 for "
-                f"all prompts"
+                f"config.evaluation.shapes.num={num}: give 1 to {len(shapes.make_prompts())}, or 0 "
+                f"for all prompts"
             )
-        prompts = self.chosen_prompts(None, num or None)
+        prompts = self.first_prompts(None, num or None)
         texts = [prompt.text for prompt in prompts]
         encoded = encode_prompts(model, texts, "", load_text_encoder(model))
         generator = make_generator(model, batch_size=model.config.evaluation.batch_size)
 
         def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
             images, seed = out / "images", model.config.seed
-            # A run that goes on from an older checkpoint finds images of other parameters here.
+            # A run that resumes from an older checkpoint finds images of other parameters here.
             run_on_first(lambda: out.rmtree(missing_ok=True))
-            self.draw_encoded(loaded, generator, prompts, encoded, self.samples, seed, images)
+            self.generate_missing(
+                loaded, generator, prompts, encoded, self.samples_per_prompt, seed, images
+            )
             content: dict[str, Any] = {}
-            # Where the first process refuses, all have to stop.
+            # If scoring fails on the first process, `run_on_first` stops all processes.
             run_on_first(lambda: content.update(score_shapes(images, out)))
             if not content:
                 return {}
@@ -103,7 +105,7 @@ class ShapesSuite(GenEvalLayout):
 
 
 def columns(content: dict[str, Any], variant: str) -> Columns:
-    """The scores in one `scores.json`, for `over_seeds.collect`."""
+    """Convert the content of one `scores.json` to columns, for `over_seeds.collect`."""
     rows = {
         f"{part} {tag}": float(value)
         for part in PARTS
@@ -113,43 +115,52 @@ def columns(content: dict[str, Any], variant: str) -> Columns:
 
 
 def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
-    """Scores drawn Shapes: `results.jsonl`, `scores.json` and `gallery.png` in a folder.
+    """Score the images of Shapes; write `results.jsonl`, `scores.json` and `gallery.png`.
+
+    Args:
+      folder: the images.
+      out: folder for the files.
+
+    Returns:
+      The content of `scores.json`.
 
     Raises:
-      UserError: images are missing, or aren't of these prompts.
+      UserError: images are missing or don't belong to prompts of Shapes.
     """
     images = find_images(folder)
-    wanted = shapes.drawn_prompts(images)
-    path, drawn = description_path(folder), len(images)
-    asked = read_json(path).get("images") if path.exists() else drawn
-    if drawn != asked:
+    wanted = shapes.prompts_of_images(images)
+    path, existing = description_path(folder), len(images)
+    expected = read_json(path).get("images") if path.exists() else existing
+    if existing != expected:
         raise UserError(
-            f"{folder} has {drawn} of {asked} images: the same command that drew them goes on"
+            f"{folder} has {existing} of {expected} images: run the command that generates them "
+            f"again, and it resumes"
         )
     out.mkdir(parents=True, exist_ok=True)
-    # Anew, because the images may be.
+    # Judge all images again, because they may have changed since the last verdicts.
     (out / "results.jsonl").unlink(missing_ok=True)
     scores = shapes.score(folder, wanted, out / "results.jsonl")
     content = {"suite": "shapes", "samples": str(folder), **dataclasses.asdict(scores)}
     write_json(out / "scores.json", content)
     save_png(out / "gallery.png", _gallery(out / "results.jsonl"))
     print(as_table({name: content[name] for name in PARTS if content[name]}))
-    say(f"scores, every image's verdict and a gallery: {out}")
+    say(f"wrote scores.json, results.jsonl and gallery.png to {out}")
     return content
 
 
 def _gallery(results: epath.Path) -> np.ndarray:
-    """Images of every skill with prompt and verdict."""
+    """Arrange some images of every skill, with their prompts and verdicts."""
     lines = [line for _, line in read_lines(results)]
     chosen = []
-    for tag in PROMPTS:
+    for tag in PROMPTS_PER_TAG:
         of_tag = [line for line in lines if line["tag"] == tag]
-        places = np.linspace(0, len(of_tag) - 1, min(SHOWN, len(of_tag))).astype(int)
-        chosen += [of_tag[i] for i in places]
+        num = min(GALLERY_COLUMNS, len(of_tag))
+        indices = np.linspace(0, len(of_tag) - 1, num).astype(int)
+        chosen += [of_tag[i] for i in indices]
     images = [read_rgb(epath.Path(line["filename"])) for line in chosen]
     return make_captioned_grid(
         np.stack(images),
         [line["prompt"] for line in chosen],
         [line["correct"] for line in chosen],
-        columns=SHOWN,
+        columns=GALLERY_COLUMNS,
     )
