@@ -34,7 +34,11 @@ def forward_flops(config: TransformerConfig) -> float:
     """Return the FLOPs of the whole model, forward, per sample."""
     trained, attention = thinking_flops(config)
     blocks = sum(config.block_flops(layer) for layer in range(config.depth))
-    return blocks + len(config.thinking.layers) * (trained + attention) + _ends_flops(config)
+    return (
+        blocks
+        + len(config.thinking.layers) * (trained + attention)
+        + _embedding_and_final_flops(config)
+    )
 
 
 def decoding_flops(config: TransformerConfig) -> float:
@@ -54,10 +58,11 @@ def decoding_flops(config: TransformerConfig) -> float:
     return (config.thinking.latent_steps - 1) * (own + later + head)
 
 
-def _ends_flops(config: TransformerConfig) -> float:
+def _embedding_and_final_flops(config: TransformerConfig) -> float:
+    """Return the FLOPs of all embeddings and the final layer, forward, per sample."""
     patch = config.patch**2
-    ends = 2 * config.tokens * config.width * patch * (config.channels + config.out_channels)
-    return ends + config.embedding_flops()
+    patches = 2 * config.tokens * config.width * patch * (config.channels + config.out_channels)
+    return patches + config.embedding_flops()
 
 
 def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str) -> float:
@@ -93,6 +98,7 @@ def _update_flops(config: TransformerConfig, batch_size: int, trainable: str) ->
         return 3 * batch_size * forward
     first = min(config.thinking.layers)
     trained, attention = thinking_flops(config)
-    behind = sum(config.block_flops(layer) for layer in range(first, config.depth))
+    # Activation gradients of the blocks that the backward pass goes through.
+    blocks = sum(config.block_flops(layer) for layer in range(first, config.depth))
     thinking = len(config.thinking.layers) * (2 * trained + attention)
-    return batch_size * (forward + behind + decoding_flops(config) + thinking)
+    return batch_size * (forward + blocks + decoding_flops(config) + thinking)

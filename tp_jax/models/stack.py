@@ -122,7 +122,12 @@ def run_stacks(
     return carry, routing_stats
 
 
-def _segments(layers: int, alone: set[int]) -> list[tuple[int, int]]:
-    """Split range(layers) into (start, stop) segments; each index in `alone` is one of its own."""
-    cuts = sorted({0, layers} | {c for i in alone if 0 <= i < layers for c in (i, i + 1)})
+def _segments(layers: int, single: set[int]) -> list[tuple[int, int]]:
+    """Split range(layers) into (start, stop) segments, where each index in `single` is alone.
+
+    Example:
+      >>> _segments(6, {2})
+      [(0, 2), (2, 3), (3, 6)]
+    """
+    cuts = sorted({0, layers} | {c for i in single if 0 <= i < layers for c in (i, i + 1)})
     return list(itertools.pairwise(cuts))
