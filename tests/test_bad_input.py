@@ -229,7 +229,7 @@ def test_more_latent_steps_than_separate_experts_are_refused(refused_samples, lo
     thinking = dataclasses.replace(config.thinking, share_across_steps=False)
     model = build_model(dataclasses.replace(config, thinking=thinking))
     loaded = dataclasses.replace(loaded, model=model)
-    match = "latent_steps=3, .*share_across_steps=False.* 2 latent steps only: ask for 2 or fewer"
+    match = "latent_steps=3, .*share_across_steps=False.* 2 latent steps only: use 2 or fewer"
     refused_samples("--latent_steps=3", loaded=loaded, match=match)
 
 

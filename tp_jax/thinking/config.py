@@ -32,7 +32,7 @@ class ThinkingConfig:
         modulated input) or "recursed" (the same plus the tokens that the experts see).
       base_every_step: apply the base projection at every latent step, not only at the last.
       share_across_steps: use the same experts at all latent steps; False gives each its own.
-      balance_weight: weight of the load-balance loss; 0 is no such loss.
+      balance_weight: weight of the load-balance loss; 0 leaves it out.
       dispatch: how the experts are computed: "dense", "grouped", "expert_parallel", or "auto" for
         the cheapest. All give the same numbers.
       gate_width: hidden width of the learned gate.
@@ -101,7 +101,7 @@ class ThinkingConfig:
         if not self.share_across_steps and steps > self.latent_steps:
             raise UserError(
                 f"latent_steps={steps}, but with share_across_steps=False the model has experts "
-                f"for {self.latent_steps} latent steps only: ask for {self.latent_steps} or fewer"
+                f"for {self.latent_steps} latent steps only: use {self.latent_steps} or fewer"
             )
 
     def check_depth(self, depth: int) -> None:

@@ -272,7 +272,7 @@ class _Round:
 def _exchange(x: jax.Array, sent: jax.Array, received: jax.Array) -> jax.Array:
     """Send block e of x [E, C, …] to device e.
 
-    TPUs send only the rows that are tokens, of which there are `sent` [E] and `received` [E].
+    On TPUs only the rows that are tokens are sent; `sent` [E] and `received` [E] count them.
     """
     if x.ndim == 2:  # one number per row: the ragged exchange would cost more
         return jax.lax.all_to_all(x, AXIS, 0, 0, tiled=True)

@@ -158,7 +158,7 @@ def choose_experts(
       normed: [B, N, D] LN(ã).
       time, condition: [B, D] embeddings of the timestep and of the label or pooled text.
       draw: the random numbers of this latent step, one row of `draw_routing`. With None a learned
-        gate takes the largest logit, with weight 1 (sampling).
+        gate chooses the expert with the largest logit, with weight 1 (sampling).
 
     Returns:
       The chosen experts, their weights and the gate's probabilities.
