@@ -1,3 +1,21 @@
-"""tp_jax: recursive sparse reasoning in diffusion transformers, after arXiv 2604.25299."""
+"""tp_jax: recursive sparse reasoning in diffusion transformers, after arXiv 2604.25299.
 
+`tp_jax.Model` loads a trained model, samples from it and traces its routing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tp_jax.sampling.model import Model, Routing
+
+__all__ = ["Model", "Routing", "__version__"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at first use, because it imports jax, which takes seconds.
+    if name in ("Model", "Routing"):
+        from tp_jax.sampling import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module 'tp_jax' has no attribute {name!r}")

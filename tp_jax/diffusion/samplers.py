@@ -240,14 +240,47 @@ def sample(
       >>> sample(RectifiedFlow(), config, predict, jax.random.key(0), index, (8, 8, 1)).shape
       (3, 8, 8, 1)
     """
+    x, _ = sample_and_observe(objective, config, predict, key, sample_index, shape)
+    return x
+
+
+def sample_and_observe(
+    objective: Objective,
+    config: SamplerConfig,
+    predict: KeyedPredict,
+    key: jax.Array,
+    sample_index: jax.Array,
+    shape: tuple[int, ...],
+    observe: Callable[[jax.Array, jax.Array, jax.Array], Any] = lambda x, timestep, key: None,
+) -> tuple[jax.Array, Any]:
+    """Generate samples as `sample` does, and observe the model at each sampler step.
+
+    Args:
+      objective, config, predict, key, sample_index, shape: as for `sample`.
+      observe: (x, timestep [B], key) -> pytree of arrays, called with the arguments of the first
+        prediction of each sampler step.
+
+    Returns:
+      Samples [B, H, W, C] float32, and the results of `observe` with a leading axis of S sampler
+      steps.
+    """
     rows, step = SAMPLERS[config.sampler].build(objective, config)
     noise_key, model_key = jax.random.split(key)
 
-    def body(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
+    def body(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         number, row = inputs
         noise = sample_noise(noise_key, sample_index, number + 1, shape)
-        return step(row, x, noise, predict, jax.random.fold_in(model_key, number)), None
+        calls: list[tuple[jax.Array, jax.Array, jax.Array]] = []
+
+        def recorded(x: jax.Array, timestep: jax.Array, key: jax.Array) -> jax.Array:
+            calls.append((x, timestep, key))
+            return predict(x, timestep, key)
+
+        x = step(row, x, noise, recorded, jax.random.fold_in(model_key, number))
+        # Later predictions of a step may be traced inside `lax.cond`, as in Heun's method, so their
+        # arguments can't be used here.
+        return x, observe(*calls[0])
 
     x = sample_noise(noise_key, sample_index, 0, shape)
-    x, _ = jax.lax.scan(body, x, (jnp.arange(config.steps), jax.tree.map(jnp.asarray, rows)))
-    return x
+    numbered = jnp.arange(config.steps), jax.tree.map(jnp.asarray, rows)
+    return jax.lax.scan(body, x, numbered)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import re
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,12 +12,11 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
 from tp_jax.sampling import parts as parts_lib
-from tp_jax.sampling.generator import Generator, choose_labels
+from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
-from tp_jax.sampling.prompts import encode_prompts
+from tp_jax.sampling.plan import SamplePlan, plan_samples
 from tp_jax.sampling.request import (
     Request,
-    check_no_frame,
     describe,
     matmul_precision,
     open_generator,
@@ -42,59 +39,6 @@ class Drawing(Request):
     prompts: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class _SamplePlan:
-    """The conditions of the N samples to generate.
-
-    Attributes:
-      conditions, rows: arguments of `Generator.batches`.
-      values: [N] class labels or prompts, which are written to the npz.
-      names: [N] names for the PNG files.
-      encoder: identity of the text encoder; None for classes.
-    """
-
-    conditions: Any
-    rows: np.ndarray
-    values: np.ndarray
-    names: list[str]
-    encoder: str | None = None
-
-
-def _plan_samples(drawing: Drawing, loaded: Loaded) -> _SamplePlan:
-    check_no_frame(loaded, drawing.workdir)
-    is_text_model = loaded.built.model.condition_kind == "text"
-    if drawing.prompts or is_text_model:
-        if drawing.labels or drawing.uniform:
-            raise UserError(
-                "--labels and --uniform only apply to models of classes: leave them out"
-            )
-        if not drawing.prompts:
-            raise UserError(
-                f"--prompts is missing: a {loaded.config.model.kind} model is conditioned on text; "
-                f"give a prompt, or a file with one prompt per line"
-            )
-        prompts = encode_prompts(loaded, drawing.prompts, drawing.negative_prompt)
-        num = len(prompts.texts) if drawing.num is None else drawing.num
-        if num < 1:
-            raise UserError(f"num={num}: must be 1 or more")
-        rows = np.arange(num) % len(prompts.texts)
-        values = np.array(prompts.texts)[rows]
-        names = [_slug(value) for value in values]
-        return _SamplePlan(prompts.conditions, rows, values, names, prompts.encoder)
-    if drawing.negative_prompt:
-        raise UserError("--negative_prompt only applies to models of text: leave it out")
-    num = 64 if drawing.num is None else drawing.num
-    label_seed = drawing.seed if drawing.uniform else None
-    labels = choose_labels(drawing.labels, num, loaded.built.model.classes, label_seed)
-    names = [f"class{label}" for label in labels]
-    return _SamplePlan({"label": labels}, np.arange(num), labels, names)
-
-
-def _slug(prompt: str) -> str:
-    """Return a prompt in a form that fits into a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-
-
 def draw_samples(drawing: Drawing) -> None:
     """Generate samples and write them to `drawing.out`.
 
@@ -112,7 +56,14 @@ def draw_samples(drawing: Drawing) -> None:
         kind = "folder" if as_file else "file"
         raise UserError(f"--out={drawing.out} is a {kind}: give FILE.npz or a folder")
     loaded, generator = open_generator(drawing)
-    plan = _plan_samples(drawing, loaded)
+    plan = plan_samples(
+        loaded,
+        drawing.num,
+        labels=drawing.labels,
+        prompts=drawing.prompts,
+        negative_prompt=drawing.negative_prompt,
+        label_seed=drawing.seed if drawing.uniform else None,
+    )
     # Create the folder first: failing after hours of sampling would lose the samples.
     folder = drawing.out.parent if as_file else drawing.out
     make_folder(folder, f"--out={drawing.out}")
@@ -126,7 +77,7 @@ def draw_samples(drawing: Drawing) -> None:
 
 
 def _write_npz(
-    drawing: Drawing, loaded: Loaded, generator: Generator, plan: _SamplePlan
+    drawing: Drawing, loaded: Loaded, generator: Generator, plan: SamplePlan
 ) -> epath.Path:
     description = describe(drawing, loaded, plan.encoder) | {
         "num": len(plan.rows),
@@ -151,7 +102,7 @@ GRID_SAMPLES = 256
 
 
 def _write_pngs(
-    drawing: Drawing, loaded: Loaded, generator: Generator, plan: _SamplePlan
+    drawing: Drawing, loaded: Loaded, generator: Generator, plan: SamplePlan
 ) -> epath.Path:
     num = len(plan.rows)
     digits, done, shown = max(len(str(num - 1)), 5), 0, []

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from tp_jax.diffusion import SamplerConfig
 from tp_jax.diffusion.guidance import guide
 from tp_jax.diffusion.objective import Objective
-from tp_jax.diffusion.samplers import sample
+from tp_jax.diffusion.samplers import KeyedPredict, sample, sample_and_observe
 from tp_jax.latents.codec import Codec, Pooling
 from tp_jax.messages.errors import UserError
 from tp_jax.models.parameters import Params
@@ -72,6 +72,15 @@ class Generator:
     def _run(self) -> Callable[..., jax.Array]:
         return self.compiled()
 
+    @functools.cached_property
+    def _run_traced(self) -> Callable[..., tuple[jax.Array, Any]]:
+        sharded, on_all = batch_sharding(self.mesh), replicated(self.mesh)
+        return jax.jit(
+            self.draw_and_trace,
+            in_shardings=(None, on_all, sharded, sharded),
+            out_shardings=(sharded, on_all),
+        )
+
     def draw(
         self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
     ) -> jax.Array:
@@ -86,28 +95,69 @@ class Generator:
         Returns:
           Samples [B, H, W, C] float32, not yet decoded.
         """
-        config, sampler = self.model.config, self.sampler
+        predict = self._guided(params, index, condition)
+        return sample(self.objective, self.sampler, predict, key, index, self._shape)
+
+    def draw_and_trace(
+        self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
+    ) -> tuple[jax.Array, Any]:
+        """Sample one batch as `draw` does, and record the routing of every sampler step.
+
+        Returns:
+          Samples [B, H, W, C] float32, and (timestep [S], {block: (expert [S, T, B, N] int32,
+          probabilities [S, T, B, N, M] float32)}) of the conditional prediction.
+        """
+
+        def observe(x: jax.Array, timestep: jax.Array, model_key: jax.Array) -> Any:
+            found = self._apply(params, x, timestep, condition, index, model_key, trace=True)[1]
+            routing = {b: (stats.expert, stats.probabilities) for b, stats in found.items()}
+            return timestep[0], routing
+
+        predict = self._guided(params, index, condition)
+        return sample_and_observe(
+            self.objective, self.sampler, predict, key, index, self._shape, observe
+        )
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        config = self.model.config
+        height, width = self.size or (config.image_size, config.image_size)
+        return height, width, config.channels
+
+    def _apply(
+        self,
+        params: Params,
+        x: jax.Array,
+        timestep: jax.Array,
+        condition: Any,
+        index: jax.Array,
+        model_key: jax.Array,
+        trace: bool = False,
+    ) -> Any:
+        randomness = GateRandomness(model_key, index, train=False)
+        options = ThinkingOptions(randomness, self.latent_steps, trace)
+        return self.model.apply({"params": params}, x, timestep, condition, options)
+
+    def _guided(self, params: Params, index: jax.Array, condition: Any) -> KeyedPredict:
+        """Return the model's prediction with classifier-free guidance."""
 
         def predict(x: jax.Array, timestep: jax.Array, model_key: jax.Array) -> jax.Array:
             def apply(
                 x: jax.Array, timestep: jax.Array, condition: Any, index: jax.Array
             ) -> jax.Array:
-                randomness = GateRandomness(model_key, index, train=False)
-                options = ThinkingOptions(randomness, self.latent_steps)
-                return self.model.apply({"params": params}, x, timestep, condition, options)[0]
+                return self._apply(params, x, timestep, condition, index, model_key)[0]
 
             guided = guide(
                 apply,
                 condition,
                 self.model.null_condition(condition),
-                scale=sampler.guidance_scale,
-                channels=sampler.guidance_channels,
-                interval=sampler.guidance_interval,
+                scale=self.sampler.guidance_scale,
+                channels=self.sampler.guidance_channels,
+                interval=self.sampler.guidance_interval,
             )
             return guided(x, timestep, index)
 
-        shape = (*(self.size or (config.image_size,) * 2), config.channels)
-        return sample(self.objective, sampler, predict, key, index, shape)
+        return predict
 
     def batches(
         self,
@@ -130,7 +180,35 @@ class Generator:
           rows: [N] row of `conditions` for each sample; by default one sample per row.
           indices: [N] int32 sample indices, which select the noise; by default 0, 1, …
         """
-        run, sharded = self._run, batch_sharding(self.mesh)
+        for images, kept in self._outputs(
+            self._run, params, conditions, seed, first, rows, indices
+        ):
+            images = self.codec.decode(images) if self.codec else images
+            yield _to_host(images)[:kept]
+
+    def traces(
+        self, params: Any, conditions: Any, seed: int, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield the images of `batches`, each batch with its trace from `draw_and_trace`."""
+        found = self._outputs(self._run_traced, params, conditions, seed, 0, rows, None)
+        for (images, (timestep, routing)), kept in found:
+            images = self.codec.decode(images) if self.codec else images
+            # The axis of the batch is the third of all leaves.
+            routing = jax.tree.map(lambda leaf, kept=kept: np.asarray(leaf)[:, :, :kept], routing)
+            yield _to_host(images)[:kept], (np.asarray(timestep), routing)
+
+    def _outputs(
+        self,
+        run: Callable[..., Any],
+        params: Any,
+        conditions: Any,
+        seed: int,
+        first: int,
+        rows: np.ndarray | None,
+        indices: np.ndarray | None,
+    ) -> Iterator[tuple[Any, int]]:
+        """Yield the output of `run` for each batch, and how many of its samples aren't padding."""
+        sharded = batch_sharding(self.mesh)
         # Create the key under jit: device_put can't place it on the devices of other processes.
         on_all = replicated(self.mesh)
         key = jax.jit(lambda: stream_key(seed, "generation"), out_shardings=on_all)()
@@ -156,9 +234,8 @@ class Generator:
                 (index.astype(np.int32), condition),
             )
             with jax.set_mesh(self.mesh):
-                images = run(params, key, *inputs)
-            images = self.codec.decode(images) if self.codec else images
-            yield _to_host(images)[: num - start]
+                output = run(params, key, *inputs)
+            yield output, min(batch_size, num - start)
 
 
 def _to_host(images: jax.Array) -> np.ndarray:

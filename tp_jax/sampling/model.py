@@ -1,0 +1,249 @@
+"""The Python interface: load the model of a workdir, sample from it, and trace its routing."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from tp_jax.pictures.grids import to_uint8
+from tp_jax.sampling.generator import Generator
+from tp_jax.sampling.loaded import Loaded, load, without_thinking
+from tp_jax.sampling.plan import SamplePlan, plan_samples
+from tp_jax.sampling.request import drawn_size, make_generator
+from tp_jax.thinking import ThinkingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Which expert the gate chose for each token, while images were sampled.
+
+    S sampler steps, T latent steps, B images, N vision tokens, M experts. Token n of a grid with w
+    tokens per row is at row n // w and column n % w. Guided sampling also computes an unconditional
+    prediction; the routing is that of the conditional one.
+
+    Attributes:
+      images: [B, H, W, C] uint8, the images that were sampled.
+      timesteps: [S] float32, the diffusion timestep of each sampler step, in 0 … 1000.
+      experts: {block: [S, T, B, N] int32}, the chosen expert.
+      probabilities: {block: [S, T, B, N, M] float32}, the gate's probabilities.
+      grid: number of rows and of columns of vision tokens.
+    """
+
+    images: np.ndarray
+    timesteps: np.ndarray
+    experts: dict[int, np.ndarray]
+    probabilities: dict[int, np.ndarray]
+    grid: tuple[int, int]
+
+
+class Model:
+    """A trained model, ready to sample.
+
+    Example:
+      >>> import tp_jax
+      >>> model = tp_jax.Model.load("runs/quickstart")  # doctest: +SKIP
+      >>> images = model.sample(labels=[3, 5, 8], seed=0)  # doctest: +SKIP
+      >>> routing = model.trace(labels=[3, 5, 8], seed=0)  # doctest: +SKIP
+
+    Attributes:
+      loaded: the network, its config, its parameters and the devices that it runs on.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Wrap a loaded model; use `Model.load` to load one from a workdir."""
+        self.loaded = loaded
+        self._generators: dict[Any, tuple[Loaded, Generator]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        workdir: str | os.PathLike[str],
+        checkpoint: int | None = None,
+        *,
+        ema: bool = True,
+        dtype: str | None = None,
+        autoencoder: str | None = None,
+        text: str | None = None,
+        truncate: bool = False,
+    ) -> "Model":
+        """Load the model of a workdir onto all devices of this machine.
+
+        Args:
+          workdir: a local folder or a gs:// path.
+          checkpoint: train step of the checkpoint; by default the newest one.
+          ema: load the moving average of the parameters; if False, the parameters themselves.
+          dtype: compute dtype of the model, "float32" or "bfloat16"; by default the config's.
+          autoencoder: folder of the autoencoder that decodes the latents; by default the config's.
+          text: folder of the text encoders; by default the config's.
+          truncate: cut prompts that are too long for the encoder, with a warning.
+
+        Raises:
+          UserError: the workdir, the checkpoint or the autoencoder doesn't exist or doesn't fit.
+        """
+        with _without_warnings():
+            loaded = load(
+                epath.Path(workdir),
+                checkpoint,
+                ema=ema,
+                dtype=dtype,
+                autoencoder=autoencoder,
+                text=text,
+                truncate=truncate,
+            )
+        return cls(loaded)
+
+    @property
+    def thinking(self) -> ThinkingConfig:
+        """Where and how the model thinks: its blocks, experts and latent steps."""
+        return self.loaded.built.model.thinking
+
+    @property
+    def train_step(self) -> int:
+        """The train step of the checkpoint."""
+        return self.loaded.train_step
+
+    def sample(
+        self,
+        num: int | None = None,
+        *,
+        labels: Sequence[int] = (),
+        prompts: Sequence[str] = (),
+        negative_prompt: str = "",
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        sampler_steps: int | None = None,
+        latent_steps: int | None = None,
+        thinking: bool = True,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Sample images. The same seed and index give the same image, whatever the batch size.
+
+        Args:
+          num: number of images; by default one per label or prompt, or one per class.
+          labels: classes to cycle through; all classes if empty.
+          prompts: prompts to cycle through, for models that are conditioned on text.
+          negative_prompt: the prompt that guidance moves away from.
+          seed: seed of the noise.
+          guidance_scale: classifier-free guidance scale; by default the config's.
+          sampler: a key of `tp_jax.diffusion.samplers.SAMPLERS`; by default the config's.
+          sampler_steps: number of sampler steps; by default the config's.
+          latent_steps: number T of latent steps; by default that of training.
+          thinking: if False, sample from the base model only.
+          height, width: of the images in pixels; by default the size of training.
+          batch_size: images per batch; rounded up to a multiple of the number of devices.
+
+        Returns:
+          [num, H, W, C] uint8.
+
+        Raises:
+          UserError: the model doesn't support something that was requested.
+        """
+        plan = self._plan(num, labels, prompts, negative_prompt)
+        changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
+        loaded, generator = self._generator(
+            changes, latent_steps, thinking, height, width, batch_size
+        )
+        batches = generator.batches(loaded.params, plan.conditions, seed, rows=plan.rows)
+        return to_uint8(np.concatenate(list(batches)))
+
+    def trace(
+        self,
+        num: int | None = None,
+        *,
+        labels: Sequence[int] = (),
+        prompts: Sequence[str] = (),
+        negative_prompt: str = "",
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        sampler_steps: int | None = None,
+        latent_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int = 64,
+    ) -> Routing:
+        """Sample images as `sample` does, and record the gate's choices at every sampler step.
+
+        This costs one more prediction of the model per sampler step.
+
+        Args:
+          num, labels, prompts, negative_prompt, seed, guidance_scale, sampler, sampler_steps,
+          latent_steps, height, width, batch_size: as for `sample`.
+
+        Raises:
+          UserError: the model doesn't support something that was requested.
+        """
+        plan = self._plan(num, labels, prompts, negative_prompt)
+        changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
+        loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
+        images, traces = [], []
+        for batch, trace in generator.traces(loaded.params, plan.conditions, seed, plan.rows):
+            images.append(batch)
+            traces.append(trace)
+        # The batch is the third axis of experts and probabilities.
+        routing = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves, axis=2), *(routing for _, routing in traces)
+        )
+        model = loaded.built.model
+        size = generator.size or (model.image_size, model.image_size)
+        return Routing(
+            images=to_uint8(np.concatenate(images)),
+            timesteps=traces[0][0],
+            experts={block: expert for block, (expert, _) in routing.items()},
+            probabilities={block: probabilities for block, (_, probabilities) in routing.items()},
+            grid=(size[0] // model.patch, size[1] // model.patch),
+        )
+
+    def _plan(
+        self,
+        num: int | None,
+        labels: Sequence[int],
+        prompts: Sequence[str],
+        negative_prompt: str,
+    ) -> SamplePlan:
+        if num is None and not prompts:
+            num = len(labels) or self.loaded.built.model.classes or 1
+        return plan_samples(
+            self.loaded, num, labels=labels, prompts=prompts, negative_prompt=negative_prompt
+        )
+
+    def _generator(
+        self,
+        changes: dict[str, Any],
+        latent_steps: int | None,
+        thinking: bool,
+        height: int | None,
+        width: int | None,
+        batch_size: int,
+    ) -> tuple[Loaded, Generator]:
+        """Return a model and its generator, which keeps its compiled program for later calls."""
+        devices = self.loaded.mesh.size
+        batch_size = devices * -(-batch_size // devices)
+        key = (*changes.values(), latent_steps, thinking, height, width, batch_size)
+        if key not in self._generators:
+            loaded = self.loaded if thinking else without_thinking(self.loaded)[0]
+            size = drawn_size(loaded, height, width)
+            generator = make_generator(loaded, changes, batch_size, latent_steps, size)
+            self._generators[key] = loaded, generator
+        return self._generators[key]
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide Orbax's warnings about situations that need no action; it raises its errors."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
