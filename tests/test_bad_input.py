@@ -139,7 +139,10 @@ def test_config_file_without_get_config_is_refused(refused_config, tmp_path):
         ("train.batch_size=6", "train.batch_size=6 does not divide over the mesh.*multiple of 4"),
         ("train.accumulate=3", "accumulate=3 does not divide config.train.batch_size=8.*divisor"),
         ("train.accumulate=4", "batch_size / accumulate=2 does not divide.*multiple of 4"),
-        ("train.batch_size=4000", "batch_size=4000 is larger than digits.*1797 images.*fewer"),
+        (
+            "train.batch_size=4000",
+            "batch_size=4000 is larger than digits.*1797 images.*at most 1797",
+        ),
         ("train.trainable=thinking", 'trainable="thinking" needs a base: set config.init.base'),
         ("train.trainable=gate", "trainable='gate': choose one of thinking, all"),
         ("train.steps=0", "config.train.steps=0: must be 1 or more"),

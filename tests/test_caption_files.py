@@ -26,7 +26,7 @@ def write_jsonl(folder, name, make):
 
 
 def check_records(source, count=IMAGES):
-    assert source.gives == "caption" and len(source.records) == count
+    assert source.condition_kind == "caption" and len(source.records) == count
     assert source.image_size is None and source.channels == 3 and source.class_names == ()
     for i in range(count):
         record = source.records[i]
@@ -74,7 +74,7 @@ def test_tfds_data_sets_with_captions_give_captions(tmp_path):
     records = [source.records[i] for i in range(IMAGES)]
     found = {bytes(record["image"]): record["captions"] for record in records}
     assert found == {photo(i): tuple(captions_of(i)) for i in range(IMAGES)}
-    assert source.gives == "caption" and len(source.records) == IMAGES
+    assert source.condition_kind == "caption" and len(source.records) == IMAGES
 
 
 def test_a_random_caption_is_chosen_and_the_pixels_stay_the_same(coco):
@@ -94,15 +94,15 @@ def test_a_random_caption_is_chosen_and_the_pixels_stay_the_same(coco):
 
 
 COCO = [
-    (lambda f: shutil.rmtree(f / "annotations"), "captions_train2017.json isn't there: in MSCOCO"),
+    (lambda f: shutil.rmtree(f / "annotations"), "captions_train2017.json doesn't exist"),
     (
         lambda f: shutil.rmtree(f / "train2017"),
-        "train2017 isn't there: in MSCOCO's layout config.d",
+        "train2017 doesn't exist: config.data.dir must have MSCOCO's layout",
     ),
-    (lambda f: shutil.rmtree(f), "config.data.dir=.*coco' isn't there: name a folder"),
+    (lambda f: shutil.rmtree(f), "config.data.dir=.*coco' doesn't exist: name a folder"),
     (
         lambda f: (f / "annotations" / "captions_train2017.json").write_text('{"images": ['),
-        "captions_train2017.json is damaged JSON: .*mend it",
+        "captions_train2017.json is invalid JSON: .*correct it",
     ),
     (
         lambda f: (f / "annotations" / "captions_train2017.json").write_bytes(b"\xff\xfe{}"),
@@ -110,11 +110,11 @@ COCO = [
     ),
     (
         lambda f: edit_coco_annotations(lambda c: c.pop("images"), f),
-        "isn't laid out as MSCOCO's captions",
+        "doesn't have the format of MSCOCO's captions",
     ),
     (
         lambda f: edit_coco_annotations(lambda c: c["images"].clear(), f),
-        ": 34 captions are of no image in it",
+        ": 34 captions refer to images",
     ),
     (
         lambda f: edit_coco_annotations(lambda c: c["annotations"][0].update(caption=" "), f),
@@ -144,13 +144,13 @@ def test_errors_in_coco_files_are_named(coco, tmp_path, spoil, match):
 
 
 LINES = [
-    ('{"file": "0.jpg", "caption"', "captions.jsonl, line 2 is damaged JSON"),
+    ('{"file": "0.jpg", "caption"', "captions.jsonl, line 2 is invalid JSON"),
     ('["0.jpg", "a ring"]', "line 2 names no image: write"),
     ('{"caption": "a ring"}', "line 2 names no image: write"),
     ('{"file": "0.jpg"}', "line 2: 0.jpg has no caption: add one"),
     ('{"file": "0.jpg", "captions": []}', "line 2: 0.jpg has no caption: add one"),
     ('{"file": "0.jpg", "caption": "  "}', "line 2: the caption '  ' is empty"),
-    ('{"file": "0.jpg", "captions": ["a ring", 3]}', "line 2: the caption '3' is empty or no text"),
+    ('{"file": "0.jpg", "captions": ["a ring", 3]}', "line 2: the caption '3' is empty or not"),
     ('{"file": "9.jpg", "caption": "a ring"}', "names 1 images that aren't in .*the first 9.jpg"),
     ("", "1 images in .* have no caption in .*captions.jsonl, the first 0.jpg"),
 ]

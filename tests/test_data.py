@@ -162,3 +162,38 @@ def test_model_without_classes_gets_label_zero():
 def test_pipeline_is_a_grain_iterator():
     iterator = data.make_iterator(data.open_source(tiny_config()), tiny_config())
     assert isinstance(iterator, grain.DatasetIterator)
+
+
+def write_images(folder, count):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((12, 10 + i, 3), 20 * i, np.uint8)).save(folder / f"{i}.png")
+
+
+def folder_config(folder, **model):
+    config = tiny_config(batch_size=4)
+    config.data.update(source="folder", dir=str(folder))
+    config.model.update(channels=3, **model)
+    return config
+
+
+def test_one_error_names_all_fields_that_do_not_fit_the_images(tmp_path):
+    for name in ("cats", "dogs"):
+        write_images(tmp_path / name, 3)
+    config = folder_config(tmp_path)
+    config.model.channels, config.train.batch_size = 1, 64
+    with pytest.raises(UserError, match="channels=1.* 3; .*num_classes=10.*; .*batch_size=64.* 6 "):
+        data.open_source(config)
+
+
+def test_a_folder_of_images_without_class_folders_has_no_classes(tmp_path):
+    write_images(tmp_path / "images", 5)
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    (tmp_path / "images" / "empty").mkdir()
+    config = folder_config(tmp_path / "images", num_classes=0)
+    (batch,), _ = batches(config, 1)
+    assert batch["x"].shape == (4, 8, 8, 3) and not batch["condition"]["label"].any()
+    with pytest.raises(UserError, match="num_classes=10, but folder has no classes: set 0"):
+        data.open_source(folder_config(tmp_path / "images"))
+    with pytest.raises(UserError, match="empty has neither images nor class folders"):
+        data.open_source(folder_config(tmp_path / "images" / "empty"))

@@ -1,4 +1,4 @@
-"""Data sources and the input pipeline."""
+"""Data sources and the input pipeline; see README.md in this folder."""
 
 from tp_jax.data.pipeline import (
     LatentSpace,

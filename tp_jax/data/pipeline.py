@@ -1,4 +1,4 @@
-"""The input pipeline: one seeded, global, elastic order, whatever the hosts and workers."""
+"""The input pipeline: one seeded global order of examples, independent of hosts and workers."""
 
 import dataclasses
 from typing import Any
@@ -19,19 +19,28 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models import TransformerConfig
 from tp_jax.text import WITHOUT_WEIGHTS, TextEncoder, TextSpace, load_encoder
 
-# Batches that are read ahead; Grain's own 500 of encoded text don't fit any memory.
-AHEAD = 8
+# Number of batches that are read ahead. Grain's default of 500 would exceed the memory of a host
+# for encoded text.
+PREFETCH = 8
 
 
 def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
-    """Opens `config.data.source`.
+    """Open the source that `config.data` names, and check that it fits the config.
 
     Args:
-      space: of the autoencoder whose latents the model diffuses; None where it diffuses pixels,
-        or latents of an autoencoder that isn't here.
+      space: latent space of the autoencoder; None if the model diffuses pixels, or if it diffuses
+        prepared latents and the autoencoder isn't loaded.
 
     Raises:
-      UserError: the source is unknown, isn't on disk, or doesn't fit the model or the space.
+      UserError: the source is unknown, isn't on disk, or doesn't fit the model or the latent space.
+        One message names all fields of the config that don't fit.
+
+    Example:
+      >>> config = config_lib.default()
+      >>> config.model.update(image_size=8, channels=1, num_classes=10)
+      >>> source = open_source(config)
+      >>> len(source.records), source.condition_kind, source.class_names[:3]
+      (1797, 'label', ('0', '1', '2'))
     """
     model, data = config_lib.model_config(config), config.data
     kind = SOURCES.get(data.source)
@@ -39,55 +48,55 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
         source = kind.from_config(config)
     else:
         source = open_named("config.data", data.source, data.dir, data.split)
-        _check_fit(source, config, space)
-    _check_condition(source, config, model)
+    _check_condition_kind(source, config, model)
+    _check_fields(source, config, model, None if kind and kind.from_config else space)
     if source.text_space:
         check_text(source.text_space, model, f"the text in {data.dir}")
     return source
 
 
-# What a model takes -> what a source may give.
-GIVEN = {"label": ("label",), "frame": ("frame",), "text": ("caption", "text")}
+# The condition that a model takes -> the conditions of a source that fit.
+FITTING_CONDITIONS = {"label": ("label",), "frame": ("frame",), "text": ("caption", "text")}
 
 
-def _check_condition(source: Source, config: ConfigDict, model: TransformerConfig) -> None:
-    """Raises a UserError unless the source gives what the model takes."""
-    name, kind = config.data.source, config.model.kind
-    if source.gives not in GIVEN[model.condition_kind]:
-        if model.condition_kind == "label" and source.gives == "frame":
-            raise UserError(
-                f"config.model.frame={config.model.frame!r}, but {name} gives a first frame: "
-                f"choose channels or tokens"
-            )
-        if model.condition_kind == "frame":
-            raise UserError(f"config.model.frame={config.model.frame!r}, but {name} gives none")
-        given = {"label": "labels", "frame": "frames"}.get(source.gives, "captions")
-        wanted = {"label": "labels", "text": "text"}[model.condition_kind]
-        remedy = {
-            "label": "choose a source with labels, or a model that takes text",
-            "text": "choose a source with captions",
-        }[model.condition_kind]
-        raise UserError(f"{name} has {given}, but a {kind} model takes {wanted}: {remedy}")
-    if model.condition_kind != "text" and model.classes not in (0, len(source.class_names)):
+def _check_condition_kind(source: Source, config: ConfigDict, model: TransformerConfig) -> None:
+    """Raise a UserError unless the source gives the condition that the model takes."""
+    name, kind, wanted = config.data.source, config.model.kind, model.condition_kind
+    if source.condition_kind in FITTING_CONDITIONS[wanted]:
+        return
+    if wanted == "label" and source.condition_kind == "frame":
         raise UserError(
-            f"config.model.num_classes={model.classes}, but {name} has "
-            f"{len(source.class_names)} classes (0 trains without classes)"
+            f"config.model.frame={config.model.frame!r}, but {name} gives a first frame: set it to "
+            f"'channels' or 'tokens'"
         )
+    if wanted == "frame":
+        raise UserError(
+            f"config.model.frame={config.model.frame!r}, but {name} gives no frame: set it to '', "
+            f"or choose a source with frames"
+        )
+    given = {"label": "labels", "frame": "frames"}.get(source.condition_kind, "captions")
+    taken = {"label": "labels", "text": "text"}[wanted]
+    remedy = {
+        "label": "choose a source with labels, or a model that takes text",
+        "text": "choose a source with captions",
+    }[wanted]
+    raise UserError(f"{name} has {given}, but a {kind} model takes {taken}: {remedy}")
 
 
 def open_text(source: Source, config: ConfigDict) -> TextEncoder | None:
-    """What encodes the source's captions on the way to the model; None where nothing has to.
+    """Load the encoder that the data workers run on captions; None if there are none to encode.
 
     Raises:
-      UserError: the encoder isn't one that workers can run, or doesn't fit the model.
+      UserError: the encoder needs weights and therefore can't run in workers, or doesn't fit the
+        model.
     """
-    if source.gives != "caption":
+    if source.condition_kind != "caption":
         return None
     if config.text.encoder not in WITHOUT_WEIGHTS:
         raise UserError(
-            f"{config.data.source} has captions that aren't encoded: python -m tp_jax.prepare "
-            f"writes them as config.text.encoder={config.text.encoder!r} encodes them, and "
-            f'config.data.source="latents" reads them'
+            f"the captions of {config.data.source} aren't encoded: encode them with python -m "
+            f"tp_jax.prepare, which uses config.text.encoder={config.text.encoder!r}, and train "
+            f'with config.data.source="latents"'
         )
     encoder = load_encoder(config.text)
     check_text(encoder.space, config_lib.model_config(config), "config.text.encoder")
@@ -95,9 +104,15 @@ def open_text(source: Source, config: ConfigDict) -> TextEncoder | None:
 
 
 def check_text(space: TextSpace, model: TransformerConfig, what: str) -> None:
-    """Raises a UserError unless a model takes what an encoder gives."""
+    """Raise a UserError unless the shapes of encoded text fit the model.
+
+    Args:
+      space: shapes of the encoder's output.
+      model: the model's config.
+      what: name of the encoder or the data, for the error message.
+    """
     if model.text is None:
-        raise UserError(f"the model takes no text, but {what} gives some: choose another model")
+        raise UserError(f"the model takes no text, but {what} has text: choose another model")
     found = {
         "text_tokens": (space.tokens, model.text.tokens),
         "text_width": (space.width, model.text.width),
@@ -106,52 +121,80 @@ def check_text(space: TextSpace, model: TransformerConfig, what: str) -> None:
     for field, (given, taken) in found.items():
         if given != taken:
             raise UserError(
-                f"config.model.{field}={taken}, but that of {what} is {given}: set it so, or name "
-                f"another encoder"
+                f"config.model.{field}={taken}, but that of {what} is {given}: set it to {given}, "
+                f"or choose another encoder"
             )
 
 
-def _check_fit(source: Source, config: ConfigDict, space: LatentSpace | None) -> None:
-    model, what, channels = config.model, "images", config.model.channels
-    if isinstance(source, LatentSource):
-        what = "latents"
-        if space:
-            source.check_space(space)
-    elif space:
+def _check_fields(
+    source: Source, config: ConfigDict, model: TransformerConfig, space: LatentSpace | None
+) -> None:
+    """Raise one UserError that names all fields of the config that don't fit the source.
+
+    Args:
+      space: latent space of the autoencoder; None if the source doesn't depend on it.
+    """
+    name, classes = config.data.source, len(source.class_names)
+    if space and isinstance(source, LatentSource):
+        source.check_space(space)
+    problems = _shape_problems(source, config, space)
+    if model.condition_kind != "text" and model.classes not in (0, classes):
+        has = f"{classes} classes (0 trains without classes)" if classes else "no classes: set 0"
+        problems.append(f"config.model.num_classes={model.classes}, but {name} has {has}")
+    problems += filter(None, [_batch_size_problem(source, config)])
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _shape_problems(source: Source, config: ConfigDict, space: LatentSpace | None) -> list[str]:
+    model, channels, problems = config.model, config.model.channels, []
+    what = "latents" if isinstance(source, LatentSource) else "images"
+    if space and encodes_on_the_fly(source, space):
         if space.channels != channels:
-            raise UserError(
+            problems.append(
                 f"config.model.channels={channels}, but the latents of config.autoencoder.path "
                 f"have {space.channels}"
             )
         channels = 3
     if source.channels != channels:
-        raise UserError(
-            f"config.model.channels={model.channels}, but the {what} of {config.data.source} "
-            f"have {source.channels}"
+        problems.append(
+            f"config.model.channels={model.channels}, but the {what} of {config.data.source} have "
+            f"{source.channels}"
         )
-    size = example_size(source, config, space)
-    if source.image_size not in (None, size):
-        raise UserError(
-            f"config.model.image_size={model.image_size}, but the {what} of "
-            f"{config.data.source} are {source.image_size} a side"
+    if source.image_size not in (None, example_size(source, config, space)):
+        problems.append(
+            f"config.model.image_size={model.image_size}, but the {what} of {config.data.source} "
+            f"are {source.image_size} a side"
         )
+    return problems
+
+
+def _batch_size_problem(source: Source, config: ConfigDict) -> str:
+    """Describe why a batch can't be filled; "" if it can."""
+    count = len(source.records)
+    if config.train.batch_size <= count:
+        return ""
+    return (
+        f"config.train.batch_size={config.train.batch_size} is larger than {config.data.source}, "
+        f"which has {count} images: choose at most {count}"
+    )
 
 
 def encodes_on_the_fly(source: Source, space: LatentSpace | None) -> bool:
-    """Whether the source's examples are pixels that the autoencoder has yet to encode."""
+    """Return whether examples are pixels that the autoencoder encodes during training."""
     return space is not None and source.pixels
 
 
 def example_size(source: Source, config: ConfigDict, space: LatentSpace | None) -> int:
-    """Side of the pipeline's examples: pixels, where they are encoded on the fly."""
+    """Return the side of the pipeline's examples: in pixels if they are encoded on the fly."""
     factor = space.factor if space and encodes_on_the_fly(source, space) else 1
     return config.model.image_size * factor
 
 
-class _Unlabel(grain.transforms.Map):
-    """For the unconditional model, whose one label is 0."""
+class _ZeroLabel(grain.transforms.Map):
+    """Set the label to 0, the only label of an unconditional model."""
 
-    # Grain's own method says that it returns nothing.
+    # Grain annotates this method with `-> None`.
     def map(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, element: dict[str, Any]
     ) -> dict[str, Any]:
@@ -160,13 +203,17 @@ class _Unlabel(grain.transforms.Map):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Encode(grain.transforms.Map):
-    """{"caption"} -> {"text", "pooled"} and those of the empty prompt, "null_…"."""
+class _EncodeCaption(grain.transforms.Map):
+    """Encode a condition {"caption"} to {"text", "pooled", "null_text", "null_pooled"}.
+
+    Attributes:
+      null: the encoded empty prompt, "null_text" and "null_pooled".
+    """
 
     encoder: TextEncoder
     null: dict[str, np.ndarray]
 
-    # Grain's own method says that it returns nothing.
+    # Grain annotates this method with `-> None`.
     def map(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, element: dict[str, Any]
     ) -> dict[str, Any]:
@@ -175,43 +222,50 @@ class _Encode(grain.transforms.Map):
         return element | {"condition": condition | self.null}
 
 
-def _encoding(encoder: TextEncoder) -> _Encode:
+def _caption_transform(encoder: TextEncoder) -> _EncodeCaption:
     null = {f"null_{name}": array[0] for name, array in encoder.encode([""]).items()}
-    return _Encode(encoder, null)
+    return _EncodeCaption(encoder, null)
 
 
 def example_conditions(
     source: Source, encoder: TextEncoder | None, num: int
 ) -> dict[str, np.ndarray]:
-    """Conditions [num, …] of the source's first records, again and again where it has fewer."""
+    """Return the conditions [num, …] of the source's first records, for sample grids in training.
+
+    If the source has fewer than `num` records, they are repeated.
+
+    Args:
+      encoder: encodes captions; None if the conditions are no captions.
+    """
     rows, decode = [], source.decoder(1, False)
     read = ReadExample(source.records, decode, source.record_name, source.remedy, skip_corrupt=True)
-    encoding = _encoding(encoder) if encoder else None
+    encode = _caption_transform(encoder) if encoder else None
     for index in range(num):
         example = read.random_map(index % len(source.records), np.random.default_rng(index))
-        example = encoding.map(example) if encoding else example
+        example = encode.map(example) if encode else example
         rows.append(example["condition"])
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def abstract_batch(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
-    """Shapes and dtypes of a global batch as the training step takes it, without any data.
+    """Return the shapes and dtypes of a global batch for the train step, without opening data.
 
     Args:
-      model: of `config.model`.
+      model: the model that `config.model` describes.
 
     Returns:
-      {"x": [B, H, W, C], "index": [B], "condition": …} and what else the source's batches hold.
+      {"x": [B, H, W, C], "index": [B], "condition": …} and the arrays of `SourceKind.extras`.
 
     Raises:
-      UserError: the model takes a frame, which the source doesn't give.
+      UserError: the model takes a frame, but the source doesn't give one.
     """
     batch_size, size = config.train.batch_size, config.model.image_size
     takes_frame = config_lib.model_config(config).condition_kind == "frame"
     kind = SOURCES.get(config.data.source, SourceKind())
     if takes_frame and not kind.extras:
         raise UserError(
-            f"config.model.frame={config.model.frame!r}, but {config.data.source} gives none"
+            f"config.model.frame={config.model.frame!r}, but {config.data.source} gives no frame: "
+            f"set it to '', or choose a source with frames"
         )
     shape = (batch_size, size, size, config.model.channels)
     return {
@@ -228,25 +282,40 @@ def make_iterator(
     space: LatentSpace | None = None,
     encoder: TextEncoder | None = None,
 ) -> grain.DatasetIterator:
-    """Batches {"x": [B, H, W, C] float32, "condition": …} of this process's share, for ever.
+    """Return an endless iterator over this process's share of the batches.
 
-    Every epoch is shuffled anew. The iterator's state is one global index, so a run may go on
-    with other numbers of hosts or workers and sees the same global batches.
+    A batch is {"x": [B, H, W, C] float32, "condition": …}, where B is `config.train.batch_size`
+    divided by the number of processes. Every epoch has a new order. The iterator's state is one
+    global index, so that a run can resume with another number of hosts or workers and still get
+    the same global batches.
+
+    Args:
+      space: as for `open_source`.
+      encoder: the encoder from `open_text`.
+
+    Raises:
+      UserError: the batch size is larger than the number of records.
+
+    Example:
+      >>> config = config_lib.default()
+      >>> config.model.update(image_size=8, channels=1, num_classes=10)
+      >>> config.train.batch_size = 4
+      >>> batch = next(make_iterator(open_source(config), config))
+      >>> batch["x"].shape, batch["condition"]["label"].shape
+      ((4, 8, 8, 1), (4,))
     """
-    if len(source.records) < config.train.batch_size:
-        raise UserError(
-            f"config.train.batch_size={config.train.batch_size} is larger than "
-            f"{config.data.source}, which has {len(source.records)} images: choose fewer"
-        )
+    problem = _batch_size_problem(source, config)
+    if problem:
+        raise UserError(problem)
     decode = source.decoder(example_size(source, config, space), config.data.flip)
     skip = config.data.skip_corrupt
     read = ReadExample(source.records, decode, source.record_name, source.remedy, skip)
     dataset = grain.MapDataset.range(len(source.records)).seed(config.seed).shuffle().repeat()
     dataset = dataset.random_map(read)
     if encoder:
-        dataset = dataset.map(_encoding(encoder))
+        dataset = dataset.map(_caption_transform(encoder))
     if config_lib.model_config(config).unconditional:
-        dataset = dataset.map(_Unlabel())
+        dataset = dataset.map(_ZeroLabel())
     workers = config.data.workers
     return iter(
         grain.experimental.ElasticIterator(
@@ -257,7 +326,7 @@ def make_iterator(
                 shard_count=jax.process_count(),
                 drop_remainder=True,
             ),
-            read_options=grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD),
+            read_options=grain.ReadOptions(num_threads=PREFETCH, prefetch_buffer_size=PREFETCH),
             multiprocessing_options=grain.MultiprocessingOptions(workers) if workers else None,
         )
     )

@@ -1,4 +1,4 @@
-"""Images into latents on disk: every shard by itself, so that a kill costs at most one a host."""
+"""Encode images as latents on disk, shard by shard: a kill loses at most one shard per host."""
 
 import dataclasses
 import json
@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax.data.pipeline import check_text
-from tp_jax.data.shards import read_shard, write_header, write_shard
+from tp_jax.data.shards import read_statistics, write_header, write_shard
 from tp_jax.data.source import Source
 from tp_jax.data.sources import open_named
 from tp_jax.data.sources.captions import CaptionSource, EncodedText, check_captions, encode_captions
 from tp_jax.data.sources.latents import PLAN, LatentsPlan, plan_from_json
-from tp_jax.data.transforms import UNREADABLE, decode_pixels
+from tp_jax.data.transforms import DECODE_ERRORS, decode_pixels
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
 from tp_jax.files.folders import can_resume, make_folder
@@ -33,32 +33,37 @@ from tp_jax.text import TextEncoder, load_encoder
 
 
 def prepare(config: ConfigDict, folder: epath.Path) -> None:
-    """Writes `config.prepare.source` as latents into a folder, or goes on where that was killed.
+    """Encode the images of `config.prepare.source` as latents in a folder, or resume doing so.
 
-    Captions are written beside the latents, as `config.text` encodes them. Every process makes
-    every n-th shard on its own devices. The bytes don't depend on the batch size, the devices or
-    the processes.
+    Captions are encoded with `config.text` and stored with the latents. With n processes, each
+    process writes every n-th shard, using its own devices. The written bytes don't depend on the
+    batch size, the devices or the processes.
+
+    Args:
+      config: a whole config; `config.prepare` selects the images.
+      folder: the folder for the latents.
 
     Raises:
-      UserError: config, source, autoencoder, text encoder or folder don't fit, or a caption is
-        too long (nothing has been written then), or an image can't be read (finished shards stay).
+      UserError: config, source, autoencoder, text encoder and folder don't fit each other, or a
+        caption is too long; then nothing has been written. Or an image can't be read; then finished
+        shards are kept.
     """
     built = config_lib.build(config)
     if config.autoencoder.pool or not config.autoencoder.path:
         raise UserError(
-            "config.autoencoder.path is empty: name the folder that tp_jax.convert "
-            "--kind=sd-vae wrote (pooled latents are made in training, without preparing)"
+            "config.autoencoder.path is empty: name a folder written by tp_jax.convert "
+            "--kind=sd-vae (config.autoencoder.pool encodes during training and needs no prepare)"
         )
     mesh = create_mesh(DATA_PARALLEL, jax.local_devices())
-    # Of a folder, as was just checked.
+    # Not Pooling or None, by the check above.
     codec = cast(Codec, load_codec(config.autoencoder, mesh))
     fields = config.prepare
     source = open_named("config.prepare", fields.source, fields.dir, fields.split)
-    _check_gives(source, config)
+    _check_source(source, config)
     captioned = source if isinstance(source, CaptionSource) else None
     encoder = load_encoder(config.text) if captioned else None
     plan = make_plan(config, source, codec, encoder)
-    chosen = choose(source, plan)
+    chosen = choose_images(source, plan)
     if (built.model.image_size, built.model.channels) != (plan.latent_size, codec.space.channels):
         raise UserError(
             f"config.model.channels={built.model.channels}, but the autoencoder's latents have "
@@ -66,20 +71,20 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
         )
     null = None
     if captioned and encoder:
-        # By every process, so that all refuse alike, before hours of encoding.
-        _check_known(captioned, plan, encoder, chosen)
+        # Every process checks, so that all of them stop here, before hours of encoding.
+        _check_known_captions(captioned, plan, encoder, chosen)
         (null,) = encode_captions(encoder, [("the empty prompt", [""])])
-    start(folder, plan)
+    start_folder(folder, plan)
 
     mine = range(jax.process_index(), plan.shards, jax.process_count())
-    todo = [shard for shard in mine if read_shard(folder, plan, shard) is None]
+    todo = [shard for shard in mine if read_statistics(folder, plan, shard) is None]
     images = sum(len(plan.shard_range(shard)) for shard in todo)
     say(
         f"{fields.source}: {plan.records:,} images into {plan.shards} shards of latents in "
-        f"{folder}; {len(mine) - len(todo)} of {len(mine)} shards of this process are there"
+        f"{folder}; {len(mine) - len(todo)} of {len(mine)} shards of this process are finished"
     )
     with progress_bar(images, "preparing") as bar:
-        records = encoded(config, source, plan, codec, encoder, chosen, todo)
+        records = encode_images(config, source, plan, codec, encoder, chosen, todo)
         for shard in todo:
             write_shard(folder, plan, shard, records, bar)
     if jax.process_count() > 1:
@@ -87,21 +92,27 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
     if jax.process_index() == 0:
         header = write_header(folder, plan, null)
         skipped = f", {len(header.skipped)} skipped" if header.skipped else ""
-        say(f"done: {sum(header.counts):,} images{skipped}; config.data.dir={folder}")
+        say(
+            f"done: {sum(header.counts):,} images{skipped}; to train on them set "
+            f"config.data.source=latents and config.data.dir={folder}"
+        )
         for name in header.skipped:
             say(f"skipped: {name}")
 
 
-def _check_gives(source: Source, config: ConfigDict) -> None:
-    """Refuses labels for a model that takes text, the reverse, and what isn't on disk."""
+def _check_source(source: Source, config: ConfigDict) -> None:
+    """Raise a UserError unless the source is on disk and has the condition that the model takes."""
     kind, name = config.model.kind, f"config.prepare.source={config.prepare.source!r}"
-    if source.gives == "caption" and not isinstance(source, CaptionSource):
-        raise UserError(f"{name} is drawn as it is asked for: train on it as it is")
+    if source.condition_kind == "caption" and not isinstance(source, CaptionSource):
+        raise UserError(f"{name} renders images on demand: train on it without tp_jax.prepare")
     takes_text = config_lib.model_config(config).condition_kind == "text"
     taken, other = ("caption", "label") if takes_text else ("label", "caption")
-    if source.gives == other:
-        raise UserError(f"{name} has {other}s, but a {kind} model takes {taken}s: choose another")
-    if source.gives == "label" and config.prepare.captions:
+    if source.condition_kind == other:
+        raise UserError(
+            f"{name} has {other}s, but a {kind} model takes {taken}s: choose another source or "
+            f"model"
+        )
+    if source.condition_kind == "label" and config.prepare.captions:
         raise UserError(
             f"config.prepare.captions={config.prepare.captions}, but {name} has labels: set 0"
         )
@@ -110,11 +121,11 @@ def _check_gives(source: Source, config: ConfigDict) -> None:
 def make_plan(
     config: ConfigDict, source: Source, codec: Codec, encoder: TextEncoder | None = None
 ) -> LatentsPlan:
-    """What decides every byte of the shards.
+    """Collect the settings that determine the content of the shards.
 
     Raises:
-      UserError: the source doesn't hold colour images, or not as many as are to be chosen; or the
-        model doesn't take what the encoder gives.
+      UserError: the source doesn't hold colour images, or has fewer images than
+        `config.prepare.num`, or the model doesn't accept the encoder's output.
     """
     fields, count = config.prepare, len(source.records)
     if fields.num > count:
@@ -144,39 +155,39 @@ def make_plan(
     )
 
 
-def choose(source: Source, plan: LatentsPlan) -> np.ndarray:
-    """Indices of the images that are prepared, ascending."""
+def choose_images(source: Source, plan: LatentsPlan) -> np.ndarray:
+    """Return the ascending indices of the images that are prepared."""
     count = len(source.records)
     if not plan.num:
         return np.arange(count)
-    # The old generator, because its numbers are the same in every version of NumPy.
+    # The legacy generator, because its numbers are the same in every version of NumPy.
     rng = np.random.RandomState(np.random.MT19937(plan.seed))
     return np.sort(rng.permutation(count)[: plan.num])
 
 
-def _kept(plan: LatentsPlan, captions: Sequence[str]) -> Sequence[str]:
+def _first_captions(plan: LatentsPlan, captions: Sequence[str]) -> Sequence[str]:
     return captions[: plan.captions] if plan.captions else captions
 
 
-def _check_known(
+def _check_known_captions(
     source: CaptionSource, plan: LatentsPlan, encoder: TextEncoder, chosen: np.ndarray
 ) -> None:
-    """Every caption that can be had without reading images."""
+    """Check every caption that is known without reading images."""
     for index in chosen:
-        captions = _kept(plan, source.known_captions(index))
+        captions = _first_captions(plan, source.known_captions(index))
         check_captions(encoder, captions, source.record_name(index))
 
 
-def start(folder: epath.Path, plan: LatentsPlan) -> None:
-    """Writes the plan, or checks it against the one that is being carried out.
+def start_folder(folder: epath.Path, plan: LatentsPlan) -> None:
+    """Write the plan into a new folder, or compare it with the plan of a folder that is resumed.
 
     Raises:
-      UserError: the folder is foreign, or was begun with another plan.
+      UserError: the folder holds other files, or was begun with another plan.
     """
-    run_on_first(lambda: _start(folder, plan))
+    run_on_first(lambda: _start_folder(folder, plan))
 
 
-def _start(folder: epath.Path, plan: LatentsPlan) -> None:
+def _start_folder(folder: epath.Path, plan: LatentsPlan) -> None:
     path = folder / PLAN
     if not can_resume(folder, path, str(folder), "tp_jax.prepare"):
         make_folder(folder, str(folder))
@@ -190,11 +201,11 @@ def _start(folder: epath.Path, plan: LatentsPlan) -> None:
     if changed:
         raise UserError(
             f"{folder} was begun with other settings: {changed.name} was {str(changed.old)[:200]}, "
-            f"now {str(changed.new)[:200]}; go on as it was begun, or use a new folder"
+            f"now {str(changed.new)[:200]}; resume with the same settings, or use a new folder"
         )
 
 
-def encoded(
+def encode_images(
     config: ConfigDict,
     source: Source,
     plan: LatentsPlan,
@@ -203,10 +214,18 @@ def encoded(
     chosen: np.ndarray,
     shards: Sequence[int],
 ) -> Iterator[bytes | str]:
-    """The records of these shards in order; in place of an image that can't be read, why.
+    """Yield the records of some shards in order.
+
+    Args:
+      chosen: indices of the images that are prepared.
+      shards: the shards to make.
+
+    Yields:
+      A record, or the reason if an image can't be read and `plan.skip_corrupt` is set.
 
     Raises:
-      UserError: an image can't be read and none may be skipped, or a caption can't be encoded.
+      UserError: an image can't be read and `plan.skip_corrupt` isn't set, or a caption can't be
+        encoded.
     """
     indices = [int(index) for shard in shards for index in chosen[plan.shard_range(shard)]]
     batch_size = padded_batch_size(codec.mesh, config.prepare.batch_size)
@@ -216,13 +235,13 @@ def encoded(
         options = grain.MultiprocessingOptions(config.data.workers)
         dataset = dataset.mp_prefetch(options)
     batches = _in_batches(iter(dataset), batch_size)
-    # One batch ahead, so that the devices work while records are written.
+    # Start the next batch before the records of the last one are written, to keep devices busy.
     waiting = None
     for batch in batches:
         images = np.zeros((batch_size, plan.pixel_size, plan.pixel_size, 3), np.uint8)
         for row, element in enumerate(batch):
             images[row] = element["image"]
-        moments = _flips(codec, images)
+        moments = _moments_with_flips(codec, images)
         following = batch, _conditions(plan, encoder, batch), moments
         if waiting:
             yield from _records(plan, *waiting)
@@ -233,15 +252,16 @@ def encoded(
 
 @dataclasses.dataclass(frozen=True)
 class _ReadPixels(grain.transforms.Map):
-    """Index -> {"image": uint8 [S, S, 3], "name", "error", and "label" or "captions"}.
+    """Read an image: index -> {"image": uint8 [S, S, 3], "name", "error", "label" or "captions"}.
 
-    What can't be read is black, and has neither.
+    If it can't be read, the image is black, "error" says why, and "label" and "captions" are
+    missing.
     """
 
     source: Source
     size: int
 
-    # Grain's own method says that it returns nothing.
+    # Grain annotates this method with `-> None`.
     def map(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, index: int
     ) -> dict[str, Any]:
@@ -249,10 +269,10 @@ class _ReadPixels(grain.transforms.Map):
         try:
             record = self.source.records[index]
             image = decode_pixels(record["image"], self.size, 3)
-            text = self.source.gives == "caption"
+            text = self.source.condition_kind == "caption"
             rest = {"captions": record["captions"]} if text else {"label": int(record["label"])}
             return {"image": image, "name": name, "error": "", **rest}
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             black = np.zeros((self.size, self.size, 3), np.uint8)
             return {"image": black, "name": name, "error": f"{name} can't be read: {error!r}"}
 
@@ -268,8 +288,8 @@ def _in_batches(elements: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _flips(codec: Codec, images: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
-    """Starts computing mean and std of images, and of their mirror images."""
+def _moments_with_flips(codec: Codec, images: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
+    """Start computing mean and std of the posteriors of images and of their mirror images."""
     sharding = batch_sharding(codec.mesh)
     scaled = images.astype(np.float32) / 127.5 - 1
     both = (scaled, np.ascontiguousarray(scaled[:, :, ::-1]))
@@ -279,11 +299,13 @@ def _flips(codec: Codec, images: np.ndarray) -> list[tuple[jax.Array, jax.Array]
 def _conditions(
     plan: LatentsPlan, encoder: TextEncoder | None, batch: Sequence[dict[str, Any]]
 ) -> list[int | EncodedText | None]:
-    """Label or encoded captions of each element; None where it can't be read."""
+    """Return the label or encoded captions of each element; None if it can't be read."""
     if encoder is None:
         return [element.get("label") for element in batch]
     readable = [element for element in batch if not element["error"]]
-    captions = [(element["name"], _kept(plan, element["captions"])) for element in readable]
+    captions = [
+        (element["name"], _first_captions(plan, element["captions"])) for element in readable
+    ]
     found = iter(encode_captions(encoder, captions))
     return [None if element["error"] else next(found) for element in batch]
 
@@ -299,7 +321,7 @@ def _records(
     for element, condition, row in zip(batch, conditions, rows, strict=False):
         if element["error"] and not plan.skip_corrupt:
             raise UserError(
-                f"{element['error']}; mend it and start again, which goes on, or prepare a new "
-                f"folder with --config.prepare.skip_corrupt=true"
+                f"{element['error']}; repair or replace it and run the same command again, which "
+                f"resumes, or prepare into a new folder with --config.prepare.skip_corrupt=true"
             )
         yield element["error"] if condition is None else plan.encode(condition, row)

@@ -1,4 +1,4 @@
-"""Writing a folder of prepared latents: shards, facts beside them, and the header at the end."""
+"""Write a folder of prepared latents: shards, a JSON file for each shard, and the header."""
 
 import dataclasses
 import hashlib
@@ -23,13 +23,14 @@ from tp_jax.messages.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """Facts of a finished shard, kept beside it as JSON; once they are there, it is whole.
+class ShardStatistics:
+    """Statistics of a finished shard, written as JSON after the shard is complete.
 
     Attributes:
-      count, bytes: images in it, and its size.
-      skipped: images that couldn't be read, with the reason.
-      sum, sum_of_squares: of the scaled latents over all their places, [c] float64.
+      count: number of images in the shard.
+      bytes: size of the file.
+      skipped: images that couldn't be read, each with the reason.
+      sum, sum_of_squares: sums of the scaled latents over images and positions, [c] float64.
     """
 
     count: int
@@ -46,7 +47,12 @@ def write_shard(
     records: Iterator[bytes | str],
     bar: tqdm,
 ) -> None:
-    """Writes one shard of the next records, and then its facts."""
+    """Write one shard from the next records, and then its statistics.
+
+    Args:
+      records: a record, or the reason why an image couldn't be read, for each image.
+      bar: advanced by one for each image.
+    """
     space, skipped, count = plan.autoencoder, [], 0
     total, squares = np.zeros(space.channels), np.zeros(space.channels)
     target = folder / plan.shard_name(shard)
@@ -66,28 +72,28 @@ def write_shard(
             squares += (scaled**2 + (std * space.scale) ** 2).sum((0, 1, 2))
         writer.close()
         size = temporary.stat().length
-    facts = Shard(count, size, tuple(skipped), tuple(total), tuple(squares))
-    write_json(_facts_path(folder, plan, shard), dataclasses.asdict(facts))
+    statistics = ShardStatistics(count, size, tuple(skipped), tuple(total), tuple(squares))
+    write_json(_statistics_path(folder, plan, shard), dataclasses.asdict(statistics))
 
 
-def _facts_path(folder: epath.Path, plan: LatentsPlan, shard: int) -> epath.Path:
+def _statistics_path(folder: epath.Path, plan: LatentsPlan, shard: int) -> epath.Path:
     return folder / f"{plan.shard_name(shard)}.json"
 
 
-def read_shard(folder: epath.Path, plan: LatentsPlan, shard: int) -> Shard | None:
-    """Facts of a shard, or None where it has to be made (again)."""
-    file, facts = folder / plan.shard_name(shard), _facts_path(folder, plan, shard)
-    if not file.exists() or not facts.exists():
+def read_statistics(folder: epath.Path, plan: LatentsPlan, shard: int) -> ShardStatistics | None:
+    """Read the statistics of a shard; None if the shard is missing or incomplete."""
+    file, statistics = folder / plan.shard_name(shard), _statistics_path(folder, plan, shard)
+    if not file.exists() or not statistics.exists():
         return None
     try:
-        found = Shard(**json.loads(facts.read_text()))
+        found = ShardStatistics(**json.loads(statistics.read_text()))
     except (json.JSONDecodeError, TypeError):
         return None
     return found if file.stat().length == found.bytes else None
 
 
 def _write_null_text(folder: epath.Path, null: EncodedText) -> str:
-    """Writes what the empty prompt is encoded as; its SHA-256."""
+    """Write the encoded empty prompt, and return the file's SHA-256."""
     content = pack_null_text(null)
     write_bytes(folder / NULL_TEXT, content)
     return hashlib.sha256(content).hexdigest()
@@ -96,20 +102,25 @@ def _write_null_text(folder: epath.Path, null: EncodedText) -> str:
 def write_header(
     folder: epath.Path, plan: LatentsPlan, null: EncodedText | None = None
 ) -> LatentsHeader:
-    """Writes the empty prompt's text, where there are captions, and the header.
+    """Write the header, which marks the folder as finished.
+
+    Args:
+      null: the encoded empty prompt, which is written first; None with labels.
 
     Raises:
-      UserError: a shard isn't there, or no image could be read.
+      UserError: a shard is missing, or no image could be read.
     """
-    found = [read_shard(folder, plan, shard) for shard in range(plan.shards)]
+    found = [read_statistics(folder, plan, shard) for shard in range(plan.shards)]
     shards = [shard for shard in found if shard is not None]
     if None in found:
         raise UserError(
-            f"{plan.shard_name(found.index(None))} isn't in {folder}: give all hosts the same "
-            f"folder, and run the same command again"
+            f"{folder} has no complete {plan.shard_name(found.index(None))}: give all hosts the "
+            f"same folder, and run the same command again"
         )
     if not any(shard.count for shard in shards):
-        raise UserError(f"none of the {plan.records} images could be read: {shards[0].skipped[0]}")
+        raise UserError(
+            f"none of the {plan.records} images could be read, the first: {shards[0].skipped[0]}"
+        )
     places = 2 * plan.latent_size**2 * max(sum(shard.count for shard in shards), 1)
     mean = np.sum([shard.sum for shard in shards], 0) / places
     square = np.sum([shard.sum_of_squares for shard in shards], 0) / places

@@ -1,4 +1,4 @@
-"""What a data source is."""
+"""The interface of a data source."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,42 +9,51 @@ import numpy as np
 from tp_jax.data.transforms import DecodeImage, Records
 from tp_jax.text import TextSpace
 
-# (record, generator of its random draws) -> {"x", "condition"}
+# (record, random generator for this example) -> {"x": …, "condition": …}
 Decode = Callable[[Any, np.random.Generator], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Random access to records {"image": encoded image bytes, "label": int or "captions": [str]}.
+    """A data source: random access to records, and a decoder from a record to an example.
+
+    With the default decoder, a record is {"image": encoded image bytes, "label": int}. A subclass
+    may have other records, and overrides `decoder`, `condition_kind` and `pixels` accordingly.
 
     Attributes:
-      records: `len` and `[i]`.
-      image_size: side of the square images, or None where they vary and are cropped.
-      channels: 1 or 3.
-      class_names: of the labels; none where there are captions.
+      records: the records; supports `len(records)` and `records[i]`.
+      image_size: side of the square examples; None if images have any size and are cropped.
+      channels: channels of the examples; 1 or 3 for images.
+      class_names: names of the labels; empty if there are no classes.
     """
 
     records: Records
     image_size: int | None
     channels: int
     class_names: tuple[str, ...]
-    # Otherwise examples are what the model diffuses, whether it diffuses pixels or latents.
+    # True if examples are pixels, which an autoencoder may encode; False if the model diffuses the
+    # examples as they are.
     pixels: ClassVar[bool] = True
-    # What examples' condition is: a "label"; a "frame", with a label; a "caption", yet to be
-    # encoded; or "text", encoded.
-    gives: ClassVar[str] = "label"
-    # For a record that can't be read.
-    remedy: ClassVar[str] = "mend it"
+    # The condition of an example: "label"; "frame" (a frame and a label); "caption" (a string that
+    # still has to be encoded); or "text" (an encoded caption).
+    condition_kind: ClassVar[str] = "label"
+    # Advice in the error message for a record that can't be read.
+    remedy: ClassVar[str] = "repair or remove it"
 
     @property
     def text_space(self) -> TextSpace | None:
-        """Of what encoded the text, where the source gives that and it is known."""
+        """The text space of the encoder, if examples hold encoded text and the encoder is known."""
         return None
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        """What makes examples of `size` a side of the records, mirrored half the time if asked."""
+        """Return the function from a record to an example.
+
+        Args:
+          size: side of the examples.
+          flip: mirror an example left to right with probability one half.
+        """
         return DecodeImage(size, self.channels, flip)
 
     def record_name(self, index: int) -> str:
-        """How a person finds a record that can't be read."""
+        """Return a name of a record that lets a user find it, such as its file, for messages."""
         return f"record {index}"

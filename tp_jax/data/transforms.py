@@ -1,4 +1,4 @@
-"""Reading, decoding and augmentation, done in the workers."""
+"""Transforms that run in the data workers: read, decode, crop and flip."""
 
 import dataclasses
 import io
@@ -14,17 +14,17 @@ from PIL import Image
 
 from tp_jax.messages.errors import UserError
 
-# What Pillow and ArrayRecord raise for damaged bytes.
-UNREADABLE = (
+# The exceptions that Pillow and ArrayRecord raise for damaged bytes.
+DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-# Of neighbours that take the place of a record that can't be read.
-TRIES = 100
+# With skip_corrupt, how many records in a row may be unreadable before it is an error.
+MAX_CORRUPT_IN_A_ROW = 100
 
 
 class Records(Protocol):
-    """Random access to the records of a source."""
+    """A sequence of records with random access."""
 
     def __len__(self) -> int: ...
 
@@ -32,9 +32,16 @@ class Records(Protocol):
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """ADM's centre crop: halve by box filter while twice too large, bicubic, then crop.
+    """Crop the central square and resize it to `size`×`size` pixels, as ADM does.
 
-    Source: openai/guided-diffusion, as DiT uses it.
+    The image is halved with a box filter while its smaller side is at least 2·`size`, then resized
+    with bicubic interpolation, then cropped.
+
+    Source: openai/guided-diffusion, `image_datasets.py`, which DiT also uses.
+
+    Example:
+      >>> centre_crop(Image.new("RGB", (640, 480)), 64).size
+      (64, 64)
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -46,10 +53,15 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def decode_pixels(data: bytes, size: int, channels: int) -> np.ndarray:
-    """Encoded image -> uint8 [size, size, channels], cropped where its size differs."""
+    """Decode an image file to uint8 [size, size, channels], with a centre crop if needed.
+
+    Args:
+      data: content of a PNG, JPEG or other image file.
+      channels: 1 converts to grey, otherwise to RGB.
+    """
     if data is None:
-        raise ValueError("there are no bytes")
-    # TFDS hands the encoded bytes out as a NumPy scalar.
+        raise ValueError("the record holds no image bytes")
+    # TFDS returns the encoded bytes as a NumPy scalar.
     image = Image.open(io.BytesIO(bytes(data))).convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         image = centre_crop(image, size)
@@ -58,10 +70,10 @@ def decode_pixels(data: bytes, size: int, channels: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeImage:
-    """Record -> {"x": [S, S, C] float32 in [-1, 1], "condition": {"label": int32}}.
+    """Decode a record to {"x": [S, S, C] float32 in [-1, 1], "condition": {"label": int32}}.
 
     Attributes:
-      size: side S.
+      size: side S in pixels.
       channels: C, 1 or 3.
       flip: mirror left to right with probability one half.
     """
@@ -71,24 +83,25 @@ class DecodeImage:
     flip: bool
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Decodes, crops where the size differs, flips, and scales."""
+        """Decode, crop, flip and scale an image."""
         pixels = decode_pixels(record["image"], self.size, self.channels).astype(np.float32)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return {"x": pixels / 127.5 - 1, "condition": self.condition(record, rng)}
 
     def condition(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """The record's label."""
+        """Return the record's condition, here its label."""
         return {"label": np.int32(record["label"])}
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadExample(grain.transforms.RandomMap):
-    """Index of a record -> its example.
+    """Read and decode the record with a given index.
 
     Attributes:
-      records, decode, record_name, remedy: of the source.
-      skip_corrupt: take the next record in place of one that can't be read, and say so.
+      records, decode, record_name, remedy: from the `Source`.
+      skip_corrupt: replace a record that can't be read by the next one and log a warning, instead
+        of raising an error.
     """
 
     records: Records
@@ -98,26 +111,30 @@ class ReadExample(grain.transforms.RandomMap):
     skip_corrupt: bool = False
     _skipped: list[str] = dataclasses.field(default_factory=list)
 
-    # Grain's own method says that it returns nothing.
+    # Grain annotates this method with `-> None`.
     def random_map(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, index: int, rng: np.random.Generator
     ) -> dict[str, Any]:
-        """Reads and decodes.
+        """Return the example of record `index`.
 
         Raises:
-          UserError: it can't be read, naming it.
+          UserError: the record can't be read; the message names it.
         """
         count, reason = len(self.records), ""
-        for at in range(index, index + min(TRIES, count)):
+        for at in range(index, index + min(MAX_CORRUPT_IN_A_ROW, count)):
             try:
                 return self.decode(self.records[at % count], rng)
-            except UNREADABLE as error:
+            except DECODE_ERRORS as error:
                 reason = f"{self.record_name(at % count)} can't be read: {error!r}"
                 if not self.skip_corrupt:
                     raise UserError(
-                        f"{reason}; {self.remedy}, or skip such with "
+                        f"{reason}; {self.remedy}, or skip unreadable records with "
                         f"--config.data.skip_corrupt=true"
                     ) from error
                 self._skipped.append(reason)
-                logging.warning("skipped, %d in this worker so far: %s", len(self._skipped), reason)
-        raise UserError(f"{TRIES} records in a row can't be read, the last: {reason}")
+                logging.warning(
+                    "skipped a record, %d in this worker so far: %s", len(self._skipped), reason
+                )
+        raise UserError(
+            f"{MAX_CORRUPT_IN_A_ROW} records in a row can't be read, the last one: {reason}"
+        )

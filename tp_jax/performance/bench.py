@@ -18,7 +18,7 @@ from PIL import Image
 
 import tp_jax
 from tp_jax.config import default
-from tp_jax.data.prepare import encoded, make_plan
+from tp_jax.data.prepare import encode_images, make_plan
 from tp_jax.data.source import Source
 from tp_jax.data.sources.latents import LatentsPlan
 from tp_jax.data.transforms import decode_pixels
@@ -119,7 +119,7 @@ def bench_prepare(options: BenchOptions) -> dict[str, float]:
         read += 1
     decoding = read / (time.monotonic() - started)
     chosen = np.arange(plan.records)
-    records = encoded(config, source, plan, codec, None, chosen, [0])
+    records = encode_images(config, source, plan, codec, None, chosen, [0])
     return {
         "images_per_second": _rate(records, options, lambda record: 1),
         "decoded_per_second_on_one_core": decoding,

@@ -1,6 +1,6 @@
-"""Images with captions: MSCOCO's own layout, or any folder with a JSONL; and captions encoded.
+"""Images with captions, in MSCOCO's layout or in a folder with a JSONL file; encoding captions.
 
-n captions of an image, L text tokens.
+Axes: n captions of an image, L text tokens.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.data.source import Decode, Source
-from tp_jax.data.sources.folder import ENDINGS
+from tp_jax.data.sources.folder import IMAGE_SUFFIXES
 from tp_jax.data.transforms import DecodeImage
 from tp_jax.files.jsonl import read_text
 from tp_jax.messages.errors import UserError
@@ -24,25 +24,25 @@ CAPTION_KEYS = ("captions", "caption", "text")
 
 
 class DecodeCaptioned(DecodeImage):
-    """Record -> {"x": [S, S, C] float32 in [-1, 1], "condition": {"caption": str}}."""
+    """Decode a record to {"x": [S, S, C] float32 in [-1, 1], "condition": {"caption": str}}."""
 
     def condition(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """One of the record's captions, drawn."""
+        """Return one of the record's captions, chosen at random."""
         captions = record["captions"]
         return {"caption": captions[rng.integers(len(captions))]}
 
 
 class CaptionSource(Source):
-    """Records {"image": encoded image bytes, "captions": (str, …)}, one or more captions each."""
+    """A source of records {"image": encoded image bytes, "captions": (str, …)}."""
 
-    gives = "caption"
+    condition_kind = "caption"
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        """As of `Source`. Flipping belies captions that say left and right."""
+        """Return the decoder; `flip` makes captions that contain left or right wrong."""
         return DecodeCaptioned(size, self.channels, flip)
 
     def known_captions(self, index: int) -> tuple[str, ...]:
-        """Captions of a record that are at hand without reading it; none if they aren't."""
+        """Return a record's captions if they are known without reading the record, else ()."""
         return ()
 
 
@@ -70,23 +70,23 @@ class _FileSource(CaptionSource):
 
 
 def open_coco(dir: str, split: str, section: str) -> CaptionSource:
-    """Opens `dir`/annotations/captions_`split`.json and the images in `dir`/`split`/.
+    """Open `dir`/annotations/captions_`split`.json and the images in `dir`/`split`/.
 
-    Images go in the order of their ids, and so do the captions of an image.
+    Images, and the captions of an image, are sorted by their ids.
 
     Args:
-      split: as train2017.
-      section: of the config, for errors.
+      split: name of the split, such as train2017.
+      section: section of the config that names the source, for error messages.
 
     Raises:
-      UserError: something isn't there or is damaged, or images and captions don't match.
+      UserError: a file is missing or damaged, or images and captions don't match.
     """
     root = _root(dir, section)
     path, images = root / "annotations" / f"captions_{split}.json", root / split
     for wanted in (path, images):
         if not wanted.exists():
             raise UserError(
-                f"{wanted} isn't there: in MSCOCO's layout {section}.dir holds "
+                f"{wanted} doesn't exist: {section}.dir must have MSCOCO's layout, "
                 f"annotations/captions_SPLIT.json and the images in SPLIT/; {section}.split is "
                 f"{split!r}"
             )
@@ -99,33 +99,36 @@ def open_coco(dir: str, split: str, section: str) -> CaptionSource:
         notes = [(int(a["image_id"]), int(a["id"]), a["caption"]) for a in content["annotations"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} isn't laid out as MSCOCO's captions ({error!r}): fetch the official file"
+            f"{path} doesn't have the format of MSCOCO's captions ({error!r}): download the "
+            f"official file"
         ) from error
     captions: dict[str, tuple[str, ...]] = {names[id]: () for id in sorted(names)}
     strays = [(image, note) for image, note, _ in notes if image not in names]
     if strays:
         raise UserError(
-            f"{path}: {len(strays)} captions are of no image in it, the first is annotation "
-            f"{strays[0][1]} of image {strays[0][0]}: delete them, or fetch the official file"
+            f"{path}: {len(strays)} captions refer to images that the file doesn't list, the first "
+            f"is annotation {strays[0][1]} of image {strays[0][0]}: delete them, or download the "
+            f"official file"
         )
     for image, note, caption in sorted(notes, key=lambda note: note[:2]):
-        captions[names[image]] += _checked([caption], f"{path}, annotation {note}")
-    return _matched(path, images, captions, everything=True)
+        captions[names[image]] += _check_texts([caption], f"{path}, annotation {note}")
+    return _match_images(path, images, captions, all_images=True)
 
 
 def open_captions(dir: str, split: str, section: str) -> CaptionSource:
-    """Opens a folder of images with a JSONL of their captions.
+    """Open a folder of images with a JSONL file of captions.
 
-    That is the first there is of `dir`/`split`.jsonl, `dir`/captions.jsonl, `dir`/metadata.jsonl
-    and `dir`/`split`/metadata.jsonl. A line is {"file": "a.jpg", "caption": "…"}; files are named
-    from the JSONL's own folder, and "captions": […] gives several, as do several lines. The keys
-    "file_name" and "text" mean the same. Images go in the order of the lines.
+    The JSONL file is the first that exists of `dir`/`split`.jsonl, `dir`/captions.jsonl,
+    `dir`/metadata.jsonl and `dir`/`split`/metadata.jsonl. A line is {"file": "a.jpg", "caption":
+    "…"}, with the file relative to the folder of the JSONL file. An image may have several
+    captions, as a list under "captions" or on several lines. The keys "file_name" and "text" are
+    accepted too. Images keep the order of the lines.
 
     Args:
-      section: of the config, for errors.
+      section: section of the config that names the source, for error messages.
 
     Raises:
-      UserError: something isn't there or is damaged, or images and captions don't match.
+      UserError: a file is missing or damaged, or images and captions don't match.
     """
     root = _root(dir, section)
     places = [root / "captions.jsonl", root / "metadata.jsonl"]
@@ -134,22 +137,26 @@ def open_captions(dir: str, split: str, section: str) -> CaptionSource:
     path = next((place for place in places if place.exists()), None)
     if path is None:
         listed = ", ".join(str(place.relative_to(root)) for place in places)
-        raise UserError(f'{root} has none of {listed}: write lines {{"file": …, "caption": …}}')
+        raise UserError(
+            f'{root} has none of {listed}: create one with lines {{"file": …, "caption": …}}'
+        )
     captions: dict[str, tuple[str, ...]] = {}
-    # Not splitlines, which also cuts at rarer characters that captions may hold.
+    # Not splitlines, which also splits at Unicode separators that captions may contain.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
-            name, found = _entry(_parse(line, where), where)
+            name, found = _parse_entry(_parse(line, where), where)
             captions[name] = captions.get(name, ()) + found
-    # Beside other lists, images that this one doesn't name are theirs.
-    alone = len(list(path.parent.glob("*.jsonl"))) == 1
-    return _matched(path, path.parent, captions, everything=alone)
+    # If the folder has other JSONL files, images without a caption here may belong to them.
+    only_list = len(list(path.parent.glob("*.jsonl"))) == 1
+    return _match_images(path, path.parent, captions, all_images=only_list)
 
 
 def _root(dir: str, section: str) -> epath.Path:
     if not dir or not epath.Path(dir).is_dir():
-        raise UserError(f"{section}.dir={dir!r} isn't there: name a folder of images with captions")
+        raise UserError(
+            f"{section}.dir={dir!r} doesn't exist: name a folder of images with captions"
+        )
     return epath.Path(dir)
 
 
@@ -157,63 +164,66 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is damaged JSON: {error}; mend it") from error
+        raise UserError(f"{where} is invalid JSON: {error}; correct it") from error
 
 
-def _entry(entry: Any, where: str) -> tuple[str, tuple[str, ...]]:
-    """File and captions of one line."""
+def _parse_entry(entry: Any, where: str) -> tuple[str, tuple[str, ...]]:
+    """Return file name and captions of one line of a JSONL file."""
     fields = entry if isinstance(entry, dict) else {}
     name = next((fields[key] for key in FILE_KEYS if key in fields), None)
     found = next((fields[key] for key in CAPTION_KEYS if key in fields), [])
     if not isinstance(name, str) or not name:
-        raise UserError(f'{where} names no image: write {{"file": "a.jpg", "caption": "…"}}')
-    found = _checked(found if isinstance(found, list) else [found], where)
+        raise UserError(f'{where} names no image: it must be {{"file": "a.jpg", "caption": "…"}}')
+    found = _check_texts(found if isinstance(found, list) else [found], where)
     if not found:
         raise UserError(f"{where}: {name} has no caption: add one, or delete the line")
     return str(pathlib.PurePosixPath(name)), found
 
 
-def _checked(captions: Iterable[Any], where: str) -> tuple[str, ...]:
+def _check_texts(captions: Iterable[Any], where: str) -> tuple[str, ...]:
     for caption in captions:
         if not isinstance(caption, str) or not caption.strip():
             raise UserError(
-                f"{where}: the caption {str(caption)[:40]!r} is empty or no text: write one, or "
+                f"{where}: the caption {str(caption)[:40]!r} is empty or not a string: correct or "
                 f"delete it"
             )
     return tuple(caption.strip() for caption in captions)
 
 
-def _matched(
-    path: epath.Path, folder: epath.Path, captions: dict[str, tuple[str, ...]], everything: bool
+def _match_images(
+    path: epath.Path, folder: epath.Path, captions: dict[str, tuple[str, ...]], all_images: bool
 ) -> CaptionSource:
-    """The source of these captions, whose images are in a folder.
+    """Build the source after checking that images and captions match.
 
     Args:
-      everything: whether every image there has to have a caption.
+      path: the file of captions, for error messages.
+      folder: the folder of the images.
+      captions: captions by the image's file name, relative to `folder`.
+      all_images: whether every image in the folder must have a caption.
     """
     if not captions:
-        raise UserError(f"{path} holds no captions: name another, or write some")
+        raise UserError(f"{path} holds no captions: add some, or name another file")
     parents = {pathlib.PurePosixPath(name).parent for name in captions}
-    there = {
+    present = {
         str(parent / found.name)
         for parent in parents
         if (folder / parent).is_dir()
         for found in (folder / parent).iterdir()
     }
-    absent = [name for name in captions if name not in there]
+    absent = [name for name in captions if name not in present]
     if absent:
         raise UserError(
             f"{path} names {len(absent)} images that aren't in {folder}, the first {absent[0]}: "
             f"add the images, or delete their captions"
         )
-    bare = [name for name, found in captions.items() if not found]
-    if everything:
-        images = {name for name in there if name.lower().endswith(ENDINGS)}
-        bare += sorted(images - captions.keys())
-    if bare:
+    uncaptioned = [name for name, found in captions.items() if not found]
+    if all_images:
+        images = {name for name in present if name.lower().endswith(IMAGE_SUFFIXES)}
+        uncaptioned += sorted(images - captions.keys())
+    if uncaptioned:
         raise UserError(
-            f"{len(bare)} images in {folder} have no caption in {path}, the first {bare[0]}: "
-            f"write captions, or take the images away"
+            f"{len(uncaptioned)} images in {folder} have no caption in {path}, the first "
+            f"{uncaptioned[0]}: write captions, or remove the images"
         )
     paths = tuple(str(folder / name) for name in captions)
     return _FileSource(_Files(paths, tuple(captions.values())), None, 3, ())
@@ -221,7 +231,7 @@ def _matched(
 
 @dataclasses.dataclass(frozen=True)
 class EncodedText:
-    """Prompts as an encoder encodes them.
+    """The encoded captions of one image.
 
     Attributes:
       text: [n, L, width] float16.
@@ -233,7 +243,7 @@ class EncodedText:
 
 
 def check_captions(encoder: TextEncoder, captions: Sequence[str], name: str) -> None:
-    """Raises a UserError, naming the record, if the encoder doesn't take a caption."""
+    """Raise a UserError that names the record if the encoder doesn't accept a caption."""
     try:
         for caption in captions:
             encoder.check(caption)
@@ -244,13 +254,13 @@ def check_captions(encoder: TextEncoder, captions: Sequence[str], name: str) -> 
 def encode_captions(
     encoder: TextEncoder, records: Sequence[tuple[str, Sequence[str]]]
 ) -> list[EncodedText]:
-    """Encodes the captions of all records at once.
+    """Encode the captions of several records in one call of the encoder.
 
     Args:
-      records: (name, captions) of each.
+      records: (name, captions) of each record; the name is for error messages.
 
     Raises:
-      UserError: a caption that the encoder doesn't take, or numbers that float16 can't hold.
+      UserError: the encoder doesn't accept a caption, or its output exceeds the range of float16.
     """
     for name, captions in records:
         check_captions(encoder, captions, name)
@@ -261,17 +271,17 @@ def encode_captions(
     found = encoder.encode(flat)
     parts = zip(*(np.split(found[part], ends[:-1]) for part in ("text", "pooled")), strict=True)
     return [
-        EncodedText(*(_halves(array, name) for array in arrays))
+        EncodedText(*(_to_float16(array, name) for array in arrays))
         for (name, _), arrays in zip(records, parts, strict=True)
     ]
 
 
-def _halves(array: np.ndarray, name: str) -> np.ndarray:
+def _to_float16(array: np.ndarray, name: str) -> np.ndarray:
     largest = np.abs(array).max(initial=0)
-    # Not `>`, which isn't true of NaN.
+    # `not <=` instead of `>`, so that NaN is refused too.
     if not largest <= np.finfo(np.float16).max:
         raise UserError(
-            f"{name}: the text encoder gives {largest} for a caption, which float16 can't hold: "
-            f"check config.text, and its dtype"
+            f"{name}: the text encoder returns {largest} for a caption, which float16 can't "
+            f"represent: check config.text and config.text.dtype"
         )
     return array.astype(np.float16)

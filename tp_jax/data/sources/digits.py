@@ -1,4 +1,4 @@
-"""scikit-learn's digits: 1,797 real 8×8 scans of 10 classes, in the package itself."""
+"""scikit-learn's digits: 1,797 scanned 8×8 grey images of 10 classes, included in the package."""
 
 import io
 from typing import Any
@@ -10,11 +10,11 @@ from tp_jax.data.source import Source
 
 
 def open_digits(dir: str, split: str, section: str) -> Source:
-    """All scans, as PNG; the arguments have no meaning here and are ignored."""
+    """Open all digits as PNG images; the arguments are ignored."""
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    # Scans count 0 to 16 dark pixels in each cell.
+    # scikit-learn's pixel values are integers from 0 to 16.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     records = [
         {"image": _png(image), "label": int(label)}

@@ -1,4 +1,4 @@
-"""A folder of class folders of images."""
+"""A folder of images, in one folder per class or without classes."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from etils import epath
 from tp_jax.data.source import Source
 from tp_jax.messages.errors import UserError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +31,39 @@ class _FolderSource(Source):
 
 
 def open_folder(dir: str, split: str, section: str) -> Source:
-    """Opens `dir`/`split`/CLASS/…image, or `dir`/CLASS/…image where there is no such split.
+    """Open a folder of images: `dir`/CLASS/…, or `dir`/… without classes.
+
+    If `dir`/`split` is a folder, it is used instead of `dir`. Classes and files are sorted by name;
+    label 0 is the first class. Images next to class folders are ignored. A folder without class
+    folders has no classes, and all its images have label 0.
 
     Args:
-      section: of the config, for errors.
-
-    Classes and files go in the order of their names; label 0 is the first class.
+      section: section of the config that names the source, for error messages.
 
     Raises:
-      UserError: there are no such folders, or no images in them.
+      UserError: the folder doesn't exist or holds no images.
     """
     root = epath.Path(dir)
     if not dir or not root.is_dir():
-        raise UserError(f"{section}.dir={dir!r} isn't there: name a folder of class folders")
+        raise UserError(
+            f"{section}.dir={dir!r} doesn't exist: name a folder of images, or of one folder of "
+            f"images per class"
+        )
     root = root / split if split and (root / split).is_dir() else root
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
     files = tuple(
-        (str(path), label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).iterdir())
-        if path.suffix.lower() in ENDINGS
+        (path, label) for label, name in enumerate(classes) for path in _images(root / name)
     )
     if not files:
-        raise UserError(f"{root} has no class folders with images ({', '.join(ENDINGS)})")
-    return _FolderSource(_Files(files), None, 3, tuple(classes))
+        classes, files = (), tuple((path, 0) for path in _images(root))
+    if not files:
+        raise UserError(
+            f"{root} has neither images nor class folders with images "
+            f"({', '.join(IMAGE_SUFFIXES)}): set {section}.dir to a folder that does"
+        )
+    return _FolderSource(_Files(files), None, 3, classes)
+
+
+def _images(folder: epath.Path) -> list[str]:
+    found = sorted(folder.iterdir())
+    return [str(path) for path in found if path.suffix.lower() in IMAGE_SUFFIXES]

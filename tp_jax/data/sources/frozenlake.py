@@ -1,4 +1,4 @@
-"""FrozenLake: a first frame, and those after each of T moves of a shortest way: no end, no disk."""
+"""FrozenLake examples, rendered on demand: a first frame and the frames after each of T moves."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tp_jax.data.source import Decode, Source
-from tp_jax.data.sources.synthetic import as_it_is
+from tp_jax.data.sources.synthetic import return_record
 from tp_jax.worlds.frozenlake.frames import Canvas, tiles
 from tp_jax.worlds.frozenlake.maps import (
     distances_to_goal,
@@ -19,9 +19,10 @@ from tp_jax.worlds.frozenlake.maps import (
 )
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, make_canvas
 
-# So many can be shuffled; no training sees them all.
+# Number of distinct examples: the most that Grain shuffles, and more than any training reads.
 COUNT = 2**31
-# Share of the examples that begin where the agent does; the others begin anywhere with a way.
+# Probability that an example begins at the map's start. Otherwise it begins at a random cell from
+# which the goal can be reached.
 FROM_START = 0.5
 
 
@@ -51,21 +52,25 @@ class _Examples:
         )
         condition = {"label": np.int32(0), "frame": frames[0]}
         example: dict[str, Any] = {"x": frames[-1], "condition": condition}
-        # Of one latent step there are none before the last.
+        # With one move, there are no frames before the last.
         return example | ({"frames": frames[1:-1]} if self.moves > 1 else {})
 
 
 class _FrozenLakeSource(Source):
-    gives = "frame"
+    condition_kind = "frame"
     pixels = False
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        """Nothing is left to do; never mirrored, because the way would be another."""
-        return as_it_is
+        """Return records as they are; `flip` is ignored, because it would change the path."""
+        return return_record
 
 
 def frames_before_last(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """{"frames": [B, T-1, S, S, 3]} float32, those before "x"; {} for one latent step."""
+    """Return the shapes and dtypes of the frames after all moves but the last.
+
+    Returns:
+      {"frames": [B, T-1, S, S, 3] float32}, or {} if T is 1.
+    """
     before = config.model.thinking.latent_steps - 1
     if not before:
         return {}
@@ -75,13 +80,15 @@ def frames_before_last(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def make_frozenlake(config: ConfigDict) -> Source:
-    """Examples as `config.frozenlake`, `config.model` and its number T of latent steps want them.
+    """Make a source of walks on random FrozenLake maps, as described by `config.frozenlake`.
 
-    Each is {"x": [S, S, 3], "frames": [T-1, S, S, 3], "condition": {"label": 0, "frame":
-    [S, S, 3]}} in [-1, 1]: after T moves, after those before, and before any.
+    An example follows a shortest path for T moves, where T is the number of latent steps. It is
+    {"x": [S, S, 3], "frames": [T-1, S, S, 3], "condition": {"label": 0, "frame": [S, S, 3]}}, all
+    in [-1, 1]: "frame" is the frame before the first move, "frames" are those after moves 1 to T-1,
+    and "x" is the frame after move T.
 
     Raises:
-      UserError: the maps can't be shown, or gymnasium isn't installed.
+      UserError: the maps don't fit into the frames, or gymnasium isn't installed.
     """
     import_frozen_lake()
     canvas = make_canvas(config)

@@ -1,9 +1,12 @@
 """Prepared latents: moments of an autoencoder's posterior in ArrayRecord shards, with a header.
 
-A record is its label (int32) and then the moments (float16) of the image and of its mirror image,
-[2 (mirrored), 2 (mean, std), h, w, c], little-endian; h×w latents of c channels. Where there are
-captions it is the moments, the number n of captions (int32), and n times the text [L, width] and
-the pooled text [pooled_width] (float16). Those of the empty prompt are once in the folder.
+Axes: h×w latents of c channels, n captions of an image, L text tokens. All numbers are
+little-endian.
+
+With labels, a record is the label (int32), then the moments (float16) of the image and of its
+mirror image, [2 (original, mirrored), 2 (mean, std), h, w, c]. With captions, a record is the
+moments, then n (int32), then for each caption its text [L, width] and its pooled text
+[pooled_width] (float16). The encoded empty prompt is stored once in the folder.
 """
 
 import dataclasses
@@ -27,27 +30,29 @@ from tp_jax.text import TextSpace
 
 HEADER, PLAN, NULL_TEXT = "header.json", "plan.json", "null_text.npz"
 FORMAT = 1
-# Fields of the plan that older folders lack.
-LATER = ("num", "seed", "text", "captions")
+# Fields of the plan that older folders don't have.
+ADDED_LATER = ("num", "seed", "text", "captions")
 CROP = "adm-centre"
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentsPlan:
-    """What decides every byte of the shards.
+    """All settings that determine the content of the shards, byte for byte.
 
     Attributes:
-      source, split, records: what was read, and how many images it has.
-      class_names: of the labels.
-      pixel_size: side of the cropped images.
-      crop: how they were cropped.
-      autoencoder: the space of the latents.
-      dtype, tile: how the autoencoder computed.
-      records_per_shard: images of a shard, but for the last.
-      skip_corrupt: whether images that can't be read were left out.
-      num, seed: how many images were chosen by which seed; 0 took all, whatever the seed.
-      text: the space of the captions; None where there are labels.
-      captions: how many of an image's captions were kept; 0 kept all.
+      source, split: the images that are prepared.
+      records: number of images.
+      class_names: names of the labels.
+      pixel_size: side in pixels of the cropped images.
+      autoencoder: the latent space.
+      dtype, tile: how the autoencoder computes, as in `config.autoencoder`.
+      records_per_shard: number of images in each shard but the last.
+      skip_corrupt: whether images that can't be read are left out.
+      crop: how images are cropped.
+      format: version of the format of records.
+      num, seed: number of images in a random subset and its seed; 0 means all images.
+      text: the text space of the captions; None with labels.
+      captions: maximum number of captions of an image; 0 keeps all.
     """
 
     source: str
@@ -74,26 +79,31 @@ class LatentsPlan:
 
     @property
     def moments_shape(self) -> tuple[int, ...]:
-        """Of one record: [mirrored, mean and std, h, w, c]."""
+        """Shape of the moments of one record: [2 (original, mirrored), 2 (mean, std), h, w, c]."""
         side = self.latent_size
         return (2, 2, side, side, self.autoencoder.channels)
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         return -(-self.records // self.records_per_shard)
 
     def shard_name(self, shard: int) -> str:
-        """File name of a shard; its facts have the ending `.json` added."""
+        """Return the file name of a shard; its statistics are in the same name plus `.json`."""
         return f"latents-{shard:05d}-of-{self.shards:05d}.arrayrecord"
 
     def shard_range(self, shard: int) -> range:
-        """Places, among the chosen images, of those that go into a shard."""
+        """Return the positions, among the chosen images, of the images in a shard."""
         start = shard * self.records_per_shard
         return range(start, min(start + self.records_per_shard, self.records))
 
     def encode(self, condition: int | EncodedText, moments: np.ndarray) -> bytes:
-        """One record, of a label or captions, and moments with `moments_shape`."""
+        """Encode a record.
+
+        Args:
+          condition: the label or the encoded captions.
+          moments: array with `moments_shape`.
+        """
         first = moments.astype("<f2").tobytes()
         if self.text is None:
             return np.array(condition, "<i4").tobytes() + first
@@ -103,14 +113,14 @@ class LatentsPlan:
         return first + np.array(len(text), "<i4").tobytes() + text.tobytes()
 
     def decode(self, record: bytes) -> tuple[int | EncodedText, np.ndarray]:
-        """Label or captions, and float16 moments of a record, copying nothing.
+        """Decode a record to its label or captions and its float16 moments, without copying.
 
         Raises:
-          ValueError: it has another size.
+          ValueError: the record has the wrong size.
         """
         count = int(np.prod(self.moments_shape))
         row = self.text.tokens * self.text.width + self.text.pooled_width if self.text else 0
-        # Where the number is, the label or that of captions, and where the moments begin.
+        # Byte offsets of the label or the number of captions, and of the moments.
         at, start = (2 * count, 0) if self.text else (0, 4)
         if len(record) < 4 + 2 * count:
             raise ValueError(f"{len(record)} bytes instead of {4 + 2 * count} or more")
@@ -127,20 +137,23 @@ class LatentsPlan:
         return EncodedText(text, pooled), moments
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, without those added later where they have their defaults."""
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k not in LATER or v != getattr(LatentsPlan, k)}
+        """Return the fields as JSON; fields in `ADDED_LATER` are left out if they have defaults."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ADDED_LATER or value != getattr(LatentsPlan, name)
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentsHeader:
-    """The plan, and what came of it.
+    """Description of finished latents: the plan and the result.
 
     Attributes:
-      counts, sizes: images and bytes of each shard.
-      skipped: images that couldn't be read, with the reason.
-      mean, std: of the scaled latents, for each channel.
-      null_text: SHA-256 of the file with the empty prompt's text; "" where there are labels.
+      counts, sizes: number of images and bytes of each shard.
+      skipped: images that couldn't be read, each with the reason.
+      mean, std: statistics of the scaled latents, one value for each channel.
+      null_text: SHA-256 of the file with the encoded empty prompt; "" with labels.
     """
 
     plan: LatentsPlan
@@ -152,13 +165,13 @@ class LatentsHeader:
     null_text: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As `LatentsPlan.to_json`."""
+        """Return the fields as JSON; an empty `null_text` is left out."""
         fields = dataclasses.asdict(self) | {"plan": self.plan.to_json()}
         return {name: value for name, value in fields.items() if value != ""}
 
 
 def plan_from_json(fields: dict[str, Any]) -> LatentsPlan:
-    """The plan that was written as JSON."""
+    """Rebuild a plan from the JSON of `LatentsPlan.to_json`."""
     space = LatentSpace(**fields["autoencoder"])
     names = tuple(fields["class_names"])
     text = TextSpace(**fields["text"]) if fields.get("text") else None
@@ -166,27 +179,32 @@ def plan_from_json(fields: dict[str, Any]) -> LatentsPlan:
 
 
 def read_header(folder: epath.Path) -> LatentsHeader:
-    """Reads and checks a folder's header against the shards' sizes.
+    """Read a folder's header, and check the sizes of its shards.
 
     Raises:
-      UserError: the folder isn't there, is unfinished, of another format, or a shard is damaged.
+      UserError: the folder doesn't exist, is unfinished or has another format, or a shard is
+        missing or damaged.
     """
     path = folder / HEADER
     if not path.exists():
         unfinished = (folder / PLAN).exists()
-        what = "isn't finished: run the same tp_jax.prepare again" if unfinished else (
+        reason = "isn't finished: run the same tp_jax.prepare again" if unfinished else (
             f"has no {HEADER}: prepare it with python -m tp_jax.prepare"
         )  # fmt: skip
-        raise UserError(f"the latents in {folder} can't be read: it {what}")
+        raise UserError(f"the latents in {folder} can't be read: the folder {reason}")
     try:
         fields = json.loads(path.read_text())
         if fields["plan"]["format"] != FORMAT:
             raise UserError(
-                f"{path} is of format {fields['plan']['format']}, not {FORMAT}: prepare anew"
+                f"{path} has format {fields['plan']['format']}, not {FORMAT}: prepare the latents "
+                f"again into a new folder"
             )
         plan = plan_from_json(fields.pop("plan"))
         if plan.crop != CROP:
-            raise UserError(f"{path} is of images cropped as {plan.crop!r}, not {CROP!r}")
+            raise UserError(
+                f"{path}: the images were cropped as {plan.crop!r}, not {CROP!r}: prepare the "
+                f"latents again into a new folder"
+            )
         null_text = fields.pop("null_text", "")
         lists = {name: tuple(value) for name, value in fields.items()}
         header = LatentsHeader(plan, **lists, null_text=null_text)
@@ -198,26 +216,30 @@ def read_header(folder: epath.Path) -> LatentsHeader:
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise UserError(
-                f"{file} {what}: run the same tp_jax.prepare again, which makes that shard alone"
+                f"{file} {what}: run the same tp_jax.prepare again, which writes only that shard"
             )
     return header
 
 
 def pack_null_text(encoded: EncodedText) -> bytes:
-    """The file of the empty prompt's text."""
+    """Return the content of the file of the encoded empty prompt, an .npz."""
     buffer = io.BytesIO()
     np.savez(buffer, text=encoded.text, pooled=encoded.pooled)
     return buffer.getvalue()
 
 
 def _read_null_text(folder: epath.Path, header: LatentsHeader) -> dict[str, np.ndarray]:
-    """{"null_text": [L, width], "null_pooled": [pooled_width]} float16, checked by its hash."""
+    """Read the encoded empty prompt and check its hash.
+
+    Returns:
+      {"null_text": [L, width], "null_pooled": [pooled_width]} float16.
+    """
     path = folder / NULL_TEXT
     content = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(content).hexdigest() != header.null_text:
         what = "is damaged" if content else "is missing"
         raise UserError(
-            f"{path} {what}: run the same tp_jax.prepare again, which makes that file alone"
+            f"{path} {what}: run the same tp_jax.prepare again, which writes only that file"
         )
     try:
         with np.load(io.BytesIO(content)) as file:
@@ -229,14 +251,15 @@ def _read_null_text(folder: epath.Path, header: LatentsHeader) -> dict[str, np.n
 
 @dataclasses.dataclass(frozen=True)
 class DecodeLatents:
-    """Record -> {"x": scaled draw of the posterior [h, w, c] float32, "condition": …}.
+    """Decode a record to {"x": scaled sample of the posterior [h, w, c] float32, "condition": …}.
 
-    The condition is {"label": int32}; or of one of the captions, drawn, {"text": [L, width],
-    "pooled": [pooled_width], "null_text", "null_pooled"} float16.
+    With labels, the condition is {"label": int32}. With captions, one caption is chosen at random,
+    and the condition is {"text": [L, width], "pooled": [pooled_width], "null_text", "null_pooled"}
+    float16.
 
     Attributes:
-      flip: take the mirror image's moments with probability one half.
-      null: the last two; empty where there are labels.
+      flip: use the moments of the mirror image with probability one half.
+      null: "null_text" and "null_pooled"; empty with labels.
     """
 
     plan: LatentsPlan
@@ -244,7 +267,7 @@ class DecodeLatents:
     null: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __call__(self, record: bytes, rng: np.random.Generator) -> dict[str, Any]:
-        """Draws from the posterior, shifts and scales."""
+        """Sample from the posterior, shift and scale."""
         found, moments = self.plan.decode(record)
         mirrored = int(self.flip and rng.random() < 0.5)
         mean, std = moments[mirrored].astype(np.float32)
@@ -260,7 +283,7 @@ class DecodeLatents:
 
 @dataclasses.dataclass(frozen=True)
 class LatentSource(Source):
-    """Latents on disk; `image_size` and `channels` are theirs."""
+    """Prepared latents with labels; `image_size` and `channels` are those of the latents."""
 
     header: LatentsHeader
     folder: str
@@ -268,46 +291,47 @@ class LatentSource(Source):
     remedy = "delete that shard and run the same tp_jax.prepare again"
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        """As for images, but nothing is cropped."""
+        """Return the decoder; `size` is ignored, because latents aren't cropped."""
         return DecodeLatents(self.header.plan, flip)
 
     def record_name(self, index: int) -> str:
-        """The shard and the place in it."""
+        """Return the shard's file and the record's index in it."""
         starts = np.cumsum([0, *self.header.counts])
         shard = int(np.searchsorted(starts, index, side="right")) - 1
         name = self.header.plan.shard_name(shard)
         return f"{self.folder}/{name}, record {index - starts[shard]}"
 
     def check_space(self, space: LatentSpace) -> None:
-        """Raises a UserError if the latents aren't of this autoencoder, scale and shift."""
+        """Raise a UserError unless the latents were made with this autoencoder, scale and shift."""
         theirs = self.header.plan.autoencoder
         changed = first_difference(vars(theirs), vars(space))
         if changed:
             raise UserError(
-                f"the latents in {self.folder} were made by another autoencoder: {changed.name} "
-                f"{_short(changed.old)}, that of config.autoencoder.path {_short(changed.new)}; "
-                f"prepare anew, or name the autoencoder that made them"
+                f"the latents in {self.folder} were made with another autoencoder: its "
+                f"{changed.name} is {_short(changed.old)}, that of config.autoencoder.path is "
+                f"{_short(changed.new)}; prepare the latents again, or name the autoencoder that "
+                f"made them"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedLatentSource(LatentSource):
-    """Latents with encoded captions.
+    """Prepared latents with encoded captions.
 
     Attributes:
-      null: of the empty prompt, as in the examples.
+      null: the encoded empty prompt, "null_text" and "null_pooled".
     """
 
     null: dict[str, np.ndarray]
-    gives = "text"
+    condition_kind = "text"
 
     @property
     def text_space(self) -> TextSpace | None:
-        """Of what encoded the captions."""
+        """The text space of the encoder that made the captions."""
         return self.header.plan.text
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        """As for labels, with one of the captions, drawn."""
+        """Return the decoder; `size` is ignored, because latents aren't cropped."""
         return DecodeLatents(self.header.plan, flip, self.null)
 
 
@@ -316,31 +340,32 @@ def _short(value: Any) -> str:
 
 
 def _array_records(paths: list[str]) -> Records:
-    # Its `__len__` is of a class without annotations.
+    # Cast, because Grain's class has no type annotations.
     return cast(Records, grain.sources.ArrayRecordDataSource(paths))
 
 
-def _damaged(paths: list[str], error: Exception) -> UserError:
-    """Names the first shard that can't be opened by itself."""
+def _damaged_shard_error(paths: list[str], error: Exception) -> UserError:
+    """Make an error that names the first shard that can't be opened."""
     for path in paths:
         try:
             len(_array_records([path]))
         except (RuntimeError, ValueError) as reason:
             return UserError(
                 f"{path} is damaged: {reason}; delete it and run the same tp_jax.prepare again, "
-                f"which makes that shard alone"
+                f"which writes only that shard"
             )
     return UserError(f"the shards can't be opened: {error}; prepare into a new folder")
 
 
 def open_latents(dir: str, split: str = "", section: str = "config.data") -> LatentSource:
-    """Opens prepared latents.
+    """Open prepared latents.
 
     Args:
-      split, section: ignored: a folder holds one split, and errors name it.
+      dir: the folder that tp_jax.prepare wrote.
+      split, section: ignored, because a folder holds one split and errors name the folder.
 
     Raises:
-      UserError: as `read_header`, or a shard that can't be opened.
+      UserError: the folder isn't complete, or a shard can't be opened.
     """
     header = read_header(epath.Path(dir))
     plan = header.plan
@@ -350,11 +375,11 @@ def open_latents(dir: str, split: str = "", section: str = "config.data") -> Lat
         records = _array_records(paths)
         count = len(records)
     except (RuntimeError, ValueError) as error:
-        raise _damaged(paths, error) from error
+        raise _damaged_shard_error(paths, error) from error
     if count != sum(header.counts):
         raise UserError(
-            f"the shards in {dir} hold {count} images, its {HEADER} says {sum(header.counts)}: "
-            f"prepare into a new folder"
+            f"the shards in {dir} hold {count} images, but its {HEADER} lists "
+            f"{sum(header.counts)}: prepare into a new folder"
         )
     fields = records, plan.latent_size, plan.autoencoder.channels, plan.class_names, header, dir
     if plan.text is None:

@@ -1,4 +1,4 @@
-"""Pictures of `tp_jax.worlds.shapes` with captions, rendered on demand without a data set."""
+"""Images of `tp_jax.worlds.shapes` with captions, rendered on demand."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from tp_jax.data.source import Decode, Source
 from tp_jax.worlds.shapes.render import render
 from tp_jax.worlds.shapes.scenes import Scene, training_scene
 
-# So many can be shuffled; no training sees them all.
+# Number of distinct examples: the most that Grain shuffles, and more than any training reads.
 COUNT = 2**31
 
 
@@ -24,28 +24,28 @@ class _Scenes:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeScene:
-    """Scene -> {"x": [S, S, 3] float32 in [-1, 1], "condition": {"caption": str}}.
+    """Render a scene to {"x": [S, S, 3] float32 in [-1, 1], "condition": {"caption": str}}.
 
     Attributes:
-      size: side S.
+      size: side S in pixels.
     """
 
     size: int
 
     def __call__(self, scene: Scene, rng: np.random.Generator) -> dict[str, Any]:
-        """Renders; nothing is drawn at random any more."""
+        """Render the scene; the random generator isn't used."""
         x = 2 * render(scene, self.size) - 1
         return {"x": x, "condition": {"caption": scene.caption}}
 
 
 class _ShapesSource(Source):
-    gives = "caption"
+    condition_kind = "caption"
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        """Never mirrored, because captions say left and right."""
+        """Return the renderer; `flip` is ignored, because captions contain left and right."""
         return DecodeScene(size)
 
 
 def open_shapes(dir: str, split: str, section: str) -> Source:
-    """The training pictures; the arguments have no meaning here and are ignored."""
+    """Open the training scenes; the arguments are ignored."""
     return _ShapesSource(_Scenes(), image_size=None, channels=3, class_names=())

@@ -1,4 +1,4 @@
-"""Random images that need no disk, for trying a config out and for timing."""
+"""Gaussian noise in place of images or latents, to try a config or measure speed without data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -52,22 +52,23 @@ class _SyntheticSource(Source):
     pixels = False
 
     def decoder(self, size: int, flip: bool) -> Decode:
-        return as_it_is
+        return return_record
 
 
 class _SyntheticText(_SyntheticSource):
-    gives = "text"
+    condition_kind = "text"
 
 
-def as_it_is(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Of records that are examples already."""
+def return_record(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Return the record unchanged: the decoder of sources whose records are examples already."""
     return record
 
 
 def make_synthetic(config: ConfigDict) -> Source:
-    """Gaussian images [S, S, C] float32 as `config.model` wants them.
+    """Make a source of Gaussian noise [S, S, C] float32 with the shape of `config.model`.
 
-    Their labels go round; a model that takes text gets Gaussian text.
+    Labels cycle through the classes. For a model that takes text, the encoded text is Gaussian
+    noise too.
     """
     model = config_lib.model_config(config)
     shape = (model.image_size, model.image_size, model.channels)

@@ -1,6 +1,7 @@
-"""Any TFDS data set of images with `label` or `captions`, as ArrayRecord.
+"""TFDS data sets of images with a `label` or `captions`, stored as ArrayRecord.
 
-Reading needs no TensorFlow, but TFDS's own definitions of some, as coco_captions, import it.
+Reading doesn't need TensorFlow, but TFDS's definitions of some data sets, such as coco_captions,
+import it.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from tp_jax.messages.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class _Captioned:
-    """Records of TFDS -> {"image", "captions": (str, …)}."""
+    """Convert records of TFDS to {"image": bytes, "captions": (str, …)}."""
 
     records: Records
 
@@ -25,22 +26,25 @@ class _Captioned:
         record = self.records[index]
         captions = tuple(bytes(text).decode().strip() for text in record["captions"]["text"])
         if not captions or not all(captions):
-            raise ValueError(f"its captions are {captions}, one or more of them empty")
+            raise ValueError(f"it has no captions or an empty one: {captions}")
         return {"image": record["image"], "captions": captions}
 
 
 def open_tfds(name: str, dir: str, split: str, section: str) -> Source:
-    """Opens a data set that is on disk already: by its features one of labels, or of captions.
+    """Open a TFDS data set that is already on disk.
 
-    Captions are as those of `coco_captions`: a sequence of dictionaries with "text".
+    A data set with the feature `label` gives labels. Otherwise the feature `captions` must be a
+    sequence of dictionaries with "text", as in `coco_captions`, and the source gives captions.
 
     Args:
-      name: as `imagenet2012` or `imagenet2012:5.1.0`.
-      dir: TFDS's data_dir; "" is TFDS's own default.
-      section: of the config, for errors.
+      name: name of the data set, such as `imagenet2012` or `imagenet2012:5.1.0`.
+      dir: TFDS's data_dir; "" is TFDS's default folder.
+      split: name of the split, such as `train`.
+      section: section of the config that names the source, for error messages.
 
     Raises:
-      UserError: it isn't there, isn't ArrayRecord, or has no images with labels or captions.
+      UserError: the data set isn't on disk, isn't stored as ArrayRecord, or has no images with
+        labels or captions.
     """
     import tensorflow_datasets as tfds
 
@@ -49,14 +53,14 @@ def open_tfds(name: str, dir: str, split: str, section: str) -> Source:
         features = builder.info.features
         if "image" not in features or not {"label", "captions"} & set(features):
             raise UserError(
-                f"{section}.source=tfds/{name} has no features image and label, or image and "
-                f"captions"
+                f"{section}.source=tfds/{name} must have the features image and label, or image "
+                f"and captions"
             )
         records = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )
     except (tfds.core.DatasetNotFoundError, OSError, AssertionError, ValueError, KeyError) as error:
-        # TFDS goes on to list all it knows.
+        # The following lines of TFDS's message list all known data sets.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"{section}.source=tfds/{name}, split {split!r}: {reason}; prepare it as "

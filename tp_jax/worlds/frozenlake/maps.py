@@ -153,10 +153,6 @@ def walk(desc: Map, start: Cell, moves: int) -> list[Cell]:
 
     Returns:
       The cell after each move; after the goal is reached, the agent stays there.
-
-    Example:
-      >>> walk(("SF", "FG"), start=(0, 0), moves=3)
-      [(1, 0), (1, 1), (1, 1)]
     """
     env = make_env(desc)
     env.reset(seed=0)

@@ -75,7 +75,7 @@ def find_objects(picture: np.ndarray) -> list[Found]:
       >>> from tp_jax.worlds.shapes.render import render
       >>> from tp_jax.worlds.shapes.scenes import training_scene
       >>> [(found.shape, found.colour) for found in find_objects(render(training_scene(7), 64))]
-      [('circle', 'green'), ('square', 'pink')]
+      [('square', 'pink'), ('circle', 'green')]
     """
     pixels = picture / 255 if picture.dtype == np.uint8 else np.clip(picture, 0, 1)
     side = len(pixels)
