@@ -64,4 +64,5 @@ def test_the_notebook_samples_a_workdir(trained, tmp_path):
     )
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     pictures = [out for out in outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 3
+    # One grid of samples, one for each number of latent steps, and the map of experts.
+    assert len(pictures) == 4

@@ -88,6 +88,8 @@ def test_a_model_of_text_samples_from_prompts(trained_shapes):
     assert images.shape[0] == 2 and images.shape[-1] == 3
     with pytest.raises(UserError, match="--prompts is missing"):
         model.sample()
+    with pytest.raises(UserError, match="layers is empty: the model has no routing"):
+        model.trace(prompts=["a cross"])
 
 
 def test_wrong_requests_name_what_is_wrong(model, tmp_path):

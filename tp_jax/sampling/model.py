@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from tp_jax.messages.errors import UserError
 from tp_jax.pictures.grids import to_uint8
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
@@ -180,8 +181,11 @@ class Model:
           latent_steps, height, width, batch_size: as for `sample`.
 
         Raises:
-          UserError: the model doesn't support something that was requested.
+          UserError: the model has no thinking layers, or doesn't support something that was
+            requested.
         """
+        if not self.thinking.layers:
+            raise UserError("config.model.thinking.layers is empty: the model has no routing")
         plan = self._plan(num, labels, prompts, negative_prompt)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
         loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
