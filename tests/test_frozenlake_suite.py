@@ -183,9 +183,9 @@ def test_maps_of_a_file_are_played_or_refused_with_a_reason(walked, tmp_path):
         f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert code == 0
-    assert "map 3 has no path from S to G; it is skipped" in stderr
-    assert "map 4 is 2×5; a frame shows at most 4×4" in stderr
-    assert "map 5 rows must be" in stderr
+    assert "skipped map 3: has no path from S to G" in stderr
+    assert "skipped map 4: is 2×5; a frame shows at most 4×4" in stderr
+    assert "skipped map 5: rows must have" in stderr
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert scores["refused_maps"] == 3 and scores["model"]["all"]["plays"] == 2
 

@@ -161,7 +161,7 @@ def test_scoring_latents_without_an_autoencoder_is_refused(reference, tmp_path):
     config.model.channels, config.data.source = 4, "synthetic"
     config.evaluation.suite = "adm"
     config.evaluation.adm.update(reference=str(reference), inception="x")
-    with pytest.raises(UserError, match="4 channels draws latents.*config.autoencoder.path"):
+    with pytest.raises(UserError, match="latents of 4 channels.*config.autoencoder.path"):
         train(config, epath.Path(tmp_path) / "run")
     config.evaluation.adm.inception = ""
     with pytest.raises(UserError, match="config.evaluation.adm.inception is empty"):

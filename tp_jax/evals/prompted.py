@@ -139,12 +139,12 @@ class PromptedSuite(Suite):
             )
         encoder = load_text_encoder(loaded)
         texts = [prompt.text for prompt in prompts]
-        drawing = describe(request, loaded, encoder.space.identity) | {
+        description = describe(request, loaded, encoder.space.identity) | {
             "samples": samples,
             "images": samples * len(prompts),
             "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         }
-        open_folder(request.out, drawing)
+        open_folder(request.out, description)
         encoded = encode_prompts(loaded, texts, request.negative_prompt, encoder)
         with matmul_precision(request.matmul_precision):
             self.generate_missing(

@@ -81,7 +81,7 @@ def choose_maps(
         reason = check_map(block, canvas.max_cells)
         if reason:
             refused += 1
-            say(f"{maps}: map {number} {reason}; it is skipped")
+            say(f"{maps}: skipped map {number}: {reason}")
         else:
             places.append(Place(block, (0, 0)))
     if not places:
