@@ -164,14 +164,14 @@ def test_config_file_without_get_config_is_refused(refused_config, tmp_path):
         ("sampling.sampler=ddpm", "'ddpm' does not sample a RectifiedFlow: .* euler, heun"),
         ("sampling.sampler=dpm", "'dpm' is unknown: choose one of ddpm, ddim, euler, heun"),
         ("sampling.steps=0", "steps=0: must be 1 or more"),
-        ("sampling.guidance_interval=0.5,", r"guidance_interval=\(0.5,\): give two numbers"),
+        ("sampling.guidance_interval=0.5,", r"guidance_interval=\(0.5,\): must be two numbers"),
     ],
 )
 def test_wrong_config_values_are_refused(override, match, refused_config):
     refused_config(f"--config.{override}", match=match)
 
 
-@pytest.mark.parametrize(("steps", "match"), [(1, "choose 2 to 1000"), (1001, "choose 2 to 1000")])
+@pytest.mark.parametrize(("steps", "match"), [(1, "must be 2 to 1000"), (1001, "must be 2 to 1000")])
 def test_impossible_sampler_steps_of_gaussian_diffusion_are_refused(steps, match):
     config = config_lib.default("dit", "gaussian")
     config.sampling.steps = steps

@@ -51,9 +51,9 @@ def test_decoded_frame_equals_that_of_a_layer_that_ends_at_the_step(frame):
     layer = params["thinking"]["layer_1"]
     for step in (1, 2, 3):
         # With a base that returns zeros, the slow reference returns the attention of its last step.
-        def ended(vision, scale, shift, y, base, attend, step=step):
+        def ended(block, step=step):
             found = thinking_attention(
-                vision, scale, shift, y.time, y.condition, layer,
+                block.vision, block.scale, block.shift, block.y.time, block.y.condition, layer,
                 lambda tokens: (0 * tokens,) * 3, heads=2, latent_steps=step,
             )  # fmt: skip
             return found["vision"], None, None
@@ -170,7 +170,7 @@ def test_source_without_frames_is_refused_before_compilation():
 @pytest.mark.parametrize("layers", [(), (0, 1)])
 def test_decoding_needs_exactly_one_thinking_layer_and_a_frame(layers):
     thinking = dataclasses.replace(CONFIG.thinking, layers=layers)
-    with pytest.raises(UserError, match="of one layer"):
+    with pytest.raises(UserError, match="name exactly one block"):
         check_decodable(dataclasses.replace(CONFIG, thinking=thinking))
     with pytest.raises(UserError, match=r"set config\.model\.frame"):
         check_decodable(dataclasses.replace(CONFIG, frame=""))
