@@ -171,7 +171,7 @@ def test_wrong_config_values_are_refused(override, match, refused_config):
     refused_config(f"--config.{override}", match=match)
 
 
-@pytest.mark.parametrize(("steps", "match"), [(1, "must be 2 to 1000"), (1001, "must be 2 to 1000")])
+@pytest.mark.parametrize(("steps", "match"), [(1, "must be 2 to"), (1001, "must be 2 to")])
 def test_impossible_sampler_steps_of_gaussian_diffusion_are_refused(steps, match):
     config = config_lib.default("dit", "gaussian")
     config.sampling.steps = steps

@@ -16,6 +16,10 @@ class GaussianConfig:
     Attributes:
       num_timesteps: number of timesteps of the forward process.
       beta_start, beta_end: first and last β of the linear schedule.
+
+    Example:
+      >>> GaussianConfig().prediction_type, GaussianConfig().out_channels(4)
+      ('noise', 8)
     """
 
     num_timesteps: int = 1000
@@ -47,6 +51,10 @@ class FlowConfig:
 
     Raises:
       UserError: a value is out of range; the message names the field.
+
+    Example:
+      >>> FlowConfig().prediction_type, FlowConfig().out_channels(4)
+      ('velocity', 4)
     """
 
     shift: float = 3.0

@@ -24,6 +24,12 @@ class DiTConfig(TransformerConfig):
       frame: how the model is conditioned on a frame: "" not at all; "channels" concatenates the
         frame to the input; "tokens" adds its patches to the tokens. With a frame, the output is
         the frame plus what the final layer returns.
+
+    Example:
+      >>> from tp_jax.thinking import ThinkingConfig
+      >>> config = DiTConfig(depth=2, width=64, heads=4, thinking=ThinkingConfig(layers=(1,)))
+      >>> config.tokens, config.condition_kind, config.classes
+      (256, 'label', 1000)
     """
 
     mlp_ratio: int = 4

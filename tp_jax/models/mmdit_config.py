@@ -28,6 +28,11 @@ class MMDiTConfig(TransformerConfig):
         vision tokens only.
       max_grid: side of the position table in patches. Smaller images use its centre.
       base_grid: side in patches to which the coordinates of the position table are scaled.
+
+    Example:
+      >>> config = MMDiTConfig()
+      >>> config.tokens, config.condition_kind, config.text
+      (4096, 'text', TextShape(tokens=154, width=4096, pooled_width=2048))
     """
 
     image_size: int = 128
