@@ -1,27 +1,44 @@
-# Sourced by the other scripts: makes .venv with what is needed, once.
-#   use_environment EXTRA[,EXTRA…]
-# PYTHON chooses the interpreter (3.11 or newer); TP_JAX_EXTRAS adds extras, as cuda or tpu.
+# Functions for the other scripts in this folder, which source this file: a virtual environment.
+#   use_environment EXTRA[,EXTRA…]   create .venv and install the package with these extras into it
+#
+# Packages are installed in the versions of launch/requirements.lock, and their hashes are checked.
+# Environment variables:
+#   PYTHON           the interpreter, 3.11 or newer; python3 by default
+#   TP_JAX_EXTRAS    further extras, such as cuda or tpu
+#   TP_JAX_NEWEST=1  install the newest versions that setup.py allows, instead of the locked ones
 # shellcheck shell=bash
 
 use_environment() {
   local extras="$1${TP_JAX_EXTRAS:+,$TP_JAX_EXTRAS}"
-  local python="${PYTHON:-python3}"
+  local python="${PYTHON:-python3}" lock=launch/requirements.lock versions=locked
+  local install=(.venv/bin/python -m uv pip install --quiet --python .venv/bin/python)
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: $("$python" --version) is too old: set PYTHON to Python 3.11 or newer" >&2
     exit 2
   fi
   if [ ! -x .venv/bin/python ]; then
-    echo "making .venv with $("$python" --version)"
+    echo "creating .venv with $("$python" --version)"
     "$python" -m venv .venv
   fi
-  # What was installed, so that a second run needs no network.
+  if [ -n "${TP_JAX_NEWEST:-}" ]; then
+    versions=newest
+    install+=(--upgrade)
+  else
+    install+=(--constraint "$lock" --build-constraint "$lock")
+  fi
+  # Remember what was installed, so that a second run needs no network.
   local wanted
-  wanted="$extras $(cksum < setup.py)"
+  wanted="$versions $extras $(cat setup.py "$lock" | cksum)"
   touch .venv/installed
-  if ! grep -qxF "$wanted" .venv/installed; then
-    echo "installing tp_jax[$extras] into .venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-    .venv/bin/python -m uv pip install --quiet --python .venv/bin/python --editable ".[$extras]"
+  if [ "$(tail -n 1 .venv/installed)" != "$wanted" ]; then
+    echo "installing tp_jax[$extras] into .venv ($versions versions)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(pinned uv "$lock")"
+    "${install[@]}" --editable ".[$extras]"
     echo "$wanted" >> .venv/installed
   fi
+}
+
+# pinned NAME LOCK: the requirement NAME==VERSION of a package in the lock file
+pinned() {
+  sed -n "s/^\($1==[^ ]*\).*/\1/p" "$2"
 }

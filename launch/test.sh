@@ -1,10 +1,24 @@
 #!/usr/bin/env bash
-# Makes .venv, installs, runs the tests.
-#   bash launch/test.sh [pytest arguments]      (-m slow: the longer checks alone)
+# Run the tests: create .venv, install the package with its test tools, and start pytest.
+#   bash launch/test.sh [pytest arguments]
+#   bash launch/test.sh tests/test_models.py     run one file
+#   bash launch/test.sh -m slow                  run only the longer checks
+# The first run downloads about 2 GB; the tests take about 10 minutes on two CPU cores. Environment
+# variables, such as PYTHON and TP_JAX_NEWEST, are described in launch/environment.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+script=launch/test.sh
+# shellcheck source=launch/common.sh
+. launch/common.sh
+# shellcheck source=launch/environment.sh
 . launch/environment.sh
 
+case "${1:-}" in
+  -h | --help)
+    usage
+    exit 0
+    ;;
+esac
 use_environment train,test
-# Two workers, each with whole files, so that what a file's tests share is made once.
+# Two workers. Each runs whole files, so that the fixtures of a file are created once.
 .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"
