@@ -5,23 +5,31 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tp_jax.pictures.grids import make_grid
+from tp_jax.pictures.grids import make_grid, to_pil
 
 
 def make_captioned_grid(
-    images: np.ndarray, captions: Sequence[str], correct: Sequence[bool], columns: int
+    images: np.ndarray,
+    captions: Sequence[str],
+    *,
+    correct: Sequence[bool] | None = None,
+    columns: int = 0,
+    cell: int = 160,
 ) -> np.ndarray:
-    """Lay images out in a grid with a caption below each, green if correct and red if not.
+    """Lay images out in a grid with a caption below each.
 
     Args:
-      images: uint8 [B, H, W, 3].
-      captions, correct: one entry for each image.
-      columns: number of images in a row.
+      images: uint8 [B, H, W, C] with C of 1 or 3. Those smaller than a cell are enlarged by an
+        integer factor, without interpolation.
+      captions: one for each image.
+      correct: if given, captions and frames are green where it is true and red where it isn't.
+      columns: number of images in a row; 0 makes the grid about square.
+      cell: smallest width of a column in pixels.
 
     Returns:
       The gallery, uint8 [height, width, 3].
     """
-    cell, size = 160, 12
+    size, columns = 12, columns or int(np.ceil(np.sqrt(len(images))))
     zoom = max(1, (cell - 8) // images.shape[2])
     height, width = images.shape[1] * zoom, images.shape[2] * zoom
     cell, line = max(cell, width + 8), size + 3
@@ -30,16 +38,46 @@ def make_captioned_grid(
     row = height + 8 + line * max(map(len, texts))
     canvas = Image.new("RGB", (columns * cell, -(-len(images) // columns) * row), "white")
     draw = ImageDraw.Draw(canvas)
-    for i, (image, lines, good) in enumerate(zip(images, texts, correct, strict=True)):
+    for i, (image, lines) in enumerate(zip(images, texts, strict=True)):
         left, top = (i % columns) * cell + 4, (i // columns) * row + 4
-        canvas.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST),
-                     (left, top))  # fmt: skip
-        colour = "#0a7a0a" if good else "#c01010"
-        draw.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline=colour,
-                       width=2)  # fmt: skip
+        enlarged = to_pil(image).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(enlarged, (left, top))
+        colour = "#0a7a0a" if correct is not None and correct[i] else "#c01010"
+        if correct is None:
+            colour = "#303030"
+        else:
+            frame = (left - 2, top - 2, left + width + 1, top + height + 1)
+            draw.rectangle(frame, outline=colour, width=2)
         for number, text in enumerate(lines):
             draw.text((left, top + height + 2 + number * line), text, colour, font)
     return np.asarray(canvas)
+
+
+# Classes that a grid shows in columns of their own.
+MAX_COLUMNS = 20
+
+
+def make_class_grid(images: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """Lay images out in a grid, each with its class label.
+
+    If the labels cycle through at most `MAX_COLUMNS` classes, each class has its own column.
+
+    Args:
+      images: uint8 [B, H, W, C] with C of 1 or 3.
+      labels: the label of each image.
+
+    Returns:
+      The grid, uint8 [height, width, 3].
+
+    Example:
+      >>> make_class_grid(np.zeros((6, 8, 8, 1), np.uint8), [3, 5, 3, 5, 3, 5]).shape
+      (261, 144, 3)
+    """
+    period = len(set(labels))
+    cycled = all(label == labels[i % period] for i, label in enumerate(labels))
+    columns = period if cycled and 1 < period <= MAX_COLUMNS else 0
+    captions = [f"class {label}" for label in labels]
+    return make_captioned_grid(images, captions, columns=columns, cell=72)
 
 
 def make_filmstrips(strips: Sequence[tuple[str, bool, Sequence[np.ndarray]]]) -> Image.Image:

@@ -10,6 +10,7 @@ from etils import epath
 from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
+from tp_jax.pictures.galleries import make_captioned_grid, make_class_grid
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
 from tp_jax.sampling import parts as parts_lib
 from tp_jax.sampling.generator import Generator
@@ -118,7 +119,7 @@ def _write_pngs(
             done += len(images)
             bar.update(len(images))
     if jax.process_index() == 0:
-        save_png(drawing.out / "grid.png", make_grid(np.stack(shown)))
+        save_png(drawing.out / "grid.png", _grid(np.stack(shown), plan, loaded))
         if drawing.prompts:
             lines = [
                 json.dumps({"file": file, "caption": str(prompt)})
@@ -126,3 +127,13 @@ def _write_pngs(
             ]
             (drawing.out / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return drawing.out / "grid.png"
+
+
+def _grid(images: np.ndarray, plan: SamplePlan, loaded: Loaded) -> np.ndarray:
+    """Lay the first samples out in a grid, with their labels or prompts."""
+    values = plan.values[: len(images)]
+    if images.shape[-1] not in (1, 3) or loaded.built.model.unconditional:
+        return make_grid(images, min_side=64)
+    if plan.encoder is None:
+        return make_class_grid(images, values.tolist())
+    return make_captioned_grid(images, values.tolist())

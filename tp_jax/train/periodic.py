@@ -13,6 +13,7 @@ from tp_jax.files.atomic import write_json
 from tp_jax.messages.progress import say
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import padded_batch_size
+from tp_jax.pictures.galleries import make_class_grid
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
 from tp_jax.sampling.loaded import ModelOnMesh
 from tp_jax.sampling.request import make_generator
@@ -125,7 +126,11 @@ class SampleGrid:
         """Sample, and write the grid to `samples/<train_step>.png` and to TensorBoard."""
         seed = self._model.config.seed
         batches = self._generator.batches(params, self._conditions, seed)
-        grid = make_grid(to_uint8(np.concatenate(list(batches))))
+        images = to_uint8(np.concatenate(list(batches)))
+        if self._model.built.model.classes > 1 and images.shape[-1] in (1, 3):
+            grid = make_class_grid(images, np.asarray(self._conditions["label"]).tolist())
+        else:
+            grid = make_grid(images, min_side=64)
         if jax.process_index() == 0:
             path = self._model.workdir / "samples" / f"{train_step:08d}.png"
             save_png(path, grid)

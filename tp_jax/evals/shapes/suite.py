@@ -161,6 +161,6 @@ def _gallery(results: epath.Path) -> np.ndarray:
     return make_captioned_grid(
         np.stack(images),
         [line["prompt"] for line in chosen],
-        [line["correct"] for line in chosen],
+        correct=[line["correct"] for line in chosen],
         columns=GALLERY_COLUMNS,
     )
