@@ -139,7 +139,7 @@ def test_training_does_not_restart_when_all_checkpoints_are_damaged(workdir):
 
 def test_sampling_from_a_damaged_checkpoint_is_refused(workdir):
     flip_random_bit(files_of(workdir, 8)[0], np.random.default_rng(0))
-    with pytest.raises(UserError, match="8 in .* is damaged .*--checkpoint=N, of 4, 8"):
+    with pytest.raises(UserError, match="8 in .* is damaged .*--checkpoint=N, from 4, 8"):
         load(epath.Path(workdir))
     assert load(epath.Path(workdir), 4).train_step == 4
 

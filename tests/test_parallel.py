@@ -110,7 +110,7 @@ def test_slices_come_from_tpu_hardware_and_gpus_have_none(monkeypatch):
     assert shapes == [ONE | dict(slices=2, data=2), ONE | dict(data=4)]
     mesh = create_mesh(ONE | dict(slices=2, fsdp=2), fake_devices("tpu", 1, 0, 1, 0))
     assert [device.slice_index for device in mesh.devices.ravel()] == [0, 0, 1, 1]
-    with pytest.raises(UserError, match="of 2 slices: set config.mesh.slices=2, or 0"):
+    with pytest.raises(UserError, match="to 2 slices: set config.mesh.slices=2, or 0"):
         create_mesh(ONE | dict(slices=4), fake_devices("tpu", 1, 0, 1, 0))
     assert create_mesh(ONE | dict(slices=2, data=-1), jax.devices()).shape["data"] == 2
 

@@ -182,5 +182,5 @@ def test_when_one_process_is_killed_the_others_end_and_the_job_resumes(
 def test_incomplete_process_settings_are_refused(environment, match, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    code, _, errors = run_entry("main", "--config=x", "--workdir=y")
+    code, _, errors = run_entry("main", "--config=configs/quickstart.py", "--workdir=y")
     assert code == 1 and match in errors, errors
