@@ -145,8 +145,8 @@ def test_errors_in_coco_files_are_named(coco, tmp_path, spoil, match):
 
 LINES = [
     ('{"file": "0.jpg", "caption"', "captions.jsonl, line 2 is invalid JSON"),
-    ('["0.jpg", "a ring"]', "line 2 names no image: write"),
-    ('{"caption": "a ring"}', "line 2 names no image: write"),
+    ('["0.jpg", "a ring"]', "line 2 names no image: it must be"),
+    ('{"caption": "a ring"}', "line 2 names no image: it must be"),
     ('{"file": "0.jpg"}', "line 2: 0.jpg has no caption: add one"),
     ('{"file": "0.jpg", "captions": []}', "line 2: 0.jpg has no caption: add one"),
     ('{"file": "0.jpg", "caption": "  "}', "line 2: the caption '  ' is empty"),

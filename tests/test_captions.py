@@ -217,7 +217,7 @@ def test_embeddings_that_overflow_float16_are_refused(config, monkeypatch):
 
         monkeypatch.setattr(preparation, "load_encoder", lambda f, e=Loud: e(WORDS, MAX_WORDS))
         with pytest.raises(
-            UserError, match="000000000008.jpg: the text encoder gives (100000|nan)"
+            UserError, match="000000000008.jpg: the text encoder returns (100000|nan)"
         ):
             prepare(config, epath.Path(config.data.dir))
 
@@ -266,7 +266,7 @@ def test_settings_that_do_not_fit_together_are_refused(prepared, config):
     with pytest.raises(UserError, match="'coco' has captions, but a dit model takes labels"):
         prepare_from_scratch(dit)
     refused("'digits' has labels, but a mmdit", prepare_from_scratch, prepare__source="digits")
-    refused("'shapes' is drawn as it is asked for", prepare_from_scratch, prepare__source="shapes")
+    refused("'shapes' renders images on demand", prepare_from_scratch, prepare__source="shapes")
     refused("text_width=9, but that of config.text", prepare_from_scratch, model__text_width=9)
     refused("prepare.captions=-1: must be 0", prepare_from_scratch, prepare__captions=-1)
     dit.prepare.update(source="digits", captions=1)

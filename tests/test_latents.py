@@ -317,7 +317,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(config, tmp_path)
         ("prepare.dir", str(tmp_path), "config.prepare.source=tfds/imagenet2012.*prepare.dir"),
         ("prepare.split", "nope", "config.prepare.source=tfds/imagenet2012, split 'nope'"),
         ("prepare.source", "synthetic", "config.prepare.source='synthetic' is unknown"),
-        ("prepare.source", "folder", "config.prepare.dir=.*doesn't exist"),
+        ("prepare.source", "folder", "has neither images nor class folders.*config.prepare.dir"),
         ("prepare.source", "digits", "doesn't hold colour images"),
     ]
     for name, value, match in cases:
