@@ -240,7 +240,9 @@ def test_guidance_of_a_model_without_classes_is_refused(refused_samples, loaded)
     model = dataclasses.replace(loaded.built.model, num_classes=0)
     built = dataclasses.replace(loaded.built, model=model)
     loaded = dataclasses.replace(loaded, built=built)
-    match = "guidance_scale=4.0: a model without classes has nothing to guide; use 1"
+    match = (
+        "guidance_scale=4.0: guidance needs classes or text, and this model has no classes: use 1"
+    )
     refused_samples("--guidance_scale=4", loaded=loaded, match=match)
 
 

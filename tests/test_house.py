@@ -1,4 +1,4 @@
-"""The house's own rules: style, imports, and a notebook that runs."""
+"""Rules of the code base: style, types, imports, lengths of files; and the notebook runs."""
 
 import ast
 import pathlib
@@ -28,7 +28,7 @@ def test_style(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_file_is_two_rooms():
+def test_no_file_is_longer_than_400_lines():
     lengths = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")
                if not {".venv", "build"} & set(path.relative_to(ROOT).parts)}  # fmt: skip
     assert len(lengths) > 150
@@ -43,7 +43,7 @@ def test_no_test_file_imports_another():
             assert not [name for name in names if name.startswith("test_")], path
 
 
-def test_only_entries_and_the_config_lie_loose():
+def test_the_package_has_only_entries_and_the_config_outside_its_folders():
     loose = {path.stem for path in (ROOT / "tp_jax").glob("*.py")} - {"__init__"}
     entries = {"main", "sample", "evaluate", "prepare", "convert", "bench", "aot"}
     assert loose == entries | {"config"}

@@ -1,4 +1,4 @@
-"""The list of options, so that a change of it is seen in review; and each suite's own flags."""
+"""A list of all options, so that a review sees every change of it; and the flags of the suites."""
 
 import json
 
@@ -15,16 +15,16 @@ def found():
 
 @pytest.mark.parametrize("part", ["config", "flags"])
 def test_options_are_those_of_the_golden_file(found, part):
-    message = "if the change is meant, run: PYTHONPATH=tests python tests/options.py"
+    message = "if the change is intended, run: PYTHONPATH=tests python tests/options.py"
     assert found[part] == json.loads(GOLDEN.read_text())[part], message
 
 
-def test_every_suite_says_how_it_is_drawn_and_where_it_goes(found):
+def test_every_suite_has_the_flags_of_a_suite(found):
     for name in SUITES:
         assert {"suite", "out", "workdir"} <= found["flags"][f"evaluate {name}"].keys()
 
 
-def test_a_suite_in_a_file_of_flags_counts(tmp_path, refused):
+def test_the_suite_may_be_given_in_a_flag_file(tmp_path, refused):
     (tmp_path / "flags").write_text("--suite=geneval\n--results=nowhere.jsonl\n")
     refused("evaluate", f"--flagfile={tmp_path / 'flags'}", match="nowhere.jsonl: there is no such")
 

@@ -1,7 +1,9 @@
-"""Every field that a config has, its default, and what is built from it.
+"""All config fields with their defaults, their checks, and the objects that they describe.
 
-The fields of `model`, `model.thinking`, `diffusion` and `sampling` are those of the dataclasses
-that use them, so there is one list of each. A config is locked: a key that isn't here is an error.
+The sections `model`, `model.thinking`, `diffusion`, `sampling` and `frozenlake` have the fields of
+a dataclass each, which documents and checks them: `DiTConfig` or `MMDiTConfig`, `ThinkingConfig`,
+`GaussianConfig` or `FlowConfig`, `SamplerConfig` and `FrozenLakeConfig`. A config is locked:
+setting a field that doesn't exist is an error.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
 TRAINABLE = ("thinking", "all")
 SCHEDULES = ("constant", "cosine")
-# The least value of fields that no dataclass checks.
-LEAST = {
+# The smallest allowed value of fields that no dataclass checks.
+MINIMUM = {
     1: (
         "train.steps", "train.batch_size", "train.accumulate", "train.log_every",
         "train.sample_every", "checkpoint.every_steps", "checkpoint.keep", "model.mlp_ratio",
@@ -43,22 +45,31 @@ LEAST = {
 
 
 def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
-    """A full, locked config.
+    """Return a locked config with all fields at their defaults.
 
     Args:
       model: a key of `MODELS`.
       diffusion: a key of `OBJECTIVES`.
+
+    Example:
+      >>> config = default(model="dit", diffusion="flow")
+      >>> config.model.thinking.latent_steps
+      2
+      >>> config.train.stepz = 3
+      Traceback (most recent call last):
+      AttributeError: ...
     """
     config = ConfigDict()
     config.seed = 0
 
     config.init = ConfigDict()
-    # A base checkpoint, or a workdir whose EMA becomes the base; "" starts from random weights.
+    # A converted checkpoint, or a workdir, whose EMA parameters become the base; "" starts from
+    # random weights.
     config.init.base = ""
 
     config_class, _ = MODELS[model]
     fields = dataclasses.asdict(config_class())
-    # The objective decides what the model predicts.
+    # The objective determines the output channels.
     del fields["out_channels"]
     config.model = ConfigDict({"kind": model} | fields)
     objective_class, _ = OBJECTIVES[diffusion]
@@ -68,73 +79,76 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.sampling.sampler = objective_class.default_sampler
 
     config.autoencoder = ConfigDict()
-    # A folder made by `tp_jax.convert --kind=sd-vae`; "" diffuses what the source holds.
+    # A folder from `tp_jax.convert --kind=sd-vae`; "" trains on the data of the source as they are.
     config.autoencoder.path = ""
-    # Without a folder: latents are means of so many pixels a side, and are enlarged; 0 has none.
+    # Without an autoencoder: latents are the means of squares of pixels with this side, and
+    # decoding enlarges them. 0 turns this off.
     config.autoencoder.pool = 0
     config.autoencoder.dtype = "float32"
-    # Pixels a side of the overlapping tiles that large images are cut into; 0 takes them whole.
+    # Side in pixels of the overlapping tiles that large images are encoded and decoded in; 0 uses
+    # no tiles.
     config.autoencoder.tile = 0
 
-    # Of models that take text: "shapes" knows the few words of `tp_jax.worlds.shapes`; "sd3" is
-    # CLIP and T5 in `path`, a folder laid out as Stable Diffusion 3's in diffusers.
+    # For models that are conditioned on text. "shapes" encodes the words of `tp_jax.worlds.shapes`;
+    # "sd3" is CLIP and T5 from `path`, a folder with the layout of Stable Diffusion 3 in diffusers.
     config.text = ConfigDict()
     config.text.encoder = "sd3"
     config.text.path = ""
-    # Without T5 its tokens are zeros, as SD3 allows.
+    # Without T5, the embeddings of its tokens are zeros, as in SD3.
     config.text.t5 = True
     config.text.clip_tokens = 77
     config.text.t5_tokens = 77
-    # What dropout and guidance take for no prompt: "empty", as the encoder encodes it, or "zeros".
+    # The null condition of dropout and guidance: "empty" is the embedding of the empty prompt,
+    # "zeros" an embedding of zeros.
     config.text.null = "empty"
-    # Longer prompts are cut, which is said, instead of refused.
+    # Cut prompts that are too long, with a warning, instead of refusing them.
     config.text.truncate = False
     config.text.dtype = "float32"
 
-    # What `tp_jax.prepare` reads, and writes as latents.
+    # The data that `tp_jax.prepare` encodes.
     config.prepare = ConfigDict()
     config.prepare.source = "tfds/imagenet2012"
     config.prepare.dir = ""
     config.prepare.split = "train"
-    # So many images, chosen by the seed; 0 takes all.
+    # Number of images, chosen at random with the seed; 0 takes all.
     config.prepare.num = 0
-    # Of an image's captions the first so many, if it has so many; 0 keeps all.
+    # Number of captions of each image, from its first; 0 keeps all.
     config.prepare.captions = 0
     config.prepare.records_per_shard = 10_000
     config.prepare.batch_size = 64
-    # Images that can't be read are named and left out, instead of ending the run.
+    # Skip images that can't be read, and name them, instead of stopping.
     config.prepare.skip_corrupt = False
 
     config.data = ConfigDict()
     config.data.source = "digits"
-    # Of the sources that read from disk; "" is the source's own default place.
+    # Folder of the sources that read files; "" is the default folder of the source.
     config.data.dir = ""
     config.data.split = "train"
-    # Mirrors half the time, which belies captions that say left and right.
+    # Mirror images at random. Captions with "left" and "right" become wrong.
     config.data.flip = False
-    # The next example takes the place of one that can't be read, instead of ending the run.
+    # Replace an example that can't be read by the next one, instead of stopping.
     config.data.skip_corrupt = False
-    # Worker processes that decode and augment; 0 does it in threads of this process.
+    # Worker processes that decode and augment; 0 uses threads of this process.
     config.data.workers = 0
 
-    # Of data.source="frozenlake": its maps, and frames decoded from latent steps.
+    # For data.source="frozenlake": the maps, and the frames decoded from latent steps.
     config.frozenlake = ConfigDict(dataclasses.asdict(FrozenLakeConfig()))
 
     config.train = ConfigDict()
     config.train.steps = 400_000
     config.train.batch_size = 256
     config.train.trainable = "all"
-    # Micro-batches whose gradients are averaged into one update.
+    # Number of micro-batches whose gradients are averaged for one update.
     config.train.accumulate = 1
-    # Keeps the average and the optimizer's state in the hosts' memory; an update fetches them.
+    # Keep the EMA and the optimizer state in host memory; each update copies them to the device.
     config.train.offload = False
     config.train.ema_decay = 0.9999
-    # Share of the samples that are trained without their condition.
+    # Probability that a training example is used with the null condition.
     config.train.condition_dropout = 0.1
     config.train.log_every = 100
     config.train.sample_every = 10_000
     config.train.samples = 64
-    # A step that takes longer is reported, with where every thread is; 0 never looks.
+    # If a train step takes longer than this, print the stack of every thread; 0 turns this off.
     config.train.hang_seconds = 1_800.0
 
     config.optimizer = ConfigDict()
@@ -144,36 +158,37 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
-    # Global gradient norm to clip to; 0 doesn't clip.
+    # Maximum global gradient norm; 0 doesn't clip.
     config.optimizer.clip_norm = 0.0
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 5_000
     config.checkpoint.keep = 2
-    # Beside the newest, every step that is a multiple of this is kept; 0 keeps no others.
+    # In addition to the newest `keep` checkpoints, keep those of every multiple of this train
+    # step; 0 keeps no others.
     config.checkpoint.keep_every_steps = 0
 
-    # Scores of the averaged parameters during training; suite "" computes none. A suite that has
-    # settings of its own reads them from the section with its name.
+    # A file with statistics or images, and a folder from `tp_jax.convert --kind=inception`.
+    # Each suite reads its settings from the section with its name.
     config.evaluation = ConfigDict()
     config.evaluation.suite = ""
     config.evaluation.every_steps = 50_000
-    # Samples drawn at once; doesn't change them.
+    # Samples per batch; doesn't change the samples.
     config.evaluation.batch_size = 64
     config.evaluation.adm = ConfigDict()
     # Number of images.
     config.evaluation.adm.num = 10_000
-    # A file of statistics or images, and the folder of the converted Inception.
+    # A file with statistics or images, and a folder written by `tp_jax.convert --kind=inception`.
     config.evaluation.adm.reference = ""
     config.evaluation.adm.inception = ""
     config.evaluation.adm.protocol = "adm"
     config.evaluation.shapes = ConfigDict()
-    # Number of prompts, the first of all 240; 0 takes all.
+    # Number of prompts, from the first of 240; 0 takes all.
     config.evaluation.shapes.num = 0
     config.evaluation.frozenlake = ConfigDict()
-    # Number of maps of each size.
+    # Number of maps per size.
     config.evaluation.frozenlake.num = 100
-    # Draw every time from the true frame, instead of from the last drawn one.
+    # Start each sample from the true frame, instead of from the last generated frame.
     config.evaluation.frozenlake.look = False
 
     # Number of devices along each axis of the mesh; -1 takes the devices that are left.
@@ -192,7 +207,7 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:
-    """The fields of a config as {"a.b": value}."""
+    """Return the fields of a config as {"a.b": value}."""
     if not isinstance(node, ConfigDict):
         return {path: node}
     fields = {}
@@ -203,7 +218,7 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What a config describes, checked."""
+    """The checked objects that a config describes."""
 
     model: TransformerConfig
     objective: Objective
@@ -211,10 +226,10 @@ class Built:
 
 
 def build(config: ConfigDict) -> Built:
-    """Builds and checks everything that needs no device, data or file.
+    """Build and check everything that needs no device, data or file.
 
     Raises:
-      UserError: a value out of range, or two that don't go together, naming the fields.
+      UserError: a value is out of range, or two values contradict each other.
     """
     from tp_jax.diffusion.samplers import check_sampler
 
@@ -230,9 +245,9 @@ def build(config: ConfigDict) -> Built:
         check_decodable(model)
         if objective.prediction_type != "data":
             raise UserError(
-                f"config.model.frame={config.model.frame!r}: what is drawn is added to the frame, "
-                f"which only a flow that predicts data can do; set config.diffusion.kind='flow' "
-                f"and .prediction='data'"
+                f"config.model.frame={config.model.frame!r}: the output is added to the frame, so "
+                f"the objective must be a flow that predicts data: set config.diffusion.kind='flow' and "
+                f"config.diffusion.prediction='data'"
             )
     if config.train.trainable == "thinking":
         if not model.thinking.layers:
@@ -249,35 +264,35 @@ def build(config: ConfigDict) -> Built:
 
 
 def check_guidance(sampler: SamplerConfig, model: TransformerConfig) -> None:
-    """Raises a UserError if a model can't be guided so."""
+    """Raise a UserError if the guidance doesn't fit the model."""
     if not 0 <= sampler.guidance_channels <= model.channels:
         raise UserError(
-            f"guidance_channels={sampler.guidance_channels}: the model has {model.channels}; "
-            f"0 guides all"
+            f"guidance_channels={sampler.guidance_channels}: the model has {model.channels} "
+            f"channels; 0 guides all"
         )
     if not math.isfinite(sampler.guidance_scale):
         raise UserError(f"guidance_scale={sampler.guidance_scale}: give a finite number")
     if sampler.guidance_scale != 1 and model.unconditional:
         raise UserError(
-            f"guidance_scale={sampler.guidance_scale}: a model without classes has nothing to "
-            f"guide; use 1"
+            f"guidance_scale={sampler.guidance_scale}: guidance needs classes or text, and this "
+            f"model has no classes: use 1"
         )
 
 
 def model_config(config: ConfigDict) -> TransformerConfig:
-    """The dataclass that `config.model` describes, with the output channels of its objective."""
+    """Return the model config of a whole config."""
     return build_model_config(config.model, build_objective(config.diffusion))
 
 
 def build_objective(fields: ConfigDict) -> Objective:
-    """The objective that `config.diffusion` describes."""
+    """Return the objective that `config.diffusion` describes."""
     values = fields.to_dict()
     _, build = OBJECTIVES[_choice("config.diffusion.kind", values.pop("kind"), OBJECTIVES)]
     return build(**values)
 
 
 def build_model_config(fields: ConfigDict, objective: Objective) -> TransformerConfig:
-    """The dataclass that `config.model` describes, with the objective's output channels."""
+    """Return the model config of `config.model`, with the output channels of the objective."""
     values = fields.to_dict()
     config_class, _ = MODELS[_choice("config.model.kind", values.pop("kind"), MODELS)]
     thinking = ThinkingConfig(**values.pop("thinking"))
@@ -293,7 +308,7 @@ def _choice(name: str, value: str | None, choices: Collection[str]) -> str:
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """A file may have unlocked its config, or changed a kind without the fields that go with it."""
+    """Check the names of the fields, since a config file may have unlocked its config."""
     found = flat(config)
     model = _choice("config.model.kind", found.get("model.kind"), MODELS)
     diffusion = _choice("config.diffusion.kind", found.get("diffusion.kind"), OBJECTIVES)
@@ -306,8 +321,8 @@ def _check_fields(config: ConfigDict) -> None:
         else:
             continue
         raise UserError(
-            f"config.{name} {problem}: begin the config file with default({model!r}, "
-            f"{diffusion!r}), and change its values alone"
+            f"config.{name} {problem}: start the config file with default({model!r}, "
+            f"{diffusion!r}), and change only values"
         )
 
 
@@ -318,10 +333,10 @@ def _check_train(config: ConfigDict) -> None:
     for section in ("autoencoder", "text"):
         _choice(f"config.{section}.dtype", config[section].dtype, ("float32", "bfloat16"))
     fields = flat(config)
-    for least, names in LEAST.items():
+    for minimum, names in MINIMUM.items():
         for name in names:
-            if fields.get(name, least) < least:
-                raise UserError(f"config.{name}={fields[name]}: must be {least} or more")
+            if fields.get(name, minimum) < minimum:
+                raise UserError(f"config.{name}={fields[name]}: must be {minimum} or more")
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"config.train.accumulate={config.train.accumulate} does not divide "
