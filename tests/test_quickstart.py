@@ -30,9 +30,8 @@ def test_samples_have_the_requested_classes_and_are_no_copies(tmp_path):
     real = np.round(real * (255 / 16))
     found = KNeighborsClassifier(3).fit(real, classes).predict(drawn)
     nearest = NearestNeighbors(n_neighbors=1).fit(real).kneighbors(drawn)[0]
-    print(
-        f"\n{np.mean(found == labels):.1%} have the requested class; nearest scan: distance {nearest.min():.0f}"
-    )
+    share, distance = np.mean(found == labels), nearest.min()
+    print(f"\n{share:.1%} have the requested class; the nearest scan is {distance:.0f} away")
     assert np.mean(found == labels) >= 0.95
     assert len(np.unique(drawn, axis=0)) == 500
     assert nearest.min() > 50

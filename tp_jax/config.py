@@ -246,7 +246,7 @@ def build(config: ConfigDict) -> Built:
         if objective.prediction_type != "data":
             raise UserError(
                 f"config.model.frame={config.model.frame!r}: the output is added to the frame, so "
-                f"the objective must be a flow that predicts data: set config.diffusion.kind='flow' and "
+                f"it needs a flow that predicts data: set config.diffusion.kind='flow' and "
                 f"config.diffusion.prediction='data'"
             )
     if config.train.trainable == "thinking":
