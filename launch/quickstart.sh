@@ -29,12 +29,12 @@ workdir="${WORKDIR:-runs/quickstart}"
 pictures="$workdir/pictures"
 cat << END
 This trains a small diffusion transformer that thinks in two of its blocks, on 1,797 scans of
-handwritten digits, and then samples from it. It takes about three minutes on two CPU cores. You can
-stop it at any time: the same command resumes.
+handwritten digits, and then samples from it. It takes about three minutes on two CPU cores. If you
+stop it, the same command resumes from the last checkpoint.
 
 END
 use_environment train
-echo "1/2 training (1,000 steps; a report every 100 steps)"
+echo "1/2 training: 1,000 steps, a report every 50 steps"
 .venv/bin/python -m tp_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"
 echo
 echo "2/2 sampling ten images of each digit"
