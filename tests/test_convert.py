@@ -57,7 +57,7 @@ def test_folders_that_cannot_be_loaded_are_refused(converted, tmp_path):
         load_autoencoder(folder / "nowhere")
     with pytest.raises(UserError, match="holds weights of sd-vae, not of inception"):
         load_inception(converted("vae4"))
-    with pytest.raises(UserError, match="isn't a whole folder"):
+    with pytest.raises(UserError, match="isn't a complete folder"):
         load_autoencoder(folder)
     (folder / "description.json").write_text("{")
     with pytest.raises(UserError, match="description.json is damaged"):
@@ -84,7 +84,7 @@ def test_interrupted_conversion_leaves_no_folder_that_loads(tmp_path, monkeypatc
     save("after")
     (folder / "after" / "description.json").rename(folder / "after" / "description.json.tmp")
     for place in ("before", "between", "after"):
-        with pytest.raises(UserError, match="no such folder|isn't a whole folder"):
+        with pytest.raises(UserError, match="no such folder|isn't a complete folder"):
             load_inception(folder / place)
     save("whole")
     np.testing.assert_array_equal(load_inception(folder / "whole")[1]["a"], np.zeros(2))
@@ -117,9 +117,9 @@ def test_output_folder_must_be_new_or_empty(refused, tmp_path):
     [
         (
             ["--source=x.pt", "--out={new}"],
-            "--kind is missing: what the weights are of: dit, sd3",
+            "--kind is missing: what the weights belong to: dit, sd3",
         ),
-        (["--kind=dit", "--out={new}"], "--source is missing: file of torch weights"),
+        (["--kind=dit", "--out={new}"], "--source is missing: file with torch weights"),
         (["--kind=dit", "--source=x.pt"], "--out is missing: a new or empty folder"),
         (
             ["--kind=vae", "--source=x.pt", "--out={new}"],
@@ -127,10 +127,10 @@ def test_output_folder_must_be_new_or_empty(refused, tmp_path):
         ),
         (["--kind=dit", "--source=x.pt", "--out={new}"], "--source=x.pt: there is no such file"),
         (["--kind=dit", "--source={text}", "--out={new}"], "give a .safetensors, .pt, .pth"),
-        (["--kind=dit", "--source={bad}", "--out={new}"], "damaged or no .safetensors file"),
+        (["--kind=dit", "--source={bad}", "--out={new}"], "damaged or isn't a .safetensors file"),
         (
             ["--kind=sd-vae", "--heads=3", "--source={bad}", "--out={new}"],
-            "--heads=3: sd-vae has none",
+            "--heads=3 doesn't apply to --kind=sd-vae",
         ),
     ],
 )
@@ -197,8 +197,8 @@ def test_torch_files_with_more_than_weights_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     path = epath.Path(tmp_path / "weights.ckpt")
     torch.save({"state_dict": {"a": torch.zeros(1)}, "callback": pathlib.PurePosixPath("x")}, path)
-    with pytest.raises(UserError, match="is damaged, or holds more than weights"):
+    with pytest.raises(UserError, match="is damaged, or contains pickled objects"):
         load_state_dict(path)
     torch.save({"epoch": 3}, path)
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         load_state_dict(path)

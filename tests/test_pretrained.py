@@ -136,7 +136,7 @@ def test_invalid_tile_and_image_sizes_are_refused():
         tiled_encode(None, images, 8, tile=48)
     with pytest.raises(UserError, match="tile=0: must be a multiple of 32"):
         tiled_decode(None, images, 8, tile=0)
-    with pytest.raises(UserError, match="48×44 pixels .* multiples of 8"):
+    with pytest.raises(UserError, match="48×44 pixels: .* multiples of 8"):
         tiled_encode(None, images, 8, tile=32)
 
 
@@ -248,7 +248,7 @@ def test_a_missing_misshapen_or_unused_weight_is_named(name):
                 run(state | {key: np.concatenate([state[key]] * 2, axis=-1)})
         with pytest.raises(UserError, match=rf"^{re.escape(key)} has shape"):
             run(state | {key: state[key][None]})
-    with pytest.raises(UserError, match="no place for encoder.more.weight"):
+    with pytest.raises(UserError, match="doesn't use encoder.more.weight"):
         run(state | {"encoder.more.weight": np.zeros(1)})
 
 
@@ -256,10 +256,10 @@ def test_a_missing_misshapen_or_unused_weight_is_named(name):
     ("change", "match"),
     [
         (lambda s: s.pop("blocks.1.attn.qkv.bias"), "lack blocks.1.attn.qkv.bias"),
-        (lambda s: s.update(extra=np.zeros(1)), "has no place for extra"),
+        (lambda s: s.update(extra=np.zeros(1)), "doesn't use extra"),
         (
             lambda s: s.update({"blocks.1.attn.qkv.bias": np.zeros(143)}),
-            r"blocks.1.attn.qkv.bias has shape \[143\].*want \[144\]",
+            r"blocks.1.attn.qkv.bias has shape \[143\].*imply \[144\]",
         ),
         (lambda s: s.update(pos_embed=s["pos_embed"] * np.nan), "pos_embed is not the position"),
     ],
@@ -293,8 +293,8 @@ def test_sizes_of_the_published_dits_are_inferred():
     state["final_layer.linear.bias"] = empty(16)
     assert infer_dit(state).out_channels == 4
     for change, match in (
-        ({"pos_embed": empty((1, 256, 700))}, "700 wide.*give --heads"),
-        ({"pos_embed": empty((1, 255, 768))}, "pos_embed has 255 places"),
+        ({"pos_embed": empty((1, 256, 700))}, "width 700.*give --heads"),
+        ({"pos_embed": empty((1, 255, 768))}, "pos_embed has 255 positions"),
         ({"final_layer.linear.bias": empty(20)}, "20 outputs.*has 16, or twice"),
     ):
         with pytest.raises(UserError, match=match):
@@ -310,7 +310,7 @@ def test_loading_a_dit_of_another_size_is_refused(converted):
 
 def test_unknown_autoencoder_sizes_are_refused():
     state = torch_state("vae4")
-    with pytest.raises(UserError, match="takes 8 latent channels: .* have 4 or 16"):
+    with pytest.raises(UserError, match="has 8 latent channels: .* have 4 or 16"):
         convert_autoencoder(state | {"decoder.conv_in.weight": np.zeros((64, 8, 3, 3))})
     with pytest.raises(UserError, match="must be a multiple of norm_groups=32"):
         AutoencoderConfig(block_widths=(32, 48))

@@ -1,4 +1,4 @@
-"""Readers of published weights, and the folders that they are converted to."""
+"""Convert published torch weights, and load the converted folders."""
 
 from tp_jax.pretrained.autoencoder import LoadedAutoencoder, load_autoencoder
 from tp_jax.pretrained.dit import infer_dit, read_dit

@@ -1,4 +1,4 @@
-"""Weights of Stable Diffusion's autoencoder, in diffusers' names or the original ones."""
+"""Convert the weights of Stable Diffusion's autoencoder, from diffusers' or the original layout."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,20 +13,22 @@ from tp_jax.pretrained.folder import load_folder
 from tp_jax.pretrained.state_dict import StateDict, stack_qkv
 
 KIND = "sd-vae"
-# What full checkpoints of the original layout keep the autoencoder under.
+# Prefix of the autoencoder's weights in a full checkpoint of the original layout.
 PREFIX = "first_stage_model."
-# Of the original layout's training: the discriminator and perceptual loss, and averages.
-NO_WEIGHTS = r"(loss|model_ema)\."
-# Latent channels -> scale and shift, as of Stable Diffusion 1 and 2, and of 3. Weights don't tell
-# them: SDXL's and FLUX's autoencoders have these shapes and other scales.
-SCALES = {4: (0.18215, 0.0), 16: (1.5305, 0.0609)}
+# Entries of original checkpoints that only training needs: the losses and the moving averages.
+TRAINING_ONLY = r"(loss|model_ema)\."
+# Latent channels -> scale and shift: 4 channels are Stable Diffusion 1 and 2, 16 are 3. The weight
+# files don't contain them. SDXL and FLUX have the same shapes but other values, so they don't work.
+SCALE_AND_SHIFT = {4: (0.18215, 0.0), 16: (1.5305, 0.0609)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Names:
-    """What one layout calls the parts; `reverse` counts levels from the inmost.
+class WeightNames:
+    """Weight names in one layout.
 
-    The attention's five are its norm, its queries, keys and values, and its last layer.
+    In `up` and `upsample`, `level` counts the levels from the pixels inwards, and `reverse` counts
+    them from the latents outwards. `attention_parts` are the norm, the projections to queries, keys
+    and values, and the output projection.
     """
 
     down: str = "encoder.down_blocks.{level}.resnets.{layer}."
@@ -40,10 +42,10 @@ class Names:
     norm_out: str = "conv_norm_out"
 
 
-DIFFUSERS = Names()
-# Files from before diffusers renamed its attention, sd-vae-ft-ema among them.
-OLD_DIFFUSERS = Names(attention_parts=("group_norm", "query", "key", "value", "proj_attn"))
-ORIGINAL = Names(
+DIFFUSERS = WeightNames()
+# Files from before diffusers renamed the attention weights, such as sd-vae-ft-ema.
+OLD_DIFFUSERS = WeightNames(attention_parts=("group_norm", "query", "key", "value", "proj_attn"))
+ORIGINAL = WeightNames(
     down="encoder.down.{level}.block.{layer}.",
     downsample="encoder.down.{level}.downsample.conv",
     up="decoder.up.{level}.block.{layer}.",
@@ -61,8 +63,12 @@ class LoadedAutoencoder:
     """A converted autoencoder.
 
     Attributes:
-      params: for `model.apply({"params": params}, …)`, NumPy float32: put them on devices once.
-      identity: SHA-256 of the weights, for what is computed with them.
+      model: the Flax module.
+      params: parameters for `model.apply({"params": params}, …)`. They are float32 NumPy arrays:
+        move them to the devices once, with `jax.device_put`.
+      config: sizes, and the scale and shift of the latents.
+      identity: SHA-256 of the weights; stored with latents, so that those of another autoencoder
+        are refused.
     """
 
     model: Autoencoder
@@ -72,13 +78,14 @@ class LoadedAutoencoder:
 
 
 def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAutoencoder:
-    """Loads a folder that `tp_jax.convert --kind=sd-vae` wrote.
+    """Load a folder that `tp_jax.convert --kind=sd-vae` wrote.
 
     Args:
+      folder: the folder.
       dtype: compute dtype, "float32" or "bfloat16".
 
     Raises:
-      UserError: there is no such folder, or it is incomplete or of another kind.
+      UserError: the folder doesn't exist, is incomplete, or holds another kind of weights.
     """
     description, params = load_folder(epath.Path(folder), KIND)
     fields: dict[str, Any] = dict(description.config)
@@ -88,83 +95,86 @@ def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAu
 
 
 def convert_autoencoder(state: Mapping[str, np.ndarray]) -> tuple[AutoencoderConfig, Any]:
-    """The config and parameters of a state dict, in any of the three layouts.
+    """Convert a state dict in diffusers' current, diffusers' old or the original layout.
 
-    Of a full original checkpoint, which keeps the autoencoder under "first_stage_model.", that
-    part alone is read. "loss." and "model_ema." of the original layout hold none of its weights.
+    From a full checkpoint in the original layout, only the weights under "first_stage_model." are
+    read. Entries under "loss." and "model_ema." are ignored: they are only needed for training.
+
+    Returns:
+      The config, and the parameters of our `Autoencoder`.
 
     Raises:
-      UserError: a weight is missing, left over or has another shape.
+      UserError: a weight is missing, unused or has another shape.
     """
     prefix = PREFIX if any(key.startswith(PREFIX) for key in state) else ""
     weights = StateDict(state, prefix)
     if weights.count(r"encoder\.down\.(\d+)\."):
         names = ORIGINAL
-        weights.drop(NO_WEIGHTS)
+        weights.drop(TRAINING_ONLY)
     else:
         old = OLD_DIFFUSERS.attention + OLD_DIFFUSERS.attention_parts[1]
         names = OLD_DIFFUSERS if f"encoder.{old}.weight" in weights else DIFFUSERS
-    config = _infer(weights, names)
+    config = _infer_config(weights, names)
     reader = _Reader(weights, names, config)
     params = {"encoder": reader.encoder(), "decoder": reader.decoder()}
     if config.quant_convs:
         c = config.channels
         params["quant"] = weights.conv("quant_conv", 2 * c, 2 * c, 1)
         params["post_quant"] = weights.conv("post_quant_conv", c, c, 1)
-    weights.check_used_up()
+    weights.check_all_used()
     return config, params
 
 
-def _infer(weights: StateDict, names: Names) -> AutoencoderConfig:
-    """The config that the shapes of the weights tell."""
+def _infer_config(weights: StateDict, names: WeightNames) -> AutoencoderConfig:
+    """Infer the config from the shapes of the weights."""
     root, _, rest = names.down.partition("{level}.")
     levels = weights.count(rf"{root}(\d+)\.")
     layers = weights.count(rf"{root}0\.{rest.partition('{')[0]}(\d+)\.")
-    # A file of something else has neither; asking for what is missing names it.
+    # Other files have no levels; asking for level 0 then raises an error that names its weight.
     widths = [
         weights.shape(names.down.format(level=level, layer=0) + "conv1.weight", 4)[0]
         for level in range(max(levels, 1))
     ]
     channels = weights.shape("decoder.conv_in.weight", 4)[1]
-    if channels not in SCALES:
+    if channels not in SCALE_AND_SHIFT:
         raise UserError(
-            f"decoder.conv_in.weight takes {channels} latent channels: the autoencoders of Stable "
-            f"Diffusion have {' or '.join(map(str, SCALES))}"
+            f"decoder.conv_in.weight has {channels} latent channels: the autoencoders of Stable "
+            f"Diffusion have {' or '.join(map(str, SCALE_AND_SHIFT))}"
         )
-    scale, shift = SCALES[channels]
+    scale, shift = SCALE_AND_SHIFT[channels]
     quant_convs = "quant_conv.weight" in weights
     return AutoencoderConfig(channels, scale, shift, tuple(widths), layers, quant_convs=quant_convs)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Hands the weights out part by part."""
+    """Converts the weights module by module."""
 
     weights: StateDict
-    names: Names
+    names: WeightNames
     config: AutoencoderConfig
 
     def norm(self, key: str, width: int) -> dict[str, np.ndarray]:
         take = self.weights.take
         return {"scale": take(f"{key}.weight", width), "bias": take(f"{key}.bias", width)}
 
-    def res_block(self, at: str, inputs: int, width: int) -> dict[str, Any]:
+    def res_block(self, prefix: str, inputs: int, width: int) -> dict[str, Any]:
         conv = self.weights.conv
         params = {
-            "norm1": self.norm(at + "norm1", inputs),
-            "conv1": conv(at + "conv1", inputs, width, 3),
-            "norm2": self.norm(at + "norm2", width),
-            "conv2": conv(at + "conv2", width, width, 3),
+            "norm1": self.norm(prefix + "norm1", inputs),
+            "conv1": conv(prefix + "conv1", inputs, width, 3),
+            "norm2": self.norm(prefix + "norm2", width),
+            "conv2": conv(prefix + "conv2", width, width, 3),
         }
         if inputs != width:
-            params["shortcut"] = conv(at + self.names.shortcut, inputs, width, 1)
+            params["shortcut"] = conv(prefix + self.names.shortcut, inputs, width, 1)
         return params
 
-    def mid(self, half: str) -> dict[str, Any]:
+    def mid(self, network: str) -> dict[str, Any]:
         names, width = self.names, self.config.block_widths[-1]
-        norm, *layers = (f"{half}.{names.attention}{part}" for part in names.attention_parts)
+        norm, *layers = (f"{network}.{names.attention}{part}" for part in names.attention_parts)
         q, k, v, proj = (self.attention_layer(key, width) for key in layers)
-        first, second = (self.res_block(f"{half}.{at}", width, width) for at in names.mid)
+        first, second = (self.res_block(f"{network}.{block}", width, width) for block in names.mid)
         return {
             "res_0": first,
             "norm": self.norm(norm, width),
@@ -174,7 +184,7 @@ class _Reader:
         }
 
     def attention_layer(self, key: str, width: int) -> dict[str, np.ndarray]:
-        # The original layout has 1×1 convolutions for linear layers.
+        # The original layout stores these linear layers as 1×1 convolutions.
         if self.names is ORIGINAL:
             layer = self.weights.conv(key, width, width, 1)
             return layer | {"kernel": layer["kernel"][0, 0]}
@@ -186,8 +196,8 @@ class _Reader:
         params = {"conv_in": conv("encoder.conv_in", 3, inputs, 3)}
         for level, width in enumerate(cfg.block_widths):
             for layer in range(cfg.layers_per_block):
-                at = names.down.format(level=level, layer=layer)
-                params[f"level_{level}_res_{layer}"] = self.res_block(at, inputs, width)
+                prefix = names.down.format(level=level, layer=layer)
+                params[f"level_{level}_res_{layer}"] = self.res_block(prefix, inputs, width)
                 inputs = width
             if level < last:
                 key = names.downsample.format(level=level)
@@ -203,13 +213,13 @@ class _Reader:
         params = {"conv_in": conv("decoder.conv_in", cfg.channels, inputs, 3)}
         params["mid"] = self.mid("decoder")
         for level, width in reversed(list(enumerate(cfg.block_widths))):
-            place = dict(level=level, reverse=last - level)
+            indices = dict(level=level, reverse=last - level)
             for layer in range(cfg.layers_per_block + 1):
-                at = names.up.format(layer=layer, **place)
-                params[f"level_{level}_res_{layer}"] = self.res_block(at, inputs, width)
+                prefix = names.up.format(layer=layer, **indices)
+                params[f"level_{level}_res_{layer}"] = self.res_block(prefix, inputs, width)
                 inputs = width
             if level:
-                key = names.upsample.format(**place)
+                key = names.upsample.format(**indices)
                 params[f"level_{level}_up"] = conv(key, width, width, 3)
         params["norm_out"] = self.norm(f"decoder.{names.norm_out}", inputs)
         params["conv_out"] = conv("decoder.conv_out", inputs, 3, 3)

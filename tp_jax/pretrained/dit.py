@@ -1,4 +1,4 @@
-"""Weights of facebookresearch/DiT. D width, C channels, p patch size."""
+"""Convert the weights of facebookresearch/DiT."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig
 from tp_jax.models.dit_config import SIZES
 from tp_jax.models.layers import position_embedding
-from tp_jax.pretrained.state_dict import StateDict, square_side, stacked
+from tp_jax.pretrained.state_dict import StateDict, square_side, stack_layers
 from tp_jax.thinking import ThinkingConfig
 
 TIME_FEATURES = 256
@@ -17,15 +17,15 @@ HEADS = {size["width"]: size["heads"] for size in SIZES.values()}
 
 
 def infer_dit(state: Mapping[str, np.ndarray], heads: int | None = None) -> DiTConfig:
-    """The config, without thinking, of the DiT that these weights are of.
+    """Infer the config of a DiT, without thinking layers, from the shapes of its weights.
 
     Args:
       state: a state dict of facebookresearch/DiT.
-      heads: of attention, which the weights don't tell; by default those of the published DiT of
-        this width.
+      heads: number of attention heads, which the shapes don't determine; by default that of the
+        published DiT of the same width.
 
     Raises:
-      UserError: a weight that tells the size is missing, or it is no size of a DiT.
+      UserError: a weight that determines the size is missing, or the shapes aren't those of a DiT.
     """
     weights = StateDict(state)
     _, tokens, width = weights.shape("pos_embed", 3)
@@ -35,8 +35,8 @@ def infer_dit(state: Mapping[str, np.ndarray], heads: int | None = None) -> DiTC
     rows, _ = weights.shape("y_embedder.embedding_table.weight", 2)
     if heads is None and width not in HEADS:
         raise UserError(
-            f"the weights are {width} wide, as no published DiT is: give --heads, its number of "
-            f"attention heads"
+            f"no published DiT has width {width}, so the number of attention heads is unknown: "
+            f"give --heads"
         )
     if outputs not in (patch**2 * channels, 2 * patch**2 * channels):
         raise UserError(
@@ -58,27 +58,31 @@ def infer_dit(state: Mapping[str, np.ndarray], heads: int | None = None) -> DiTC
 
 
 def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, Any]:
-    """Our "base" parameters from a state dict of facebookresearch/DiT.
+    """Convert a state dict of facebookresearch/DiT to the "base" parameters of our DiT.
+
+    Args:
+      state: the state dict.
+      config: the result of `infer_dit`.
 
     Raises:
-      UserError: a weight is missing, left over or has another shape, or its position table
-        isn't ours.
+      UserError: a weight is missing, unused or has another shape, or the position table isn't the
+        sine-cosine table that our model computes.
     """
     weights, width = StateDict(state), config.width
-    side = np.arange(config.image_size // config.patch)
-    weights.check_position_table("pos_embed", position_embedding(width, side, side))
+    grid = np.arange(config.image_size // config.patch)
+    weights.check_position_table("pos_embed", position_embedding(width, grid, grid))
 
     def block(layer: int) -> dict[str, Any]:
-        at = f"blocks.{layer}."
+        prefix = f"blocks.{layer}."
         widths = (width, config.mlp_ratio * width, width)
         return {
-            "adaln": weights.linear(at + "adaLN_modulation.1", width, 6 * width),
-            "qkv": weights.packed_qkv(at + "attn.qkv", width),
-            "proj": weights.linear(at + "attn.proj", width, width),
-            "mlp": weights.mlp(at + "mlp.fc1", at + "mlp.fc2", widths),
+            "adaln": weights.linear(prefix + "adaLN_modulation.1", width, 6 * width),
+            "qkv": weights.packed_qkv(prefix + "attn.qkv", width),
+            "proj": weights.linear(prefix + "attn.proj", width, width),
+            "mlp": weights.mlp(prefix + "mlp.fc1", prefix + "mlp.fc2", widths),
         }
 
-    # The table's last row stands for no class, in both.
+    # The last row is the null class of classifier-free guidance, in torch and here.
     table = weights.take("y_embedder.embedding_table.weight", config.num_classes + 1, width)
     times = ("t_embedder.mlp.0", "t_embedder.mlp.2")
     outputs = config.patch**2 * config.out_channels
@@ -86,11 +90,11 @@ def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, An
         "patch_embed": weights.patch_embed("x_embedder.proj", config.channels, width, config.patch),
         "time_embed": weights.mlp(*times, (TIME_FEATURES, width, width)),
         "label_embed": {"embedding": table},
-        "blocks": stacked(block, range(config.depth)),
+        "blocks": stack_layers(block, range(config.depth)),
         "final": {
             "adaln": weights.linear("final_layer.adaLN_modulation.1", width, 2 * width),
             "out": weights.linear("final_layer.linear", width, outputs),
         },
     }
-    weights.check_used_up()
+    weights.check_all_used()
     return base

@@ -1,6 +1,6 @@
-"""Folders of converted weights: an Orbax checkpoint, and beside it a description of what it is.
+"""Folders of converted weights: an Orbax checkpoint and description.json.
 
-The description is written last, so a folder that has one is whole.
+The description is written last, so a folder that has one is complete.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ from tp_jax.files.orbax import absolute, save_weights, stored_shapes
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel.sharding import path_name
 
-DESCRIPTION = "description.json"
+DESCRIPTION_FILE = "description.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a folder of converted weights holds.
+    """The content of description.json.
 
     Attributes:
-      kind: as `tp_jax.convert --kind`.
-      config: fields of the model's config; empty where it has none.
-      identity: SHA-256 of the weights, the same wherever they were converted.
-      source: name of the file that they were read from.
+      kind: value of `tp_jax.convert --kind`.
+      config: fields of the model's config; empty if the model has none.
+      identity: SHA-256 of the converted weights, which doesn't depend on the machine or the path.
+      source: name of the file or folder that the weights were read from.
     """
 
     kind: str
@@ -42,41 +42,50 @@ class Description:
 def save_folder(
     folder: epath.Path, params: Any, kind: str, config: dict[str, Any], source: str
 ) -> Description:
-    """Writes a folder of weights; see `check_free` for where.
+    """Write a folder of converted weights.
 
     Args:
+      folder: a folder that passes `check_new_or_empty`.
       params: tree of NumPy arrays.
+      kind, config, source: fields of the `Description`.
+
+    Returns:
+      The description that was written.
 
     Raises:
-      OSError: the folder can't be made.
+      OSError: the folder can't be created.
     """
-    # Orbax, where it can't make the folder, leaves threads that wait for minutes.
+    # If Orbax itself fails to create the folder, its threads block the process for minutes.
     folder.mkdir(parents=True, exist_ok=True)
     description = Description(kind, config, weights_identity(params), source)
     save_weights(folder, params)
     fields = dataclasses.asdict(description)
     fields["sha256"] = fields.pop("identity")
-    write_json(folder / DESCRIPTION, fields)
+    write_json(folder / DESCRIPTION_FILE, fields)
     return description
 
 
-def check_free(folder: epath.Path) -> None:
-    """Raises a UserError unless the folder is new or empty."""
+def check_new_or_empty(folder: epath.Path) -> None:
+    """Raise a UserError unless the folder is new or empty."""
     can_resume(folder, None, f"--out={folder}")
 
 
 def read_description(folder: epath.Path, kind: str) -> Description:
-    """The description of a folder.
+    """Read the description of a folder of converted weights.
+
+    Args:
+      folder: the folder.
+      kind: the kind of weights that it must hold.
 
     Raises:
-      UserError: there is no such folder, or it is incomplete or of another kind.
+      UserError: the folder doesn't exist, is incomplete, or holds another kind of weights.
     """
-    command = f"python -m tp_jax.convert --kind={kind} makes one"
+    command = f"create it with python -m tp_jax.convert --kind={kind}"
     if not folder.exists():
         raise UserError(f"{folder}: there is no such folder; {command}")
-    path = folder / DESCRIPTION
+    path = folder / DESCRIPTION_FILE
     if not path.exists():
-        raise UserError(f"{folder} isn't a whole folder of converted weights: {command}")
+        raise UserError(f"{folder} isn't a complete folder of converted weights: {command}")
     try:
         fields = json.loads(path.read_text())
         fields["identity"] = fields.pop("sha256")
@@ -89,10 +98,18 @@ def read_description(folder: epath.Path, kind: str) -> Description:
 
 
 def load_folder(folder: epath.Path, kind: str) -> tuple[Description, Any]:
-    """The description and the tree of NumPy float32 arrays of a folder.
+    """Load a folder of converted weights.
+
+    Args:
+      folder: the folder.
+      kind: the kind of weights that it must hold.
+
+    Returns:
+      The description, and the weights as a tree of float32 NumPy arrays.
 
     Raises:
-      UserError: there is no such folder, or it is incomplete, damaged or of another kind.
+      UserError: the folder doesn't exist, is incomplete or damaged, or holds another kind of
+        weights.
     """
     description = read_description(folder, kind)
     stored = stored_shapes(absolute(folder))
@@ -106,7 +123,14 @@ def load_folder(folder: epath.Path, kind: str) -> tuple[Description, Any]:
 
 
 def weights_identity(params: Any) -> str:
-    """SHA-256 over the names, shapes, dtypes and values of a tree of arrays, sorted by name."""
+    """Return the SHA-256 of the names, shapes, dtypes and values of a tree of arrays.
+
+    The order of the tree and the memory layout of the arrays don't matter.
+
+    Example:
+      >>> weights_identity({"bias": np.zeros(2, np.float32)})[:12]
+      'c28369376e4c'
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     digest = hashlib.sha256()
     for name, leaf in sorted((path_name(path), leaf) for path, leaf in leaves):

@@ -1,4 +1,4 @@
-"""Weights of FID's Inception, as mseitzer/pytorch-fid publishes them."""
+"""Convert the Inception weights of FID that mseitzer/pytorch-fid publishes."""
 
 import functools
 from collections.abc import Mapping
@@ -14,49 +14,49 @@ from tp_jax.pretrained.folder import load_folder
 from tp_jax.pretrained.state_dict import StateDict
 
 KIND = "inception"
-EPSILON = 1e-3  # of the batch norms
+EPSILON = 1e-3  # Epsilon of the batch norms.
 
 
 def load_inception(folder: epath.PathLike) -> tuple[Inception, Any]:
-    """Loads a folder that `tp_jax.convert --kind=inception` wrote.
+    """Load a folder that `tp_jax.convert --kind=inception` wrote.
 
     Returns:
-      The model, and its parameters for `model.apply({"params": params}, images)`, NumPy float32:
-      put them on devices once.
+      The model, and its parameters for `model.apply({"params": params}, images)`. They are float32
+      NumPy arrays: move them to the devices once, with `jax.device_put`.
 
     Raises:
-      UserError: there is no such folder, or it is incomplete or of another kind.
+      UserError: the folder doesn't exist, is incomplete, or holds another kind of weights.
     """
     return Inception(), load_folder(epath.Path(folder), KIND)[1]
 
 
 def convert_inception(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Our parameters, with each batch norm folded into its convolution.
+    """Convert a state dict of pytorch-fid, and fold each batch norm into its convolution.
 
-    Two things aren't used: "num_batches_tracked", a counter of torch's training, and "fc.bias",
-    which the Inception Score of openai/guided-diffusion leaves out.
+    Two entries are dropped: "num_batches_tracked", a counter of torch's training, and "fc.bias",
+    which the Inception Score of openai/guided-diffusion doesn't use.
 
     Raises:
-      UserError: a weight is missing, left over or has another shape.
+      UserError: a weight is missing, unused or has another shape.
     """
     weights = StateDict(state)
     weights.drop(r".*\.num_batches_tracked$")
     params = {}
-    for path, shape in _shapes().items():
+    for path, shape in _param_shapes().items():
         *names, layer, leaf = path
         if layer == "conv" and leaf == "kernel":
-            folded = _folded(weights, ".".join(names), shape)
+            folded = _fold_batch_norm(weights, ".".join(names), shape)
             params |= {(*names, "conv", name): array for name, array in folded.items()}
-    features, classes = _shapes()["fc", "kernel"]
+    features, classes = _param_shapes()["fc", "kernel"]
     params["fc", "kernel"] = weights.take("fc.weight", classes, features).T
     weights.take("fc.bias", classes)
-    weights.check_used_up()
+    weights.check_all_used()
     return traverse_util.unflatten_dict(params)
 
 
 @functools.cache
-def _shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape of every parameter, by its path."""
+def _param_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Return the shape of every parameter of our Inception, by its path."""
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), np.float32)
     params = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
     leaves = traverse_util.flatten_dict(params)
@@ -64,8 +64,8 @@ def _shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def _folded(weights: StateDict, key: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Kernel [kH, kW, in, out] and bias [out] of a convolution followed by a batch norm."""
+def _fold_batch_norm(weights: StateDict, key: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Convert a convolution and its batch norm to {"kernel": [kH, kW, in, out], "bias": [out]}."""
     height, width, inputs, outputs = shape
     kernel = weights.take(f"{key}.conv.weight", outputs, inputs, height, width)
     gain, shift, mean, variance = (

@@ -1,6 +1,6 @@
-"""Weights of Stable Diffusion 3 and 3.5, in diffusers' names or the original ones.
+"""Convert the weights of Stable Diffusion 3 and 3.5, from diffusers' or the original layout.
 
-D width, G side of the position table, in patches.
+D width, G side of the position table in patches.
 """
 
 import dataclasses
@@ -12,27 +12,27 @@ import numpy as np
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MMDiTConfig
 from tp_jax.models.layers import position_embedding
-from tp_jax.pretrained.state_dict import StateDict, square_side, stacked
+from tp_jax.pretrained.state_dict import StateDict, square_side, stack_layers
 from tp_jax.thinking import ThinkingConfig
 
 TIME_FEATURES = 256
-# Features of an attention head, of all that are published.
-HEAD = 64
-# What full checkpoints of the original layout keep this model under.
+# Features per attention head in all published models.
+HEAD_WIDTH = 64
+# Prefix of this model's weights in a full checkpoint of the original layout.
 PREFIX = "model.diffusion_model."
 
 
 @dataclasses.dataclass(frozen=True)
-class Names:
-    """What one layout calls the parts.
+class WeightNames:
+    """Weight names in one layout.
 
-    Each of `qkv`, `text_qkv` and `dual_qkv` is one packed layer or three. `swapped` says that
-    the final layer and the last block's text modulation are scale and shift, as ours, rather
-    than shift and scale.
+    `qkv`, `text_qkv` and `dual_qkv` are one packed linear layer, or one layer each for queries,
+    keys and values. `scale_first` is True if the modulation of the final layer and of the last
+    block's text is stored as (scale, shift), as in our model, and False for (shift, scale).
     """
 
     patch_embed: str = "pos_embed.proj"
-    table: str = "pos_embed.pos_embed"
+    position_table: str = "pos_embed.pos_embed"
     time: tuple[str, str] = (
         "time_text_embed.timestep_embedder.linear_1",
         "time_text_embed.timestep_embedder.linear_2",
@@ -56,14 +56,14 @@ class Names:
     dual_norms: str = "attn2.norm_"
     dual_proj: str = "attn2.to_out.0"
     final: tuple[str, str] = ("norm_out.linear", "proj_out")
-    swapped: bool = True
+    scale_first: bool = True
 
 
-DIFFUSERS = Names()
-# Of Stability-AI/sd3-ref.
-ORIGINAL = Names(
+DIFFUSERS = WeightNames()
+# The layout of Stability-AI/sd3-ref.
+ORIGINAL = WeightNames(
     patch_embed="x_embedder.proj",
-    table="pos_embed",
+    position_table="pos_embed",
     time=("t_embedder.mlp.0", "t_embedder.mlp.2"),
     pooled=("y_embedder.mlp.0", "y_embedder.mlp.2"),
     block="joint_blocks.",
@@ -81,41 +81,42 @@ ORIGINAL = Names(
     dual_norms="x_block.attn2.ln_",
     dual_proj="x_block.attn2.proj",
     final=("final_layer.adaLN_modulation.1", "final_layer.linear"),
-    swapped=False,
+    scale_first=False,
 )
 
 
 def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDiTConfig:
-    """The config, without thinking, of the SD3 that these weights are of.
+    """Infer the config of an SD3, without thinking layers, from the shapes of its weights.
 
-    Its `image_size` and `text_tokens`, which the weights don't tell, are those that its position
-    table is scaled to and the default.
+    The shapes determine neither `image_size`, which is set to the size that the position table is
+    scaled for, nor `text_tokens`, which keeps its default.
 
     Args:
-      state: a state dict in diffusers' layout or the original one, or of a full original
-        checkpoint, which keeps this model under "model.diffusion_model.".
-      heads: of attention; by default as many as the norms of queries and keys tell, or else of
-        64 features each.
+      state: a state dict in diffusers' or the original layout. It may be a full checkpoint in the
+        original layout, with this model's weights under "model.diffusion_model.".
+      heads: number of attention heads; by default the width divided by the features per head,
+        which are read from the norms of queries and keys, or are 64 without those.
 
     Raises:
-      UserError: a weight that tells the size is missing, or it is no size of an SD3.
+      UserError: a weight that determines the size is missing, or the shapes aren't those of an
+        SD3.
     """
-    weights, names = _open(state)
+    weights, names = _open_layout(state)
     width, channels, patch, _ = weights.shape(f"{names.patch_embed}.weight", 4)
     _, text_width = weights.shape("context_embedder.weight", 2)
     _, pooled_width = weights.shape(f"{names.pooled[0]}.weight", 2)
     (outputs,) = weights.shape(f"{names.final[1]}.bias", 1)
-    _, places, _ = weights.shape(names.table, 3)
-    max_grid = square_side(places, names.table)
-    base_grid = _base_grid(weights.peek(names.table), max_grid)
+    _, positions, _ = weights.shape(names.position_table, 3)
+    max_grid = square_side(positions, names.position_table)
+    base_grid = _base_grid(weights.peek(names.position_table), max_grid)
     depth = weights.count(rf"{names.block}(\d+)\.")
-    weights.shape(f"{names.block}0.{names.adaln}.bias", 1)  # Where there is no block, named here.
+    weights.shape(f"{names.block}0.{names.adaln}.bias", 1)  # Raises if there is no block.
     qk_norm = weights.count(rf"{names.block}(\d+)\.{names.norms}") > 0
-    head = weights.shape(f"{names.block}0.{names.norms}q.weight", 1)[0] if qk_norm else HEAD
+    head = weights.shape(f"{names.block}0.{names.norms}q.weight", 1)[0] if qk_norm else HEAD_WIDTH
     if heads is None and width % head:
         raise UserError(
-            f"the weights are {width} wide, as no published SD3 is, whose heads have {head} "
-            f"features: give --heads, its number of attention heads"
+            f"width {width} isn't a multiple of {head}, the features per attention head of SD3: "
+            f"give --heads, the number of attention heads"
         )
     return MMDiTConfig(
         image_size=patch * base_grid,
@@ -135,72 +136,78 @@ def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDi
     )
 
 
-def _open(state: Mapping[str, np.ndarray]) -> tuple[StateDict, Names]:
+def _open_layout(state: Mapping[str, np.ndarray]) -> tuple[StateDict, WeightNames]:
     prefix = PREFIX if any(key.startswith(PREFIX) for key in state) else ""
     weights = StateDict(state, prefix)
-    original = weights.count(rf"{ORIGINAL.block}(\d+)\.") or ORIGINAL.table in weights
+    original = weights.count(rf"{ORIGINAL.block}(\d+)\.") or ORIGINAL.position_table in weights
     return weights, ORIGINAL if original else DIFFUSERS
 
 
 def _base_grid(table: np.ndarray, max_grid: int) -> int:
-    """The side that the positions of a table [1, G², D] are scaled to."""
-    # The first feature of the second column is the sine of the distance of two places.
+    """Return the side, in patches, that the positions of a table [1, G², D] are scaled to."""
+    # Feature 0 of position 1 is sin(base_grid / G).
     distance = np.arcsin(np.clip(np.nan_to_num(np.float64(table[0, 1, 0])), 0, 1))
     return max(1, round(float(max_grid * distance)))
 
 
 def read_sd3(state: Mapping[str, np.ndarray], config: MMDiTConfig) -> dict[str, Any]:
-    """Our "base" parameters from a state dict, in any layout that `infer_sd3` takes.
+    """Convert a state dict to the "base" parameters of our MMDiT.
+
+    Args:
+      state: a state dict in any layout that `infer_sd3` accepts.
+      config: the result of `infer_sd3`.
 
     Raises:
-      UserError: a weight is missing, left over or has another shape, or its position table
-        isn't ours.
+      UserError: a weight is missing, unused or has another shape, or the position table isn't the
+        sine-cosine table that our model computes.
     """
-    (weights, names), width = _open(state), config.width
-    side = np.arange(config.max_grid) * (config.base_grid / config.max_grid)
-    weights.check_position_table(names.table, position_embedding(width, side, side))
+    (weights, names), width = _open_layout(state), config.width
+    grid = np.arange(config.max_grid) * (config.base_grid / config.max_grid)
+    weights.check_position_table(names.position_table, position_embedding(width, grid, grid))
     dual, last, head = config.dual_attention_layers, config.depth - 1, width // config.heads
     mlp_widths = (width, 4 * width, width)
 
-    def qkv(at: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def qkv(prefix: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         if len(keys) == 1:
-            return weights.packed_qkv(at + keys[0], width)
-        return weights.separate_qkv(*(at + key for key in keys), width=width)
+            return weights.packed_qkv(prefix + keys[0], width)
+        return weights.separate_qkv(*(prefix + key for key in keys), width=width)
 
     def mlp(
-        at: str, keys: tuple[str, str], widths: tuple[int, int, int] = mlp_widths
+        prefix: str, keys: tuple[str, str], widths: tuple[int, int, int] = mlp_widths
     ) -> dict[str, Any]:
-        return weights.mlp(at + keys[0], at + keys[1], widths)
+        return weights.mlp(prefix + keys[0], prefix + keys[1], widths)
 
     def scale_shift(key: str) -> dict[str, np.ndarray]:
         layer = weights.linear(key, width, 2 * width)
-        if names.swapped:
+        if names.scale_first:
             return layer
         return {name: np.roll(array, width, axis=-1) for name, array in layer.items()}
 
     def block(layer: int) -> dict[str, Any]:
-        at = f"{names.block}{layer}."
+        prefix = f"{names.block}{layer}."
         params = {
-            "adaln": weights.linear(at + names.adaln, width, (9 if layer < dual else 6) * width),
-            "qkv": qkv(at, names.qkv),
-            "proj": weights.linear(at + names.proj, width, width),
-            "mlp": mlp(at, names.mlp),
-            "text_qkv": qkv(at, names.text_qkv),
+            "adaln": weights.linear(
+                prefix + names.adaln, width, (9 if layer < dual else 6) * width
+            ),
+            "qkv": qkv(prefix, names.qkv),
+            "proj": weights.linear(prefix + names.proj, width, width),
+            "mlp": mlp(prefix, names.mlp),
+            "text_qkv": qkv(prefix, names.text_qkv),
         }
         if config.qk_norm:
-            params |= weights.norms("norm_", at + names.norms, head)
-            params |= weights.norms("text_norm_", at + names.text_norms, head)
+            params |= weights.norms("norm_", prefix + names.norms, head)
+            params |= weights.norms("text_norm_", prefix + names.text_norms, head)
         if layer < dual:
-            params["dual_qkv"] = qkv(at, names.dual_qkv)
-            params["dual_proj"] = weights.linear(at + names.dual_proj, width, width)
+            params["dual_qkv"] = qkv(prefix, names.dual_qkv)
+            params["dual_proj"] = weights.linear(prefix + names.dual_proj, width, width)
             if config.qk_norm:
-                params |= weights.norms("dual_norm_", at + names.dual_norms, head)
+                params |= weights.norms("dual_norm_", prefix + names.dual_norms, head)
         if layer == last:
-            return params | {"text_adaln": scale_shift(at + names.text_adaln)}
+            return params | {"text_adaln": scale_shift(prefix + names.text_adaln)}
         return params | {
-            "text_adaln": weights.linear(at + names.text_adaln, width, 6 * width),
-            "text_proj": weights.linear(at + names.text_proj, width, width),
-            "text_mlp": mlp(at, names.text_mlp),
+            "text_adaln": weights.linear(prefix + names.text_adaln, width, 6 * width),
+            "text_proj": weights.linear(prefix + names.text_proj, width, width),
+            "text_mlp": mlp(prefix, names.text_mlp),
         }
 
     runs = {
@@ -214,11 +221,11 @@ def read_sd3(state: Mapping[str, np.ndarray], config: MMDiTConfig) -> dict[str, 
         "time_embed": mlp("", names.time, (TIME_FEATURES, width, width)),
         "pooled_embed": mlp("", names.pooled, (config.pooled_width, width, width)),
         "context_embed": weights.linear("context_embedder", config.text_width, width),
-        **{name: stacked(block, layers) for name, layers in runs.items() if layers},
+        **{name: stack_layers(block, layers) for name, layers in runs.items() if layers},
         "final": {
             "adaln": scale_shift(names.final[0]),
             "out": weights.linear(names.final[1], width, outputs),
         },
     }
-    weights.check_used_up()
+    weights.check_all_used()
     return base
