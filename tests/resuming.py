@@ -220,7 +220,7 @@ def kill_and_compare(run, uninterrupted, steps, kills):
 
     code, log = run.finish()
     assert code == 0, log
-    assert "going on from checkpoint" in log or kills == 1
+    assert "resuming from the checkpoint of train step" in log or kills == 1
     (found, found_data), (wanted, wanted_data) = (
         read_checkpoint(folder, steps) for folder in (run.workdir, uninterrupted)
     )

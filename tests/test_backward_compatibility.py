@@ -71,7 +71,7 @@ def test_training_resumes(before, capsys, monkeypatch):
     config.train.steps = 4
     train(config, workdir)
     stderr = capsys.readouterr().err
-    assert "going on from checkpoint 3" in stderr
+    assert "resuming from the checkpoint of train step 3" in stderr
     assert stderr.count("changed since the last start") == stderr.count("train.steps: 3 -> 4") == 1
     assert (workdir / "checkpoints" / "4").exists()
 

@@ -113,7 +113,7 @@ def test_from_raw_images_to_a_score(tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
     shell.kill_when(lambda: (checkpoints / "4").exists(), "main", *training, "--workdir=run")
     log = shell.run("main", *training, "--workdir=run")
-    assert "going on from checkpoint" in log and "done: 20 steps" in log
+    assert "resuming from the checkpoint of train step" in log and "done: 20 train steps" in log
 
     sample = ["--workdir=run", "--num=40", "--batch_size=8", "--guidance_channels=4"]
     shell.run("sample", *sample, "--out=samples.npz")

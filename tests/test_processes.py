@@ -135,7 +135,7 @@ def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
 def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):
     job = Job(tmp_path, cache, 2, 2, SLOW)
     running = job.start("main", "--config=config.py", "--config.checkpoint.every_steps=100")
-    job.wait_for(f"step  2/{STEPS}", running)
+    job.wait_for(f" 2/{STEPS} ", running)
     running[1].send_signal(signal.SIGTERM)
     assert job.end(running, timeout=90) == [0, 0], job.log() + job.log(1)
     step = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", job.log())[1])
@@ -143,7 +143,9 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupte
 
     # Resume with another number of processes and devices; the order of the data must not change.
     alone = Job(tmp_path, cache, 1, 2)
-    assert f"going on from checkpoint {step}" in alone.run("main", "--config=config.py")
+    assert f"resuming from the checkpoint of train step {step}" in alone.run(
+        "main", "--config=config.py"
+    )
     assert_close(job.workdir, uninterrupted[0])
 
 
@@ -153,7 +155,7 @@ def test_when_one_process_is_killed_the_others_end_and_the_job_resumes(
 ):
     job = Job(tmp_path, cache, 2, 2, SLOW)
     running = job.start("main", "--config=config.py")
-    job.wait_for(f"step  5/{STEPS}", running)
+    job.wait_for(f" 5/{STEPS} ", running)
     running[1].kill()
     started = time.monotonic()
     codes = job.end(running, timeout=60)
@@ -161,7 +163,7 @@ def test_when_one_process_is_killed_the_others_end_and_the_job_resumes(
     assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL
     assert "another task died" in job.log()
 
-    assert "going on from checkpoint" in job.run("main", "--config=config.py")
+    assert "resuming from the checkpoint of" in job.run("main", "--config=config.py")
     assert_close(job.workdir, uninterrupted[0])
 
 
