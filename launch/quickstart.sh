@@ -34,7 +34,7 @@ stop it, the same command resumes from the last checkpoint.
 
 END
 use_environment train
-echo "1/2 training: 1,000 steps, a report every 50 steps"
+echo "1/2 training"
 .venv/bin/python -m tp_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"
 echo
 echo "2/2 sampling ten images of each digit"
@@ -42,8 +42,8 @@ echo "2/2 sampling ten images of each digit"
 cat << END
 
 Look at
-  $pictures/grid.png      ten samples of each digit
-  $workdir/samples/       samples during training, from noise to digits
+  $pictures/grid.png: ten samples of each digit
+  $workdir/samples/: samples during training, from noise to digits
 Try next, the same digits with four latent steps instead of two:
   .venv/bin/python -m tp_jax.sample --workdir=$workdir --out=$workdir/four --num=100 --latent_steps=4
 Curves: .venv/bin/tensorboard --logdir=$workdir
