@@ -158,7 +158,7 @@ def test_data_that_does_not_fit_the_model_condition_is_refused():
         data.open_source(labels)
     config = tiny_shapes()
     config.text.encoder = "sd3"
-    with pytest.raises(UserError, match="captions that aren't encoded: python -m tp_jax.prepare"):
+    with pytest.raises(UserError, match="captions of shapes aren't encoded: encode them with"):
         data.open_text(data.open_source(config), config)
     config = tiny_shapes()
     config.model.text_width += 1
