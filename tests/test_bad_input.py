@@ -108,6 +108,11 @@ def test_wrong_config_files_are_refused(change, match, refused_config, tmp_path)
     refused_config(file=config_file(tmp_path, change), match=match)
 
 
+def test_variants_of_a_config_without_variants_are_refused(refused, tmp_path):
+    arguments = [f"--config={config_file(tmp_path)}:large", f"--workdir={tmp_path / 'new'}"]
+    refused("main", *arguments, match="config.py has no variants: leave out the colon")
+
+
 def test_config_file_without_get_config_is_refused(refused_config, tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     refused_config(file=tmp_path / "empty.py", match="no attribute 'get_config")

@@ -1,4 +1,7 @@
-"""Train: python -m tp_jax.main --config=configs/X.py --workdir=W [--config.a.b=v]."""
+"""Train: python -m tp_jax.main --config=configs/X.py --workdir=W [--config.a.b=v].
+
+configs/README.md explains the configs, and where all their fields are documented.
+"""
 
 from absl import flags
 from etils import epath

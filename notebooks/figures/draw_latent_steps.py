@@ -25,7 +25,7 @@ from tp_jax.parallel.randomness import stream_key
 from tp_jax.sampling.request import make_generator
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
-from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, canvas_of
+from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig, make_canvas
 
 
 def decode(model: tp_jax.Model, frames: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = tp_jax.Model.load(arguments.workdir)
     fields = FrozenLakeConfig(**model.loaded.config.frozenlake.to_dict())
-    canvas = canvas_of(model.loaded.config)
+    canvas = make_canvas(model.loaded.config)
     places = choose_maps(fields, canvas, 50, arguments.seed).places
     # The largest maps, whose walks are longest.
     places = sorted(places, key=lambda place: -len(place.desc))[: arguments.maps]

@@ -103,6 +103,9 @@ def _parse_flags(
         known = explain_unknown(error.flagname)
         raise UserError(known or f"{error}; --help lists all flags") from error
     except flags.Error as error:
+        if "get_config() takes 0 positional arguments" in str(error):
+            path = (peek("config") or "").partition(":")[0]
+            raise UserError(f"--config: {path} has no variants: leave out the colon") from error
         raise UserError(_without_trace(str(error))) from error
     except OSError as error:
         raise _unreadable_config(error) from error
