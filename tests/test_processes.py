@@ -84,8 +84,8 @@ class Job:
 
 
 def losses_of(log):
-    """Return {train step: loss} as printed in the log."""
-    found = re.findall(r"step +(\d+)/\d+ +loss ([\d.]+)", log)
+    """Return {train step: loss} from the table in the log."""
+    found = re.findall(r"^ +(\d+)/\d+ .*? (\d+\.\d{4}) ", log, re.MULTILINE)
     return {int(step): float(loss) for step, loss in found}
 
 
