@@ -133,7 +133,7 @@ def test_config_file_without_get_config_is_refused(refused_config, tmp_path):
         ("model.patch=3", "model.patch=3 does not divide config.model.image_size=8.*divisor"),
         ("model.heads=3", "model.width=16 must be a multiple of config.model.heads=3"),
         ("model.kind=unet", "config.model.kind='unet': choose one of dit, mmdit"),
-        ("model.kind=mmdit", r"config.model\.\w+ has no value: begin .* default\('mmdit', 'flow'"),
+        ("model.kind=mmdit", r"config.model\.\w+ has no value: start .* default\('mmdit', 'flow'"),
         ("diffusion.kind=gaussian", r"config.diffusion.* default\('dit', 'gaussian'"),
         ("mesh.data=3", r"mesh \(slices=1, data=3.* does not divide the 4 device.*product is 4"),
         (
@@ -164,7 +164,7 @@ def test_config_file_without_get_config_is_refused(refused_config, tmp_path):
         ("data.source=tfds/photos", "tfds/photos.*not found.*download_and_prepare.*data.dir"),
         ("model.channels=3", "model.channels=3, but the images of digits have 1"),
         ("model.num_classes=7", "model.num_classes=7, but digits has 10 classes"),
-        ("model.num_classes=0", "guidance_scale=1.5: a model without classes.*use 1"),
+        ("model.num_classes=0", "guidance_scale=1.5: guidance needs classes.*use 1"),
         ("model.image_size=16", "model.image_size=16, but the images of digits are 8"),
         ("sampling.sampler=ddpm", "'ddpm' does not sample a RectifiedFlow: .* euler, heun"),
         ("sampling.sampler=dpm", "'dpm' is unknown: choose one of ddpm, ddim, euler, heun"),
