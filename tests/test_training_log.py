@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from conftest import tiny_config
+from resuming import FakeWriter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tp_jax.pictures.reading import read_rgb
 from tp_jax.train import metrics
 from tp_jax.train.optimizer import make_schedule
+from tp_jax.train.periodic import Every, Log
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +27,25 @@ def test_tensorboard_has_scalars_for_every_report(events):
         points = events.Scalars(tag)
         assert [point.step for point in points] == [2, 4, 6]
         assert np.isfinite([point.value for point in points]).all()
-    config = tiny_config()
-    schedule = make_schedule(config.optimizer, config.train.steps)
-    rates = [point.value for point in events.Scalars("learning_rate")]
-    np.testing.assert_allclose(rates, [schedule(step - 1) for step in (2, 4, 6)], rtol=1e-6)
+
+
+class StandInWindow:
+    """A window of metrics without a training run."""
+
+    def close(self):
+        return means(2, 2)
+
+
+def test_the_learning_rate_is_that_of_the_reported_step():
+    """A linear warm-up over 4 steps: the optimizer's first update uses 0, the second a quarter."""
+    config, writer = tiny_config(), FakeWriter()
+    config.optimizer.update(learning_rate=1.0, warmup_steps=4)
+    schedule = make_schedule(config.optimizer, 6)
+    log = Log(Every(1, 6), StandInWindow(), schedule, writer)
+    for train_step in range(1, 7):
+        log.run(train_step)
+    rates = [writer.scalars[train_step]["learning_rate"] for train_step in range(1, 7)]
+    np.testing.assert_allclose(rates, [0, 0.25, 0.5, 0.75, 1, 1], rtol=1e-6)
 
 
 def test_tensorboard_has_the_sample_grid(events, trained, tmp_path):
