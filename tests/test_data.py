@@ -1,6 +1,8 @@
 """The input pipeline: order, sharding over hosts, resuming, decoding."""
 
 import io
+import pathlib
+import runpy
 
 import grain
 import numpy as np
@@ -9,9 +11,12 @@ from conftest import tiny_config
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tp_jax import config as config_lib
 from tp_jax import data
 from tp_jax.data.transforms import DecodeImage, centre_crop
 from tp_jax.messages.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def batches(config, count, state=None):
@@ -184,6 +189,20 @@ def test_one_error_names_all_fields_that_do_not_fit_the_images(tmp_path):
     config.model.channels, config.train.batch_size = 1, 64
     with pytest.raises(UserError, match="channels=1.* 3; .*num_classes=10.*; .*batch_size=64.* 6 "):
         data.open_source(config)
+
+
+def test_the_config_for_own_pictures_fits_a_folder(tmp_path):
+    get_config = runpy.run_path(str(ROOT / "configs" / "pictures.py"))["get_config"]
+    for name in ("cats", "dogs"):
+        write_images(tmp_path / "classes" / name, 6)
+    write_images(tmp_path / "flat", 12)
+    for variant, folder in (("", "classes"), ("unconditional", "flat")):
+        config = get_config(variant)
+        config.data.dir, config.train.batch_size = str(tmp_path / folder), 8
+        config_lib.build(config)
+        assert len(data.open_source(config).records) == 12
+    with pytest.raises(UserError, match="unknown variant 'large': the only one is unconditional"):
+        get_config("large")
 
 
 def test_a_folder_of_images_without_class_folders_has_no_classes(tmp_path):
