@@ -60,7 +60,7 @@ MAX_COLUMNS = 20
 def make_class_grid(images: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     """Lay images out in a grid, each with its class label.
 
-    If the labels cycle through at most `MAX_COLUMNS` classes, each class has its own column.
+    If the labels cycle through at most `MAX_COLUMNS` classes, each column has one class.
 
     Args:
       images: uint8 [B, H, W, C] with C of 1 or 3.
@@ -75,7 +75,10 @@ def make_class_grid(images: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     """
     period = len(set(labels))
     cycled = all(label == labels[i % period] for i, label in enumerate(labels))
-    columns = period if cycled and 1 < period <= MAX_COLUMNS else 0
+    columns = 0
+    if cycled and 1 < period <= MAX_COLUMNS:
+        # As many cycles in a row as make the grid about square.
+        columns = period * max(1, round(np.sqrt(len(labels)) / period))
     captions = [f"class {label}" for label in labels]
     return make_captioned_grid(images, captions, columns=columns, cell=72)
 
