@@ -41,6 +41,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["tp_jax", "tp_jax.*"]),
+    # With this, an editable install adds a path, and `import tp_jax` also works from a folder that
+    # contains a clone called tp_jax.
+    package_dir={"": "."},
     package_data={"tp_jax": ["py.typed"]},
     install_requires=[
         "jax>=0.10,<0.13",

@@ -6,7 +6,7 @@
     configs/shapes.py:large           a larger base in pixel space, for a GPU
     configs/shapes.py:think,large     variants combine
 
-Every number is ours. Training the base and fine-tuning it once takes under 25 minutes on two CPU
+Every number is ours. Training the base and fine-tuning it once takes about 18 minutes on two CPU
 cores. think and lora start from the base: pass --config.init.base=WORKDIR, the workdir of the base.
 """
 

@@ -43,8 +43,9 @@ cat << END
 
 Look at
   $pictures/grid.png: ten samples of each digit
-  $workdir/samples/: samples during training, from noise to digits
+  $workdir/samples/: samples after 500 and after 1,000 steps
 Try next, the same digits with four latent steps instead of two:
   .venv/bin/python -m tp_jax.sample --workdir=$workdir --out=$workdir/four --num=100 --latent_steps=4
 Curves: .venv/bin/tensorboard --logdir=$workdir
+For other commands, activate the environment: source .venv/bin/activate
 END

@@ -108,6 +108,11 @@ def test_wrong_config_files_are_refused(change, match, refused_config, tmp_path)
     refused_config(file=config_file(tmp_path, change), match=match)
 
 
+def test_a_misspelt_config_file_gets_a_suggestion(refused, tmp_path):
+    path = config_file(tmp_path).with_name("confg.py")
+    refused("main", f"--config={path}", "--workdir=w", match="did you mean .*config.py")
+
+
 def test_variants_of_a_config_without_variants_are_refused(refused, tmp_path):
     arguments = [f"--config={config_file(tmp_path)}:large", f"--workdir={tmp_path / 'new'}"]
     refused("main", *arguments, match="config.py has no variants: leave out the colon")
@@ -252,7 +257,7 @@ def test_guidance_of_a_model_without_classes_is_refused(refused_samples, loaded)
 
 
 def test_labels_for_a_model_without_classes_are_refused():
-    with pytest.raises(UserError, match="label 1 is out of range: the model has 0 to 0"):
+    with pytest.raises(UserError, match="the model has no classes: leave out the labels"):
         choose_labels((1,), 2, 0)
 
 

@@ -191,6 +191,14 @@ def test_one_error_names_all_fields_that_do_not_fit_the_images(tmp_path):
         data.open_source(config)
 
 
+def test_images_next_to_class_folders_are_ignored_with_a_warning(tmp_path, capsys):
+    write_images(tmp_path / "cats", 9)
+    Image.new("RGB", (8, 8)).save(tmp_path / "stray.png")
+    source = data.open_source(folder_config(tmp_path, num_classes=1))
+    assert len(source.records) == 9 and source.class_names == ("cats",)
+    assert "warning: 1 images next to the class folders" in capsys.readouterr().err
+
+
 def test_the_config_for_own_pictures_fits_a_folder(tmp_path):
     get_config = runpy.run_path(str(ROOT / "configs" / "pictures.py"))["get_config"]
     for name in ("cats", "dogs"):

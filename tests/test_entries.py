@@ -47,6 +47,18 @@ def test_importing_the_package_does_not_import_jax():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_the_package_is_found_from_the_folder_that_contains_a_clone(tmp_path):
+    # Without an __init__.py, this folder must not hide the installed package.
+    (tmp_path / "tp_jax").mkdir()
+    code = "import tp_jax; tp_jax.__version__"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+def test_the_package_lists_its_commands():
+    done = subprocess.run([sys.executable, "-m", "tp_jax"], capture_output=True, text=True)
+    assert all(f"python -m tp_jax.{entry}" in done.stdout for entry in ENTRIES)
+
+
 @pytest.mark.parametrize(
     ("entry", "arguments", "message"),
     [

@@ -95,6 +95,8 @@ def test_a_model_of_text_samples_from_prompts(trained_shapes):
 def test_wrong_requests_name_what_is_wrong(model, tmp_path):
     with pytest.raises(UserError, match="label 10 is out of range: the model has 0 to 9"):
         model.sample(labels=[10])
+    with pytest.raises(UserError, match=r"labels=3: give a list, such as \[3\]"):
+        model.sample(labels=3)
     with pytest.raises(UserError, match="nowhere"):
         tp_jax.Model.load(tmp_path / "nowhere")
     with pytest.raises(AttributeError, match="has no attribute 'Modell'"):

@@ -1,5 +1,7 @@
 """What training reports: TensorBoard files, read back by TensorBoard, and lines on the terminal."""
 
+import types
+
 import numpy as np
 import pytest
 from conftest import tiny_config
@@ -7,7 +9,7 @@ from resuming import FakeWriter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tp_jax.pictures.reading import read_rgb
-from tp_jax.train import metrics
+from tp_jax.train import metrics, summary
 from tp_jax.train.optimizer import make_schedule
 from tp_jax.train.periodic import Every, Log
 
@@ -85,3 +87,16 @@ def test_report_lines_are_aligned_and_at_most_120_characters_wide(blocks, expert
         assert line.endswith("block 0 50/50%, block 1 50/50%")
     if (blocks, experts) == (28, 2):
         assert line.endswith("28 blocks 50 to 50%")
+
+
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [("thinking", "{base}, frozen; its own"), ("all", "{base}, trained too (config.train.train")],
+)
+def test_the_log_says_whether_the_base_is_frozen(trainable, expected, trained):
+    config = tiny_config(trainable=trainable)
+    config.init.base = str(trained)
+    line = summary._base(types.SimpleNamespace(config=config))
+    assert expected.format(base=trained) in line
+    # Blocks 1 and 2 of the base think.
+    assert line.endswith("its own thinking layers are not used")

@@ -1,6 +1,7 @@
 """Train: python -m tp_jax.main --config=configs/X.py --workdir=W [--config.a.b=v].
 
-configs/README.md explains the configs, and where all their fields are documented.
+Every field of the config is a flag, such as --config.train.steps=2000. configs/README.md explains
+the configs, and where all their fields are documented.
 """
 
 from absl import flags

@@ -5,6 +5,7 @@ This module doesn't import jax, so that --help and flag errors are quick.
 
 import difflib
 import logging
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -124,7 +125,10 @@ def _without_trace(message: str) -> str:
 
 def _unreadable_config(error: OSError) -> UserError:
     reason = str(error).splitlines()[-1].rpartition("earlier failure to load:")[-1].strip()
-    return UserError(f"--config: {reason}; name {flags.FLAGS['config'].help}")
+    path = pathlib.Path((peek("config") or "").partition(":")[0])
+    close = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")])
+    hint = f"did you mean {path.parent / close[0]}?" if close else ""
+    return UserError(f"--config: {reason}; {hint or 'name ' + str(flags.FLAGS['config'].help)}")
 
 
 def _shorten(error: Exception) -> str:

@@ -269,6 +269,8 @@ def choose_labels(
     if num < 1:
         raise UserError(f"num={num}: must be 1 or more")
     classes = max(num_classes, 1)
+    if labels and not num_classes:
+        raise UserError("the model has no classes: leave out the labels")
     for label in labels:
         if not 0 <= label < classes:
             raise UserError(f"label {label} is out of range: the model has 0 to {classes - 1}")

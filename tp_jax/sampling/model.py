@@ -214,6 +214,9 @@ class Model:
         prompts: Sequence[str],
         negative_prompt: str,
     ) -> SamplePlan:
+        for name, values in (("labels", labels), ("prompts", prompts)):
+            if isinstance(values, str | int):
+                raise UserError(f"{name}={values!r}: give a list, such as [{values!r}]")
         if num is None and not prompts:
             num = len(labels) or self.loaded.built.model.classes or 1
         return plan_samples(

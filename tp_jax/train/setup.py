@@ -42,6 +42,7 @@ class Checked:
       model: the model, its config, mesh and codec.
       changes: one line for each config field that changed since the last start in this workdir.
       images: number of records of the data source.
+      class_names: names of the classes of the data source, if it has classes.
       text_space: identifies the text encoder; None if the data have no text.
       conditions: conditions of the sample grids, a tree of arrays [num, …].
       iterator: batches {"x", "condition", …}, this process's part of each.
@@ -52,6 +53,7 @@ class Checked:
     model: ModelOnMesh
     changes: list[str]
     images: int
+    class_names: tuple[str, ...]
     text_space: TextSpace | None
     conditions: Any
     iterator: grain.DatasetIterator
@@ -88,6 +90,7 @@ def check(config: ConfigDict, workdir: epath.Path) -> Checked:
         model=model,
         changes=changes,
         images=len(source.records),
+        class_names=source.class_names,
         text_space=text_space,
         conditions=_picture_conditions(model, source, encoder),
         iterator=iterator,

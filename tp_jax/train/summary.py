@@ -6,11 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 from ml_collections import ConfigDict
 
 from tp_jax.parallel.sharding import device_bytes
 from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.train.setup import Checked, Program
+from tp_jax.workdir.record import CONFIG, read_config
+
+# Number of class names in the log.
+NAMES_SHOWN = 5
 
 
 def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
@@ -22,6 +27,8 @@ def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
       first: train_step of the checkpoint that the run resumes from, or 0.
     """
     lines = [_devices(checked), _data(checked), _model(checked, program)]
+    if checked.config.init.base:
+        lines.append(_base(checked))
     if checked.config.model.thinking.layers:
         lines.append(_dispatch(checked))
     lines.append(_memory(checked, program))
@@ -51,8 +58,24 @@ def _devices(checked: Checked) -> str:
 
 
 def _data(checked: Checked) -> str:
-    batch_size = checked.config.train.batch_size
-    return f"data {checked.config.data.source}: {checked.images:,} images, batch {batch_size}"
+    config, names = checked.config, checked.class_names
+    shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+    classes = f" in {len(names)} classes ({shown})" if names else ""
+    images = f"{checked.images:,} images{classes}"
+    return f"data {config.data.source}: {images}, batch {config.train.batch_size}"
+
+
+def _base(checked: Checked) -> str:
+    """Describe the base that the run starts from."""
+    path, trained = checked.config.init.base, checked.config.train.trainable
+    frozen = (
+        "frozen" if trained == "thinking" else f"trained too (config.train.trainable={trained!r})"
+    )
+    if not (epath.Path(path) / CONFIG).exists():
+        return f"base: {path}, {frozen}"
+    thought = read_config(epath.Path(path)).model.thinking.layers
+    dropped = "; its own thinking layers are not used" if thought else ""
+    return f"base: {path}, {frozen}{dropped}"
 
 
 def _model(checked: Checked, program: Program) -> str:

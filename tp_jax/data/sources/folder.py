@@ -7,6 +7,7 @@ from etils import epath
 
 from tp_jax.data.source import Source
 from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import say
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -34,8 +35,8 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     """Open a folder of images: `dir`/CLASS/…, or `dir`/… without classes.
 
     If `dir`/`split` is a folder, it is used instead of `dir`. Classes and files are sorted by name;
-    label 0 is the first class. Images next to class folders are ignored. A folder without class
-    folders has no classes, and all its images have label 0.
+    label 0 is the first class. Images next to class folders are ignored, with a warning. A folder
+    without class folders has no classes, and all its images have label 0.
 
     Args:
       section: section of the config that names the source, for error messages.
@@ -45,15 +46,15 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     """
     root = epath.Path(dir)
     if not dir or not root.is_dir():
-        raise UserError(
-            f"{section}.dir={dir!r} doesn't exist: name a folder of images, or of one folder of "
-            f"images per class"
-        )
+        problem = f"{section}.dir={dir!r} doesn't exist" if dir else f"{section}.dir is missing"
+        raise UserError(f"{problem}: name a folder of images, or of one folder of images per class")
     root = root / split if split and (root / split).is_dir() else root
     classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir()))
     files = tuple(
         (path, label) for label, name in enumerate(classes) for path in _images(root / name)
     )
+    if files and _images(root):
+        say(f"warning: {len(_images(root))} images next to the class folders of {root} are ignored")
     if not files:
         classes, files = (), tuple((path, 0) for path in _images(root))
     if not files:
