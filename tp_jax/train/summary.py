@@ -26,7 +26,7 @@ def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
       program: the train step and the layout of its state.
       first: train_step of the checkpoint that the run resumes from, or 0.
     """
-    lines = [_devices(checked), _data(checked), _model(checked, program)]
+    lines = [_devices(checked), _data(checked), *_model(checked, program)]
     if checked.config.init.base:
         lines.append(_base(checked))
     if checked.config.model.thinking.layers:
@@ -78,21 +78,22 @@ def _base(checked: Checked) -> str:
     return f"base: {path}, {frozen}{dropped}"
 
 
-def _model(checked: Checked, program: Program) -> str:
+def _model(checked: Checked, program: Program) -> list[str]:
     config, params = checked.config, program.abstract.params
 
     def millions(tree: Any) -> str:
         return f"{sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) / 1e6:,.2f} M"
 
-    thinking, trained = config.model.thinking, config.train.trainable
-    lines = f"model {config.model.kind}: base {millions(params['base'])} parameters"
+    thinking, base = config.model.thinking, millions(params["base"])
+    lines = [f"model {config.model.kind}: {base} parameters; training {config.train.trainable}"]
     if not thinking.layers:
-        return f"{lines}, no thinking; training {trained}"
-    return (
-        f"{lines}, thinking {millions(params['thinking'])} in blocks "
-        f"{', '.join(map(str, thinking.layers))} (M={thinking.experts} experts, "
-        f"T={thinking.latent_steps} latent steps, rank {thinking.rank}); training {trained}"
-    )
+        return [*lines, "no thinking"]
+    blocks, size = ", ".join(map(str, thinking.layers)), millions(params["thinking"])
+    return [
+        *lines,
+        f"thinking in blocks {blocks}: {size} parameters, M={thinking.experts} experts, "
+        f"T={thinking.latent_steps} latent steps, rank {thinking.rank}",
+    ]
 
 
 def _dispatch(checked: Checked) -> str:
