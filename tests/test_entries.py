@@ -59,6 +59,13 @@ def test_the_package_lists_its_commands():
     assert all(f"python -m tp_jax.{entry}" in done.stdout for entry in ENTRIES)
 
 
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_a_wrong_field_of_every_config_is_named_without_importing_jax(config):
+    code, imported, error = run("main", f"--config={config}", "--workdir=w", "--config.seeed=1")
+    assert (code, imported) == (2, "False"), error
+    assert "config has no 'seeed'; did you mean 'seed'?" in error
+
+
 @pytest.mark.parametrize(
     ("entry", "arguments", "message"),
     [

@@ -2,13 +2,12 @@
 
 import sys
 
-import jax
 from tqdm import tqdm
 
 
 def say(text: str) -> None:
     """Print one line on stderr, from the first process only."""
-    if jax.process_index() == 0:
+    if _is_first_process():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -20,6 +19,11 @@ def progress_bar(total: int, what: str, unit: str = "img") -> tqdm:
       what: title of the bar.
       unit: name of the units, such as "img".
     """
-    return tqdm(
-        total=total, desc=what, unit=unit, file=sys.stderr, disable=jax.process_index() != 0
-    )
+    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=not _is_first_process())
+
+
+def _is_first_process() -> bool:
+    # Imported here, because config files import modules that report progress.
+    import jax
+
+    return jax.process_index() == 0
