@@ -12,8 +12,7 @@ minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from tp_jax.config import default
-from tp_jax.messages.errors import UserError
+from tp_jax.config import default, parse_variants
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -53,12 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
     """Return the config with the comma-separated variants of `argument` applied."""
-    variants = argument.split(",") if argument else []
-    for variant in variants:
-        if variant not in ("single", "random", "large"):
-            raise UserError(
-                f"--config: unknown variant {variant!r}: choose from single, random, large"
-            )
+    variants = parse_variants(argument, ("single", "random", "large"))
     if "large" in variants:
         config.frozenlake.update(sizes=(3, 4, 5, 7), unseen_sizes=(6, 8))
         config.model.update(image_size=64, depth=12, width=384, heads=6, dtype="bfloat16")

@@ -14,8 +14,7 @@ Lines marked "ours" are our choices, because the paper gives no value.
 
 from ml_collections import ConfigDict
 
-from tp_jax.config import default
-from tp_jax.messages.errors import UserError
+from tp_jax.config import default, parse_variants
 from tp_jax.models.dit_config import SIZES
 
 
@@ -62,10 +61,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
     """Return the config with the comma-separated variants of `argument` applied."""
-    variants = argument.split(",") if argument else []
-    for variant in variants:
-        if variant not in ("scratch", "debug"):
-            raise UserError(f"--config: unknown variant {variant!r}: choose from scratch, debug")
+    variants = parse_variants(argument, ("scratch", "debug"))
     if "scratch" in variants:
         config.init.base = ""
         config.train.update(trainable="all", steps=7_000_000)

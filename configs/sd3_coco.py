@@ -19,8 +19,7 @@ Lines marked "ours" are our choices, because none of these gives a value.
 
 from ml_collections import ConfigDict
 
-from tp_jax.config import default
-from tp_jax.messages.errors import UserError
+from tp_jax.config import default, parse_variants
 from tp_jax.models.mmdit_config import SIZES
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.parameter_count import matched_lora_rank
@@ -60,16 +59,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optimizer.update(learning_rate=1e-4, clip_norm=1.0)
     config.checkpoint.update(every_steps=500, keep=2)  # ours
     config.sampling.update(sampler="euler", steps=28, guidance_scale=7.0)
-    return apply_variants(config, argument.split(",") if argument else [])
+    return apply_variants(config, parse_variants(argument, VARIANTS))
 
 
 def apply_variants(config: ConfigDict, variants: list[str]) -> ConfigDict:
     """Return the config with the given variants applied."""
-    for variant in variants:
-        if variant not in VARIANTS:
-            raise UserError(
-                f"--config: unknown variant {variant!r}: choose from {', '.join(VARIANTS)}"
-            )
     thinking = config.model.thinking
     if "one-layer" in variants:
         thinking.layers = (12,)  # ours

@@ -12,8 +12,7 @@ cores. think and lora start from the base: pass --config.init.base=WORKDIR, the 
 
 from ml_collections import ConfigDict
 
-from tp_jax.config import default
-from tp_jax.messages.errors import UserError
+from tp_jax.config import default, parse_variants
 from tp_jax.text.words import WordEncoder
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.parameter_count import matched_lora_rank
@@ -58,12 +57,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
     """Return the config with the comma-separated variants of `argument` applied."""
-    variants = argument.split(",") if argument else []
-    for variant in variants:
-        if variant not in ("think", "lora", "large"):
-            raise UserError(
-                f"--config: unknown variant {variant!r}: choose from think, lora, large"
-            )
+    variants = parse_variants(argument, ("think", "lora", "large"))
     if "large" in variants:
         config.autoencoder.pool = 0
         config.model.update(depth=12, width=384, heads=6, image_size=64, patch=4)

@@ -22,6 +22,16 @@ usage() {
   sed -n '2,/^[^#]/s/^#\( \|$\)//p' "$script"
 }
 
+# answer_help ARGUMENT: if it asks for help, print it and exit
+answer_help() {
+  case "${1:-}" in
+    -h | --help)
+      usage
+      exit 0
+      ;;
+  esac
+}
+
 # fail_on_action ACTION KNOWN
 fail_on_action() {
   local problem="the action is missing"

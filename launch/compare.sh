@@ -23,11 +23,8 @@ script=launch/compare.sh
 
 words=() options=()
 for argument in "$@"; do
+  answer_help "$argument"
   case "$argument" in
-    -h | --help)
-      usage
-      exit 0
-      ;;
     --dry-run) dry_run=1 ;;
     # The variants differ in these fields.
     --config.model.thinking*)

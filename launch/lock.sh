@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Write launch/requirements.lock: the newest versions that setup.py allows, with hashes, of all its
 # extras, for every platform and for Python 3.11 and newer.
-#   bash launch/lock.sh
+#   bash launch/lock.sh     (it takes no arguments)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 script=launch/lock.sh
@@ -10,14 +10,8 @@ script=launch/lock.sh
 # shellcheck source=launch/environment.sh
 . launch/environment.sh
 
-case "${1:-}" in
-  '') ;;
-  -h | --help)
-    usage
-    exit 0
-    ;;
-  *) fail "unexpected argument $(quoted "$1"); see --help" ;;
-esac
+answer_help "${1:-}"
+[ $# -eq 0 ] || fail "unexpected argument $(quoted "$1"); see --help"
 use_environment train,test
 lock=launch/requirements.lock
 # uv installs the packages, and setuptools builds this one.

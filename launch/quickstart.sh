@@ -16,11 +16,8 @@ script=launch/quickstart.sh
 . launch/environment.sh
 
 for argument in "$@"; do
+  answer_help "$argument"
   case "$argument" in
-    -h | --help)
-      usage
-      exit 0
-      ;;
     --config.*) ;;
     *) fail "unexpected argument $(quoted "$argument"): only --config.a.b=v; see --help" ;;
   esac

@@ -13,12 +13,7 @@ script=launch/test.sh
 # shellcheck source=launch/environment.sh
 . launch/environment.sh
 
-case "${1:-}" in
-  -h | --help)
-    usage
-    exit 0
-    ;;
-esac
+answer_help "${1:-}"
 use_environment train,test
 # Two workers. Each runs whole files, so that the fixtures of a file are created once.
 .venv/bin/python -m pytest --numprocesses=2 --dist=loadfile "$@"

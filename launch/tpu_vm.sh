@@ -29,12 +29,9 @@ root="$(cd "$(dirname "$0")/.." && pwd)"
 
 action="${1:-}"
 [ $# -eq 0 ] || shift
+answer_help "$action"
 case "$action" in
   create | queue | setup | run | log | status | stop | delete) ;;
-  -h | --help)
-    usage
-    exit 0
-    ;;
   *) fail_on_action "$action" "create, queue, setup, run, log, status, stop or delete" ;;
 esac
 

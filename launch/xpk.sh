@@ -25,14 +25,11 @@ action="${1:-}"
 [ $# -eq 0 ] || shift
 cluster='' workload='' tpu_type='' docker_image='' base_docker_image='' entry='' config=''
 workdir='' zone='' project='' num_slices=1 max_restarts=100
+answer_help "$action"
 case "$action" in
   create) names="cluster workload tpu-type num-slices docker-image base-docker-image max-restarts \
 entry config workdir zone project" ;;
   delete) names="cluster workload zone project" ;;
-  -h | --help)
-    usage
-    exit 0
-    ;;
   *) fail_on_action "$action" "create or delete" ;;
 esac
 parse_arguments "$names" "$@"

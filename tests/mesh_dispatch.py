@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.parallel.axes import ONE_DEVICE
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.dispatch import DISPATCHES, get_dispatch
 from tp_jax.thinking.experts import Experts

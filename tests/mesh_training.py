@@ -22,7 +22,8 @@ import numpy as np
 from tp_jax import config as config_lib
 from tp_jax.models import build_model
 from tp_jax.models.parameters import init_params
-from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.parallel.axes import ONE_DEVICE
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.processes import join_processes
 from tp_jax.parallel.sharding import batch_sharding, tree_shardings
 from tp_jax.sampling.generator import Generator

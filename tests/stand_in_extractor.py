@@ -9,7 +9,8 @@ from etils import epath
 from PIL import Image
 
 from tp_jax.evals.adm.features import Extractor
-from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
+from tp_jax.parallel.axes import DATA_PARALLEL
+from tp_jax.parallel.mesh import create_mesh
 
 WIDTHS = dict(pool=16, spatial=12, logits=10)
 

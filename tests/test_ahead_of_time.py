@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tp_jax import config as config_lib
 from tp_jax.messages.errors import UserError
 from tp_jax.models.flops import forward_flops
-from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.parallel.axes import ONE_DEVICE
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.performance import aot as report_lib
 from tp_jax.performance import topology as topology_lib
 from tp_jax.performance.collectives import read_collectives

@@ -20,7 +20,8 @@ from tp_jax.data.sources.latents import HEADER, NULL_TEXT, open_latents
 from tp_jax.files.atomic import write_json
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.errors import UserError
-from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.parallel.axes import ONE_DEVICE
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.text.words import WordEncoder
 from tp_jax.train import metrics
 from tp_jax.train.loop import train

@@ -19,7 +19,8 @@ from tp_jax.data.transforms import decode_pixels
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel import processes
-from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.parallel.axes import ONE_DEVICE
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling.loaded import load
 from tp_jax.train.loop import train

@@ -72,6 +72,9 @@ def test_wrong_arguments_are_refused_with_a_one_line_error(machine, script, argu
         ("aot_table.sh", []),
         ("compare.sh", []),
         ("compare.sh", ["frozenlake", "root"]),
+        ("quickstart.sh", []),
+        ("test.sh", []),
+        ("lock.sh", []),
     ],
 )
 def test_help_prints_the_head_of_the_script_and_does_nothing_else(machine, script, arguments):

@@ -11,8 +11,10 @@ from tiny_models import TINY, example, random_params
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit_config, mmdit_config
+from tp_jax.models.config import REMAT
 from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.models.parameters import abstract_params
+from tp_jax.models.stack import REMAT_POLICIES
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
@@ -47,6 +49,10 @@ def test_sd3_medium_has_the_published_number_of_parameters():
         **mmdit_config.SIZES["SD3-medium"], thinking=ThinkingConfig(layers=(4, 8, 12))
     )
     assert count(abstract_params(build_model(config))["base"]) == 2_028_328_000
+
+
+def test_the_choices_of_remat_are_the_policies_of_the_stack():
+    assert tuple(REMAT_POLICIES) == REMAT
 
 
 @pytest.mark.parametrize("size", dit_config.SIZES)

@@ -17,7 +17,8 @@ from tp_jax.models import MODELS, DiTConfig, MMDiTConfig, build_model
 from tp_jax.models.dit_config import SIZES
 from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel import mesh as mesh_lib
-from tp_jax.parallel.mesh import AXES, ONE_DEVICE, check_batch_size, create_mesh
+from tp_jax.parallel.axes import AXES, DATA_PARALLEL, ONE_DEVICE
+from tp_jax.parallel.mesh import check_batch_size, create_mesh
 from tp_jax.parallel.sharding import (
     device_bytes,
     logical_axes,
@@ -104,7 +105,7 @@ def fake_devices(platform, *slices):
 def test_slices_come_from_tpu_hardware_and_gpus_have_none(monkeypatch):
     monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", reshape_devices)
     shapes = [
-        dict(create_mesh(mesh_lib.DATA_PARALLEL, fake_devices(platform, 1, 0, 1, 0)).shape)
+        dict(create_mesh(DATA_PARALLEL, fake_devices(platform, 1, 0, 1, 0)).shape)
         for platform in ("tpu", "gpu")
     ]
     assert shapes == [ONE | dict(slices=2, data=2), ONE | dict(data=4)]

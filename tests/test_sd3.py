@@ -18,7 +18,8 @@ from tp_jax.models import MMDiTConfig, build_model
 from tp_jax.models.layers import position_embedding
 from tp_jax.models.mmdit_config import SIZES
 from tp_jax.models.parameters import abstract_params
-from tp_jax.parallel.mesh import ONE_DEVICE, create_mesh
+from tp_jax.parallel.axes import ONE_DEVICE
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.sharding import path_name, tree_shardings, with_shardings
 from tp_jax.pretrained import convert as convert_lib
 from tp_jax.pretrained import infer_sd3, read_description, read_sd3

@@ -19,6 +19,7 @@ from tp_jax.diffusion import OBJECTIVES, SamplerConfig
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, TransformerConfig
 from tp_jax.models.dit_config import check_decodable
+from tp_jax.parallel.axes import DATA_PARALLEL
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
 
@@ -191,19 +192,34 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Start each sample from the true frame, instead of from the last generated frame.
     config.evaluation.frozenlake.look = False
 
-    # Number of devices along each axis of the mesh; -1 takes the devices that are left.
-    config.mesh = ConfigDict()
-    # TPU slices, which only the data-centre network connects; 0 takes as many as there are.
-    config.mesh.slices = 0
-    # Each device along this axis holds a copy of the model.
-    config.mesh.data = -1
-    # Every weight is divided among the devices along this axis.
-    config.mesh.fsdp = 1
-    # Attention heads and MLPs are divided.
-    config.mesh.tensor = 1
-    # The experts are divided.
-    config.mesh.expert = 1
+    # Number of devices along each axis of the mesh. `data` copies the model, `fsdp` divides every
+    # weight, `tensor` attention heads and MLPs, `expert` the experts, and `slices` are TPU slices
+    # that only the data-centre network connects.
+    config.mesh = ConfigDict(DATA_PARALLEL)
     return config.lock()
+
+
+def parse_variants(argument: str, choices: Collection[str]) -> list[str]:
+    """Split what follows the colon of --config=FILE:VARIANT,VARIANT.
+
+    Args:
+      argument: the text after the colon; "" is no variant.
+      choices: the variants that the config file has.
+
+    Raises:
+      UserError: a variant isn't one of the choices.
+
+    Example:
+      >>> parse_variants("think,large", ("think", "lora", "large"))
+      ['think', 'large']
+    """
+    variants = argument.split(",") if argument else []
+    for variant in variants:
+        if variant not in choices:
+            raise UserError(
+                f"--config: unknown variant {variant!r}: choose from {', '.join(choices)}"
+            )
+    return variants
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:

@@ -8,39 +8,43 @@ from collections.abc import Sequence
 from absl import flags
 
 from tp_jax.cli import start
-from tp_jax.evals import SUITES, find_suite, owners_of_flag
+from tp_jax.evals import SUITES, SuiteCommand, find_suite, owners_of_flag
 
 DEFAULT = next(iter(SUITES))
 flags.DEFINE_string(
-    "suite", DEFAULT, "; ".join(f"{name}: {suite.summary}" for name, suite in SUITES.items())
+    "suite", DEFAULT, "; ".join(f"{key}: {command.summary}" for key, command in SUITES.items())
 )
 
 
-def chosen_suite() -> str:
+def name() -> str:
     return start.peek("suite") or DEFAULT
 
 
+def suite() -> SuiteCommand:
+    return find_suite(name(), "--suite")
+
+
 def usage() -> str:
-    return f"{__doc__}\n{find_suite(chosen_suite(), '--suite').usage}\n"
+    return f"{__doc__}\n{suite().usage}\n"
 
 
 def define_flags() -> None:
-    find_suite(chosen_suite(), "--suite").define_flags(flags.FLAGS)
+    suite().define_flags(flags.FLAGS)
 
 
 def required() -> Sequence[str]:
-    return find_suite(chosen_suite(), "--suite").required_flags(flags.FLAGS.flag_values_dict())
+    return suite().required_flags(flags.FLAGS.flag_values_dict())
 
 
 def explain_unknown(flag: str) -> str | None:
     owners = ", ".join(owners_of_flag(flag))
     if not owners:
         return None
-    return f"--{flag} isn't a flag of --suite={chosen_suite()} but of {owners}: see --help"
+    return f"--{flag} isn't a flag of --suite={name()} but of {owners}: see --help"
 
 
 def main() -> None:
-    find_suite(chosen_suite(), "--suite").load().run(flags.FLAGS.flag_values_dict())
+    suite().load().run(flags.FLAGS.flag_values_dict())
 
 
 if __name__ == "__main__":

@@ -59,6 +59,13 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
 FITTING_CONDITIONS = {"label": ("label",), "frame": ("frame",), "text": ("caption", "text")}
 
 
+def _no_frame_error(config: ConfigDict) -> UserError:
+    return UserError(
+        f"config.model.frame={config.model.frame!r}, but {config.data.source} gives no frame: set "
+        f"it to '', or choose a source with frames"
+    )
+
+
 def _check_condition_kind(source: Source, config: ConfigDict, model: TransformerConfig) -> None:
     """Raise a UserError unless the source gives the condition that the model takes."""
     name, kind, wanted = config.data.source, config.model.kind, model.condition_kind
@@ -70,10 +77,7 @@ def _check_condition_kind(source: Source, config: ConfigDict, model: Transformer
             f"'channels' or 'tokens'"
         )
     if wanted == "frame":
-        raise UserError(
-            f"config.model.frame={config.model.frame!r}, but {name} gives no frame: set it to '', "
-            f"or choose a source with frames"
-        )
+        raise _no_frame_error(config)
     given = {"label": "labels", "frame": "frames"}.get(source.condition_kind, "captions")
     taken = {"label": "labels", "text": "text"}[wanted]
     remedy = {
@@ -263,10 +267,7 @@ def abstract_batch(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
     takes_frame = config_lib.model_config(config).condition_kind == "frame"
     kind = SOURCES.get(config.data.source, SourceKind())
     if takes_frame and not kind.extras:
-        raise UserError(
-            f"config.model.frame={config.model.frame!r}, but {config.data.source} gives no frame: "
-            f"set it to '', or choose a source with frames"
-        )
+        raise _no_frame_error(config)
     shape = (batch_size, size, size, config.model.channels)
     return {
         "x": jax.ShapeDtypeStruct(shape, np.float32),

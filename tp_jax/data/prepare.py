@@ -26,7 +26,8 @@ from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.latents.codec import Codec, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
-from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh, padded_batch_size
+from tp_jax.parallel.axes import DATA_PARALLEL
+from tp_jax.parallel.mesh import create_mesh, padded_batch_size
 from tp_jax.parallel.processes import run_on_first
 from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.text import TextEncoder, load_encoder

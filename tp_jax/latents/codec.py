@@ -27,7 +27,7 @@ from tp_jax.models.autoencoder import (
     to_latents,
 )
 from tp_jax.models.parameters import Params
-from tp_jax.parallel.mesh import BATCH_AXES
+from tp_jax.parallel.axes import BATCH_AXES
 from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.parallel.sharding import replicated
 from tp_jax.pretrained.autoencoder import LoadedAutoencoder, load_autoencoder

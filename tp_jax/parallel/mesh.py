@@ -13,13 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from tp_jax.messages.errors import UserError
-
-AXES = ("slices", "data", "fsdp", "tensor", "expert")
-# The batch is sharded over every axis except `tensor`, which shards the computation in a layer.
-BATCH_AXES = ("slices", "data", "fsdp", "expert")
-ONE_DEVICE = dict.fromkeys(AXES, 1)
-# `slices` = 0 means the number of TPU slices found.
-DATA_PARALLEL = ONE_DEVICE | {"slices": 0, "data": -1}
+from tp_jax.parallel.axes import AXES, BATCH_AXES
 
 
 def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -39,6 +33,7 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
         of TPU slices.
 
     Example:
+      >>> from tp_jax.parallel.axes import DATA_PARALLEL
       >>> mesh = create_mesh(DATA_PARALLEL, devices=jax.devices()[:1])
       >>> dict(mesh.shape)
       {'slices': 1, 'data': 1, 'fsdp': 1, 'tensor': 1, 'expert': 1}

@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tp_jax.messages.errors import UserError
-from tp_jax.parallel.mesh import BATCH_AXES
+from tp_jax.parallel.axes import BATCH_AXES
 
 # The logical axis of each dimension; None means replicated.
 Axes = tuple[str | None, ...]

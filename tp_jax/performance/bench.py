@@ -30,7 +30,8 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from tp_jax.models.inception import Inception
-from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
+from tp_jax.parallel.axes import DATA_PARALLEL
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.pretrained.autoencoder import LoadedAutoencoder
 
 

@@ -42,10 +42,9 @@ def make_captioned_grid(
         left, top = (i % columns) * cell + 4, (i // columns) * row + 4
         enlarged = to_pil(image).resize((width, height), Image.Resampling.NEAREST)
         canvas.paste(enlarged, (left, top))
-        colour = "#0a7a0a" if correct is not None and correct[i] else "#c01010"
-        if correct is None:
-            colour = "#303030"
-        else:
+        colour = "#303030"
+        if correct is not None:
+            colour = "#0a7a0a" if correct[i] else "#c01010"
             frame = (left - 2, top - 2, left + width + 1, top + height + 1)
             draw.rectangle(frame, outline=colour, width=2)
         for number, text in enumerate(lines):

@@ -63,10 +63,12 @@ class Generator:
 
     def compiled(self) -> jax.stages.Wrapped:
         """Return `draw` jitted: (params, key, index [B], condition) -> [B, H, W, C] float32."""
+        return self._jit(self.draw, batch_sharding(self.mesh))
+
+    def _jit(self, draw: Callable[..., Any], out_shardings: Any) -> jax.stages.Wrapped:
         sharded, on_all = batch_sharding(self.mesh), replicated(self.mesh)
-        return jax.jit(
-            self.draw, in_shardings=(None, on_all, sharded, sharded), out_shardings=sharded
-        )
+        in_shardings = (None, on_all, sharded, sharded)
+        return jax.jit(draw, in_shardings=in_shardings, out_shardings=out_shardings)
 
     @functools.cached_property
     def _run(self) -> Callable[..., jax.Array]:
@@ -74,12 +76,8 @@ class Generator:
 
     @functools.cached_property
     def _run_traced(self) -> Callable[..., tuple[jax.Array, Any]]:
-        sharded, on_all = batch_sharding(self.mesh), replicated(self.mesh)
-        return jax.jit(
-            self.draw_and_trace,
-            in_shardings=(None, on_all, sharded, sharded),
-            out_shardings=(sharded, on_all),
-        )
+        out_shardings = batch_sharding(self.mesh), replicated(self.mesh)
+        return self._jit(self.draw_and_trace, out_shardings)
 
     def draw(
         self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
@@ -180,22 +178,24 @@ class Generator:
           rows: [N] row of `conditions` for each sample; by default one sample per row.
           indices: [N] int32 sample indices, which select the noise; by default 0, 1, …
         """
-        for images, kept in self._outputs(
-            self._run, params, conditions, seed, first, rows, indices
-        ):
-            images = self.codec.decode(images) if self.codec else images
-            yield _to_host(images)[:kept]
+        found = self._outputs(self._run, params, conditions, seed, first, rows, indices)
+        for samples, num in found:
+            yield self._decode(samples, num)
 
     def traces(
         self, params: Any, conditions: Any, seed: int, rows: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Yield the images of `batches`, each batch with its trace from `draw_and_trace`."""
         found = self._outputs(self._run_traced, params, conditions, seed, 0, rows, None)
-        for (images, (timestep, routing)), kept in found:
-            images = self.codec.decode(images) if self.codec else images
-            # The axis of the batch is the third of all leaves.
-            routing = jax.tree.map(lambda leaf, kept=kept: np.asarray(leaf)[:, :, :kept], routing)
-            yield _to_host(images)[:kept], (np.asarray(timestep), routing)
+        for (samples, (timestep, routing)), num in found:
+            # The batch is the third axis of all leaves.
+            routing = jax.tree.map(lambda leaf, num=num: np.asarray(leaf)[:, :, :num], routing)
+            yield self._decode(samples, num), (np.asarray(timestep), routing)
+
+    def _decode(self, samples: jax.Array, num: int) -> np.ndarray:
+        """Decode a batch if there is a codec, and return its first `num` images on the host."""
+        images = self.codec.decode(samples) if self.codec else samples
+        return _to_host(images)[:num]
 
     def _outputs(
         self,

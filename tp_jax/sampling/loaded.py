@@ -12,7 +12,8 @@ from tp_jax.latents.codec import Codec, Pooling, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
 from tp_jax.models.parameters import Params, abstract_params
-from tp_jax.parallel.mesh import DATA_PARALLEL, create_mesh
+from tp_jax.parallel.axes import DATA_PARALLEL
+from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.sharding import tree_shardings, with_shardings
 from tp_jax.workdir import checkpoints as checkpoint_lib
 from tp_jax.workdir.record import read_config

@@ -12,11 +12,12 @@ import numpy as np
 from etils import epath
 
 from tp_jax.messages.errors import UserError
+from tp_jax.parallel.mesh import padded_batch_size
 from tp_jax.pictures.grids import to_uint8
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
 from tp_jax.sampling.plan import SamplePlan, plan_samples
-from tp_jax.sampling.request import drawn_size, make_generator
+from tp_jax.sampling.request import make_generator
 from tp_jax.thinking import ThinkingConfig
 
 
@@ -233,13 +234,11 @@ class Model:
         batch_size: int,
     ) -> tuple[Loaded, Generator]:
         """Return a model and its generator, which keeps its compiled program for later calls."""
-        devices = self.loaded.mesh.size
-        batch_size = devices * -(-batch_size // devices)
+        batch_size = padded_batch_size(self.loaded.mesh, batch_size)
         key = (*changes.values(), latent_steps, thinking, height, width, batch_size)
         if key not in self._generators:
             loaded = self.loaded if thinking else without_thinking(self.loaded)[0]
-            size = drawn_size(loaded, height, width)
-            generator = make_generator(loaded, changes, batch_size, latent_steps, size)
+            generator = make_generator(loaded, changes, batch_size, latent_steps, height, width)
             self._generators[key] = loaded, generator
         return self._generators[key]
 

@@ -57,7 +57,7 @@ def plan_samples(
     Raises:
       UserError: the model isn't conditioned on what is given, or it needs something else.
     """
-    check_no_frame(loaded, loaded.workdir)
+    check_no_frame(loaded)
     if prompts or loaded.built.model.condition_kind == "text":
         if labels or label_seed is not None:
             raise UserError(

@@ -21,11 +21,11 @@ from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh, load, without_thinking
 
 
-def check_no_frame(loaded: ModelOnMesh, workdir: epath.Path) -> None:
+def check_no_frame(loaded: ModelOnMesh) -> None:
     """Raise a UserError if the model is conditioned on a frame, which no flag can give."""
     if loaded.built.model.condition_kind == "frame":
         raise UserError(
-            f"{workdir} has a model that predicts what follows a given frame: use python -m "
+            f"{loaded.workdir} has a model that predicts what follows a given frame: use python -m "
             f"tp_jax.evaluate --suite={loaded.config.data.source}, which supplies the frames"
         )
 
@@ -90,7 +90,8 @@ def make_generator(
     sampler_changes: dict[str, Any] | None = None,
     batch_size: int = 64,
     latent_steps: int | None = None,
-    size: tuple[int, int] | None = None,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Generator:
     """Build a generator for a loaded model.
 
@@ -99,12 +100,13 @@ def make_generator(
       sampler_changes: fields of the config's sampler to replace.
       batch_size: samples per batch.
       latent_steps: number T of latent steps; by default that of training.
-      size: height and width of the samples, as `drawn_size` returns them.
+      height, width: of the images in pixels; by default the size of training.
 
     Raises:
-      UserError: the sampler doesn't fit the model, or the batch size doesn't fit the devices.
+      UserError: the sampler or the size doesn't fit the model, or the batch size doesn't fit the
+        devices.
     """
-    built = loaded.built
+    size, built = drawn_size(loaded, height, width), loaded.built
     sampler = changed_sampler(built.sampler, sampler_changes or {})
     check_sampler(sampler, built.objective)
     config_lib.check_guidance(sampler, built.model)
@@ -193,9 +195,14 @@ def open_generator(request: Request) -> tuple[Loaded, Generator]:
     if not request.thinking:
         loaded, base = without_thinking(loaded)
         say(f"sampling with the base model: {base}")
-    size = drawn_size(loaded, request.height, request.width)
-    changes, steps = request.sampler_changes, request.latent_steps
-    return loaded, make_generator(loaded, changes, request.batch_size, steps, size)
+    return loaded, make_generator(
+        loaded,
+        request.sampler_changes,
+        request.batch_size,
+        request.latent_steps,
+        request.height,
+        request.width,
+    )
 
 
 # Fields that don't change the images, or that `describe` replaces by what they refer to.

@@ -9,8 +9,8 @@ import math
 
 import jax
 
+from tp_jax.parallel.axes import BATCH_AXES
 from tp_jax.parallel.chips import UNKNOWN_CHIP, Chip, find_chip
-from tp_jax.parallel.mesh import BATCH_AXES
 from tp_jax.thinking.config import ThinkingConfig
 
 # Size of the buffers of `expert_parallel`, relative to what uniform routing would fill.

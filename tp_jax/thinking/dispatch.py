@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from tp_jax.parallel.mesh import BATCH_AXES
+from tp_jax.parallel.axes import BATCH_AXES
 from tp_jax.parallel.sharding import gather
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.cost import (

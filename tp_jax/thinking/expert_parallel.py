@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from tp_jax.parallel.mesh import AXES, BATCH_AXES
+from tp_jax.parallel.axes import AXES, BATCH_AXES
 from tp_jax.thinking.cost import CAPACITY_FACTOR
 from tp_jax.thinking.experts import DispatchFunction, Experts
 

@@ -27,7 +27,8 @@ def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
       first: train_step of the checkpoint that the run resumes from, or 0.
     """
     lines = [_devices(checked), _data(checked), *_model(checked, program)]
-    if checked.config.init.base:
+    # A run that resumes doesn't read the base again.
+    if checked.config.init.base and not first:
         lines.append(_base(checked))
     if checked.config.model.thinking.layers:
         lines.append(_dispatch(checked))
@@ -47,7 +48,7 @@ def markdown(config: ConfigDict) -> str:
 
 
 def _parameters(program: Program) -> str:
-    # Without types: all parameters are float32.
+    # The values don't exist yet, so there are no statistics of them.
     return parameter_overview.get_parameter_overview(program.abstract.params, include_stats=False)
 
 

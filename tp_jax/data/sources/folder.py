@@ -53,10 +53,11 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     files = tuple(
         (path, label) for label, name in enumerate(classes) for path in _images(root / name)
     )
-    if files and _images(root):
-        say(f"warning: {len(_images(root))} images next to the class folders of {root} are ignored")
+    loose = _images(root)
+    if files and loose:
+        say(f"warning: {len(loose)} images next to the class folders of {root} are ignored")
     if not files:
-        classes, files = (), tuple((path, 0) for path in _images(root))
+        classes, files = (), tuple((path, 0) for path in loose)
     if not files:
         raise UserError(
             f"{root} has neither images nor class folders with images "

@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models.inception import SIDE
-from tp_jax.parallel.mesh import DATA_PARALLEL, check_batch_size, create_mesh
+from tp_jax.parallel.axes import DATA_PARALLEL
+from tp_jax.parallel.mesh import check_batch_size, create_mesh
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.pretrained.folder import read_description
 from tp_jax.pretrained.inception import KIND, load_inception

@@ -92,7 +92,7 @@ def run_sweep(sweep: Sweep) -> None:
             f"--workdir={sweep.workdir}: --sweep needs a class-conditional model, but this "
             f"{loaded.config.model.kind} model takes text: use --suite=geneval, dpg or shapes"
         )
-    check_no_frame(loaded, sweep.workdir)
+    check_no_frame(loaded)
     base, base_name = without_thinking(loaded, sweep.base)
     say(f"base: {base_name}")
     generators = {}

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from tp_jax.evals.dpg.suite import DpgSuite
 
 flags.disclaim_key_flags()
+# Default of --samples_per_prompt.
+SAMPLES_PER_PROMPT = 4
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags for generating images and for reading results."""
-    define_drawing_flags(values, 4)
+    define_drawing_flags(values, SAMPLES_PER_PROMPT)
 
     def string(name: str, text: str) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)

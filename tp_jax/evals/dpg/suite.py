@@ -9,6 +9,7 @@ from etils import epath
 
 from tp_jax.cli.flags import required
 from tp_jax.evals.dpg import results as dpg_results
+from tp_jax.evals.dpg.command import SAMPLES_PER_PROMPT
 from tp_jax.evals.dpg.grids import image_path, join_tiles
 from tp_jax.evals.dpg.prompts import read_prompts
 from tp_jax.evals.dpg.questions import read_questions
@@ -25,7 +26,7 @@ class DpgSuite(PromptedSuite):
     """Scores answers to questions about images of long prompts."""
 
     name = "dpg"
-    samples_per_prompt = 4
+    samples_per_prompt = SAMPLES_PER_PROMPT
     one_file_per_prompt = True
     square_only = True
 

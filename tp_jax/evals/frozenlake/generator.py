@@ -1,7 +1,7 @@
 """Generate the frames of every latent step. B samples, T latent steps, S pixels per frame side."""
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,15 @@ class FrameGenerator(Generator):
         self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
     ) -> jax.Array:
         """Return samples as `Generator.draw` does, but with a latent-step axis [B, T, …]."""
+        return self.draw_and_trace(params, key, index, condition)[0]
+
+    def draw_and_trace(
+        self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
+    ) -> tuple[jax.Array, Any]:
+        """Return what `draw` returns, and the routing of the prediction that is decoded.
+
+        The routing has the form of `Generator.draw_and_trace`, with a single sampler step.
+        """
         x = super().draw(params, key, index, condition)
         key, model_key = jax.random.split(jax.random.fold_in(key, 1))
         noise = sample_noise(key, index, 0, x.shape[1:])
@@ -38,5 +47,7 @@ class FrameGenerator(Generator):
         options = ThinkingOptions(GateRandomness(model_key, index, train=False), self.latent_steps)
         # DiT is the only model that takes a frame.
         model = cast(DiT, self.model)
-        frames, _ = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
-        return frames.swapaxes(0, 1)
+        frames, found = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
+        traced = {b: (stats.expert, stats.probabilities) for b, stats in found.items()}
+        routing = jax.tree.map(lambda leaf: leaf[None], traced)
+        return frames.swapaxes(0, 1), (1000 * sigma[:1], routing)

@@ -8,6 +8,7 @@ from etils import epath
 
 from tp_jax.cli.flags import required
 from tp_jax.evals.geneval.base import GenEvalLayoutSuite
+from tp_jax.evals.geneval.command import SAMPLES_PER_PROMPT
 from tp_jax.evals.geneval.prompts import read_prompts
 from tp_jax.evals.geneval.results import as_table, read_results, score_images
 from tp_jax.evals.prompt import Prompt
@@ -20,7 +21,7 @@ class GenEvalSuite(GenEvalLayoutSuite):
     """Scores objects, their counts, colours and positions in images of short prompts."""
 
     name = "geneval"
-    samples_per_prompt = 4
+    samples_per_prompt = SAMPLES_PER_PROMPT
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
         """Read GenEval's prompts from the user's copy, as in `PromptedSuite`."""

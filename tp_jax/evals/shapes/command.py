@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from tp_jax.evals.shapes.suite import ShapesSuite
 
 flags.disclaim_key_flags()
+# Default of --samples_per_prompt.
+SAMPLES_PER_PROMPT = 1
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags for generating images, scoring them, and summaries over seeds."""
-    define_drawing_flags(values, 1)
+    define_drawing_flags(values, SAMPLES_PER_PROMPT)
 
     def string(name: str, text: str) -> None:
         flags.DEFINE_string(name, None, text, flag_values=values)

@@ -17,6 +17,7 @@ from tp_jax.evals.over_seeds import Columns, collect
 from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.prompted import description_path
 from tp_jax.evals.shapes import scores as shapes
+from tp_jax.evals.shapes.command import SAMPLES_PER_PROMPT
 from tp_jax.evals.suite import EvaluateInTraining, check_local, choose_mode
 from tp_jax.files.atomic import write_json
 from tp_jax.files.jsonl import read_json, read_lines
@@ -38,7 +39,7 @@ class ShapesSuite(GenEvalLayoutSuite):
     """Scores GenEval's skills in pictures of shapes."""
 
     name = "shapes"
-    samples_per_prompt = 1
+    samples_per_prompt = SAMPLES_PER_PROMPT
     square_only = True
 
     def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
