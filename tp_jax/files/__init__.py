@@ -1,1 +1,1 @@
-"""Atomic file writes, output folders, JSON and JSONL files, and Orbax folders of arrays."""
+"""Atomic file writes, output folders, JSON and JSONL files, finite arrays, Orbax folders of arrays."""

@@ -1,0 +1,32 @@
+"""Check arrays for NaN and infinity when they are read from files, and before they are written."""
+
+import numpy as np
+
+from tp_jax.messages.errors import UserError
+
+# Values that are checked at once, which bounds the memory of the check.
+_CHUNK = 1 << 24
+
+
+def check_finite(name: str, array: np.ndarray, remedy: str) -> None:
+    """Raise a UserError if an array of floats has NaN or infinity; other dtypes always pass.
+
+    Args:
+      name: what the array is, for the error message, such as "FILE: the weight blocks.0.bias".
+      array: array of any shape. bfloat16 and float8 of ml_dtypes count as floats.
+      remedy: what the user can do, for the error message.
+
+    Example:
+      >>> check_finite("W.npz: mean", np.array([[0.0, np.nan]]), "write it again")
+      Traceback (most recent call last):
+      tp_jax.messages.errors.UserError: W.npz: mean has the value nan at [0, 1]: write it again
+    """
+    if array.dtype.kind in "biuSUOM":
+        return
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        bad = ~np.isfinite(flat[start : start + _CHUNK])
+        if bad.any():
+            index = np.unravel_index(start + int(bad.argmax()), array.shape)
+            where = f" at [{', '.join(map(str, index))}]" if index else ""
+            raise UserError(f"{name} has the value {array[index]}{where}: {remedy}")
