@@ -1,1 +1,1 @@
-"""Atomic file writes, output folders, JSON and JSONL files, finite arrays, Orbax folders of arrays."""
+"""Atomic writes, output folders, JSON and JSONL files, checks of arrays, Orbax folders."""
