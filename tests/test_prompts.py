@@ -21,7 +21,8 @@ from tp_jax.models import build_model
 from tp_jax.models.parameters import abstract_params
 from tp_jax.sampling.draw import Drawing, draw_samples
 from tp_jax.sampling.loaded import load
-from tp_jax.sampling.prompts import encode_prompts, read_prompts
+from tp_jax.sampling.plan import slug
+from tp_jax.sampling.prompts import check_is_text, encode_prompts, read_prompts
 from tp_jax.sampling.request import make_generator
 from tp_jax.worlds.shapes.scenes import training_scene
 
@@ -136,13 +137,87 @@ def test_prompts_are_read_from_the_flag_or_a_file(tmp_path):
     assert read_prompts(str(file)) == ("a cross", "two rings")
     assert read_prompts("a cross") == ("a cross",)
     assert read_prompts("a " * 500) == ("a " * 500,)
-    with pytest.raises(UserError, match="promts.txt: there is no such file"):
-        read_prompts("promts.txt")
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="isn't UTF-8 text"):
         read_prompts(str(file))
     with pytest.raises(UserError, match="is a folder: give a file"):
         read_prompts(str(tmp_path))
+    file.write_text(" \n\n")
+    with pytest.raises(UserError, match="prompts.txt is empty: write one prompt per line"):
+        read_prompts(str(file))
+    with pytest.raises(UserError, match="--prompts is empty"):
+        read_prompts(" ")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "promts.txt", "my prompts.txt", "my prompts.TXT", "prompts.jsonl", "prompts.yaml",
+        "animals.prompts", "./mine", "../my prompts", "~/mine", "~ann/mine", "lists/animals",
+        "lists/animals.list2", "prompts/", "C:\\texts\\mine.doc", "s3://bucket/mine",
+        "my lists/animals", "lists/two animals",
+    ],
+)  # fmt: skip
+def test_what_looks_like_a_missing_file_is_not_drawn(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "my lists").mkdir()
+    with pytest.raises(UserError) as refused:
+        read_prompts(given)
+    assert str(refused.value) == (
+        f"--prompts={given}: there is no such file; if it is a prompt, write it into a file with "
+        f"one prompt per line and give that"
+    )
+    with pytest.raises(UserError, match=r"--negative_prompt=.* looks like a file: give the text"):
+        check_is_text("negative_prompt", given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "a 1/2 eaten apple.", "24/7", "and/or", "photo taken at f/2.8", "f/2.8", "...", "a cat.",
+        "a sign that says readme.txt", "Mr. Smith", "black/white", "/imagine a red bench",
+        "AC/DC on stage", "w/o text", "~50 birds", "a:b", "https is a protocol", "犬" * 200,
+        "a cat\0", "an open book, page 3/4", "U.S.A", "a.m.", "node.js",
+    ],
+)  # fmt: skip
+def test_prompts_with_dots_and_slashes_are_drawn(given):
+    assert read_prompts(given) == (given,)
+    check_is_text("negative_prompt", given)
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").write_text("a cross")
+    assert read_prompts("~/mine") == ("a cross",)
+    with pytest.raises(UserError, match="looks like a file"):
+        check_is_text("negative_prompt", "~/mine")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red bench, at 5:30!", "a-red-bench-at-5-30"),
+        ("word " * 20, "word-" * 12),
+        ("红色的长椅", "红色的长椅"),
+        ("Красная скамейка", "красная-скамейка"),
+        ("مقعد أحمر", "مقعد-أحمر"),
+        ("लाल बेंच", "लाल-बेंच"),
+        ("cafe\u0301", "café"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("Ελλάδα/Κρήτη", "ελλάδα-κρήτη"),
+        ("a ❤️ b", "a-b"),
+        ("❤️ 👩‍👩‍👧", "prompt"),
+        ("1️⃣", "1"),
+        ("日" * 300, "日" * 60),
+        ("𠀀" * 300, "𠀀" * 45),
+        ('<>:"/\\|?*', "prompt"),
+        ("CON", "con"),
+    ],
+)
+def test_file_names_keep_letters_of_any_script(prompt, name):
+    assert slug(prompt) == name
+    assert len(f"{10**9}_{name}.png.tmp".encode()) <= 255
 
 
 def test_data_that_does_not_fit_the_model_condition_is_refused():

@@ -1,5 +1,6 @@
 """Reading images from .npz files and folders of PNGs, a few images at a time."""
 
+import json
 import tracemalloc
 import zipfile
 
@@ -126,4 +127,49 @@ def test_damaged_or_mismatched_pngs_are_refused(tmp_path):
         open_images(folder)
     Image.fromarray(random_images(1)[0]).convert("RGBA").save(folder / "00001.png")
     with pytest.raises(UserError, match="00001.png has mode RGBA: save 8-bit RGB or grey"):
+        open_images(folder)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([], None),
+        (["grid.png", "captions.jsonl", ".DS_Store", "._00000.png", ".cache/"], None),
+        (["a.jpg", "b.JPG", "c.webp"], "3 files (.jpg 2, .webp 1)"),
+        (["notes", "a.tiff"], "2 files (.tiff 1, no ending 1)"),
+        (["more/", "b.gif"], "1 file (.gif 1), 1 folder"),
+    ],
+)
+def test_what_a_folder_of_images_leaves_out_is_said(others, said, tmp_path, capsys):
+    folder = save_pngs(tmp_path / "a", random_images(3))
+    (folder / "00002.png").rename(folder / "00002.PNG")
+    for name in others:
+        (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    assert open_images(folder).count == 3
+    line = capsys.readouterr().err
+    assert line.startswith(f"{folder}: 3 images") and line.count("\n") == 1
+    assert line.partition("; left out: ")[2].strip() == (said or "")
+
+
+def test_a_folder_without_pngs_says_what_it_has(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "cats").mkdir()
+    with pytest.raises(UserError, match=r"has no PNGs, only 1 file \(.jpg 1\), 1 folder: name"):
+        open_images(epath.Path(tmp_path))
+
+
+def test_the_images_of_a_described_folder_are_those_that_it_names(tmp_path, capsys):
+    images = random_images(4)
+    folder = save_pngs(tmp_path / "a", images)
+    (folder / "drawing.json").write_text(json.dumps({"files": ["00002.png", "00000.png"]}))
+    np.testing.assert_array_equal(read(folder), images[[0, 2]])
+    assert "2 images; left out: 2 files (.png 2)\n" in capsys.readouterr().err
+    (folder / "drawing (1).json").write_text(json.dumps({"files": ["00001.png"]}))
+    with pytest.raises(UserError, match=r"several descriptions \(drawing \(1\).json, drawing.json"):
+        open_images(folder)
+    # Without a list of files it is a file of another program.
+    (folder / "drawing (1).json").write_text("{}")
+    assert open_images(folder).count == 2
+    (folder / "00002.png").unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of 2 samples, such as 00002.png: run the comm"):
         open_images(folder)

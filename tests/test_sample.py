@@ -167,6 +167,14 @@ def test_to_uint8_rounds_as_dit_does():
     assert to_uint8(np.array([0.0039]))[0] == 128  # 128.497 is truncated
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_finite_are_refused_by_number(value):
+    images = np.zeros((3, 2, 2, 1), np.float32)
+    images[1, 0, 1, 0] = value
+    with pytest.raises(UserError, match=rf"sample 65 has the value {value} at \[0, 1, 0\]: the mo"):
+        to_uint8(images, first=64)
+
+
 def test_a_grid_is_filled_row_by_row():
     images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 1), np.uint8)
     grid = make_grid(images, columns=3)

@@ -28,7 +28,7 @@ def main() -> None:
             out=epath.Path(required("out")),
             labels=integers("labels"),
             uniform=values["uniform"],
-            prompts=read_prompts(values["prompts"]) if values["prompts"] else (),
+            prompts=() if values["prompts"] is None else read_prompts(values["prompts"]),
             **request_fields(values),
         )
     )

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from tp_jax.messages.errors import UserError
+from tp_jax.messages.errors import NotFiniteError
 
 # Values that are checked at once, which bounds the memory of the check.
 _CHUNK = 1 << 24
 
 
 def check_finite(name: str, array: np.ndarray, remedy: str) -> None:
-    """Raise a UserError if an array of floats has NaN or infinity; other dtypes always pass.
+    """Raise a NotFiniteError if an array of floats has NaN or infinity; other dtypes always pass.
 
     Args:
       name: what the array is, for the error message, such as "FILE: the weight blocks.0.bias".
@@ -19,7 +19,7 @@ def check_finite(name: str, array: np.ndarray, remedy: str) -> None:
     Example:
       >>> check_finite("W.npz: mean", np.array([[0.0, np.nan]]), "write it again")
       Traceback (most recent call last):
-      tp_jax.messages.errors.UserError: W.npz: mean has the value nan at [0, 1]: write it again
+      tp_jax.messages.errors.NotFiniteError: W.npz: mean has the value nan at [0, 1]: write it again
     """
     if array.dtype.kind in "biuSUOM":
         return
@@ -29,4 +29,4 @@ def check_finite(name: str, array: np.ndarray, remedy: str) -> None:
         if bad.any():
             index = np.unravel_index(start + int(bad.argmax()), array.shape)
             where = f" at [{', '.join(map(str, index))}]" if index else ""
-            raise UserError(f"{name} has the value {array[index]}{where}: {remedy}")
+            raise NotFiniteError(f"{name} has the value {array[index]}{where}: {remedy}")

@@ -1,4 +1,7 @@
-"""Output folders: create them, and refuse folders that hold files of another program."""
+"""Output folders: create them, refuse those of another program, count files by kind."""
+
+import collections
+from collections.abc import Iterable
 
 from etils import epath
 
@@ -48,3 +51,26 @@ def can_resume(folder: epath.Path, marker: epath.Path | None, name: str, owner: 
         missing += f", so it wasn't created by {owner}" if owner else ""
         raise UserError(f"{name} holds {missing}: name a new or empty folder")
     return False
+
+
+def describe_files(paths: Iterable[epath.Path]) -> str:
+    """Count files by ending, and folders, such as "3 files (.jpg 2, .webp 1), 1 folder".
+
+    Example:
+      >>> describe_files(map(epath.Path, ("a.jpg", "b.JPG", "notes")))
+      '3 files (.jpg 2, no ending 1)'
+    """
+    paths = list(paths)
+    folders = sum(path.is_dir() for path in paths)
+    endings = collections.Counter(
+        path.suffix.lower() or "no ending" for path in paths if not path.is_dir()
+    )
+    ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{ending} {count}" for ending, count in ordered)
+    parts = [f"{_count(endings.total(), 'file')} ({listed})"] if endings else []
+    parts += [_count(folders, "folder")] if folders else []
+    return ", ".join(parts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class NotFiniteError(UserError):
+    """An array has NaN or infinity."""
+
+
 class TrainingError(Exception):
     """Training can't continue, as after a non-finite loss (exit code 1).
 

@@ -7,18 +7,34 @@ from etils import epath
 from PIL import Image
 
 from tp_jax.files.atomic import write_bytes
+from tp_jax.files.finite import check_finite
 
 
-def to_uint8(x: np.ndarray) -> np.ndarray:
+def to_uint8(x: np.ndarray, first: int = 0) -> np.ndarray:
     """Convert floats in [-1, 1] to uint8: 127.5·x + 128, clipped to [0, 255] and truncated.
 
     Source: facebookresearch/DiT, `sample_ddp.py`.
+
+    Args:
+      x: samples, float [B, …].
+      first: number of the first sample, for the error message.
+
+    Raises:
+      NotFiniteError: a sample has NaN or infinity, which would become black or white pixels.
 
     Example:
       >>> to_uint8(np.array([-1.0, 0.0, 1.0, 7.0])).tolist()
       [0, 128, 255, 255]
     """
-    return np.clip(127.5 * np.asarray(x, np.float32) + 128, 0, 255).astype(np.uint8)
+    x = np.asarray(x, np.float32)
+    for i, sample in enumerate(x):
+        check_finite(
+            f"sample {first + i}",
+            np.asarray(sample),
+            "the model or its decoder gives no valid images; use another --checkpoint, "
+            "--dtype=float32 or a smaller guidance scale",
+        )
+    return np.clip(127.5 * x + 128, 0, 255).astype(np.uint8)
 
 
 def to_pil(image: np.ndarray) -> Image.Image:

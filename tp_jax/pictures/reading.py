@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,10 +12,15 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageOps
 
+from tp_jax.files.folders import describe_files
+from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import say
 
 ARRAY = "arr_0"
-GRID = "grid.png"  # written by tp_jax.sample next to the samples; it isn't a sample
+# Files that tp_jax.sample writes next to the samples. The description names the samples.
+GRID, CAPTIONS, DESCRIPTION = "grid.png", "captions.jsonl", "drawing.json"
+FILES = "files"  # the field of the description
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, NotImplementedError, zlib.error,
               zipfile.BadZipFile)  # fmt: skip
 
@@ -144,10 +150,7 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def _open_folder(folder: epath.Path) -> ImageSet:
-    names = sorted(path.name for path in folder.iterdir())
-    files = [folder / name for name in names if name.endswith(".png") and name != GRID]
-    if not files:
-        raise UserError(f"{folder} has no PNGs (not counting {GRID}): name another folder")
+    files = choose_samples(folder)
     # Check all headers now, before hours of work on the first images.
     width, height = _check_png(files[0], None)
     for file in files:
@@ -158,6 +161,50 @@ def _open_folder(folder: epath.Path) -> ImageSet:
             yield np.stack([read_rgb(file) for file in files[start : start + rows]])
 
     return ImageSet(folder, len(files), (height, width), read)
+
+
+def choose_samples(folder: epath.Path) -> list[epath.Path]:
+    """Return the PNGs of a folder in the order of their names, and say what is left out.
+
+    If the folder has the description that `tp_jax.sample` writes, these are the files that it
+    names.
+
+    Raises:
+      UserError: there are no PNGs, one of the described files is missing, or there are several
+        descriptions.
+    """
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    # A copy has a name such as "drawing (1).json".
+    descriptions = {
+        path.name: read_json(path).get(FILES)
+        for path in paths
+        if re.fullmatch(r"drawing(\W.*|_?\d*)\.json", path.name)
+    }
+    lists = [files for files in descriptions.values() if isinstance(files, list)]
+    if len(lists) > 1:
+        raise UserError(
+            f"{folder} has several descriptions ({', '.join(descriptions)}), so it has the samples "
+            f"of several requests: put each into a folder of its own"
+        )
+    described = [str(name) for name in lists[0]] if lists else None
+    if described is None:
+        files = [path for path in paths if path.suffix.lower() == ".png" and path.name != GRID]
+    else:
+        found = {path.name for path in paths}
+        missing = [name for name in described if name not in found]
+        if missing:
+            raise UserError(
+                f"{folder} lacks {len(missing)} of {len(described)} samples, such as {missing[0]}: "
+                f"run the command that makes them again, and it goes on"
+            )
+        files = [folder / name for name in sorted(described)]
+    known = {GRID, CAPTIONS, DESCRIPTION, *(path.name for path in files)}
+    rest = describe_files([path for path in paths if path.name not in known])
+    if not files:
+        found = f", only {rest}" if rest else f" (not counting {GRID})"
+        raise UserError(f"{folder} has no PNGs{found}: name another folder")
+    say(f"{folder}: {len(files)} images{'; left out: ' if rest else ''}{rest}")
+    return files
 
 
 def _check_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Choose the condition of each sample: class labels in turn, or prompts in turn."""
 
 import dataclasses
-import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +74,7 @@ def plan_samples(
             raise UserError(f"num={num}: must be 1 or more")
         rows = np.arange(num) % len(encoded.texts)
         values = np.array(encoded.texts)[rows]
-        names = [_slug(value) for value in values]
+        names = [slug(value) for value in values]
         return SamplePlan(encoded.conditions, rows, values, names, encoded.encoder)
     if negative_prompt:
         raise UserError("--negative_prompt only applies to models of text: leave it out")
@@ -85,6 +85,27 @@ def plan_samples(
     return SamplePlan({"label": chosen}, np.arange(num), chosen, names)
 
 
-def _slug(prompt: str) -> str:
-    """Return a prompt in a form that fits into a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
+# Most file systems accept names of 255 bytes; the number, the ending and ".tmp" are added to it.
+SLUG_CHARACTERS, SLUG_BYTES = 60, 180
+
+
+def slug(prompt: str) -> str:
+    """Return a prompt in a form that fits into a file name.
+
+    Letters, digits and combining marks of any script are kept, in lower case and composed (NFC);
+    all else becomes "-". The result has at most `SLUG_CHARACTERS` and `SLUG_BYTES`.
+
+    Example:
+      >>> slug("A red bench, at 5:30"), slug("红色的长椅 🪑"), slug("🪑")
+      ('a-red-bench-at-5-30', '红色的长椅', 'prompt')
+    """
+    text = unicodedata.normalize("NFC", prompt.lower())
+    kept = [" "]
+    for character in text:
+        kind = unicodedata.category(character)
+        if "\ufe00" <= character <= "\ufe0f" or kind == "Cf":
+            continue  # variation selectors of emoji, and joiners: they don't separate words
+        letter = kind[0] in "LN" or (kind in ("Mn", "Mc") and kept[-1] != " ")
+        kept.append(character if letter else " ")
+    words = "-".join("".join(kept).split())[:SLUG_CHARACTERS]
+    return words.encode()[:SLUG_BYTES].decode(errors="ignore") or "prompt"

@@ -92,20 +92,79 @@ def encode_prompts(
 
 
 def read_prompts(given: str) -> tuple[str, ...]:
-    """Return the non-empty lines of a file, or the argument itself if it isn't the name of a file.
+    """Return the non-empty lines of a file, or the argument itself if it is a prompt.
 
     Args:
       given: the value of --prompts.
 
     Raises:
-      UserError: it names a folder, a file that isn't text, or a text file that doesn't exist.
+      UserError: it is empty, names a folder, a file without prompts, or a file that isn't text; or
+        it looks like the name of a file, and there is no such file.
     """
-    path = epath.Path(given)
-    # The file system raises an error for names that are too long, which prompts may be.
-    if len(given) > 255 or not path.exists():
-        if re.fullmatch(r"\S+\.(txt|jsonl?|csv|md)", given):
-            raise UserError(f"--prompts={given}: there is no such file")
+    if not given.strip():
+        raise UserError("--prompts is empty: give a prompt, or a file with one prompt per line")
+    path = epath.Path(given).expanduser()
+    if not _exists(path):
+        if _looks_like_a_path(given):
+            raise UserError(
+                f"--prompts={given}: there is no such file; if it is a prompt, write it into a "
+                f"file with one prompt per line and give that"
+            )
         return (given,)
     if path.is_dir():
         raise UserError(f"--prompts={given} is a folder: give a file with one prompt per line")
-    return tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
+    prompts = tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
+    if not prompts:
+        raise UserError(f"--prompts={given} is empty: write one prompt per line")
+    return prompts
+
+
+def check_is_text(name: str, given: str) -> None:
+    """Raise a UserError if a flag that takes a text is set to the name of a file.
+
+    Args:
+      name: the flag, such as "negative_prompt".
+      given: its value.
+    """
+    if given and (_looks_like_a_path(given) or _exists(epath.Path(given).expanduser())):
+        raise UserError(f"--{name}={given} looks like a file: give the text itself")
+
+
+def _exists(path: epath.Path) -> bool:
+    try:
+        return path.exists()
+    # The name is too long, or has a null character; or a scheme such as s3:// isn't supported.
+    except (OSError, ValueError, ImportError, KeyError):
+        return False
+
+
+# Endings of files that people keep prompts in.
+_TEXT_FILE = re.compile(
+    r"\.(txt|text|jsonl?|csv|tsv|md|rst|ya?ml|toml|list|lst|prompts?|log|rtf|docx?|pdf|xlsx?)$",
+    re.IGNORECASE,
+)
+# A longer text that ends like a file is a prompt: "a sign that says readme.txt".
+_FILE_NAME_WORDS = 4
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Return whether a text is more likely the name of a file than a prompt.
+
+    Example:
+      >>> [_looks_like_a_path(text) for text in ("my prompts.txt", "~/mine", "gs://b/p", "x/y.z")]
+      [True, True, True, True]
+      >>> [_looks_like_a_path(text) for text in ("24/7", "and/or", "a photo at f/2.8", "a cat.")]
+      [False, False, False, False]
+    """
+    text, words = text.strip(), len(text.split())
+    if re.match(r"(~\w*|\.\.?)[/\\]|[A-Za-z]:\\|[a-z0-9]+://\S+$", text):
+        return True
+    if _TEXT_FILE.search(text) and words <= _FILE_NAME_WORDS:
+        return True
+    if "/" not in text:
+        return False
+    # An ending begins with a letter, unlike that of "f/2.8".
+    if words == 1 and re.search(r"/$|\.[A-Za-z]\w{0,9}$", text):
+        return True
+    parent = epath.Path(text).parent
+    return str(parent) not in (".", "/") and _exists(parent)

@@ -19,6 +19,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh, load, without_thinking
+from tp_jax.sampling.prompts import check_is_text
 
 
 def check_no_frame(loaded: ModelOnMesh) -> None:
@@ -260,6 +261,7 @@ def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
       values: values of the flags of `cli.sampling_flags`. Fields keep their defaults if the
         command doesn't have their flags.
     """
+    check_is_text("negative_prompt", values.get("negative_prompt") or "")
     known = {field.name for field in dataclasses.fields(Request)} - {"out", "workdir"}
     return {
         "workdir": epath.Path(required("workdir")),

@@ -10,6 +10,7 @@ import optax
 from tp_jax.evals import find_suite
 from tp_jax.evals.suite import EvaluateInTraining
 from tp_jax.files.atomic import write_json
+from tp_jax.messages.errors import NotFiniteError
 from tp_jax.messages.progress import say
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import padded_batch_size
@@ -126,7 +127,11 @@ class SampleGrid:
         """Sample, and write the grid to `samples/<train_step>.png` and to TensorBoard."""
         seed = self._model.config.seed
         batches = self._generator.batches(params, self._conditions, seed)
-        images = to_uint8(np.concatenate(list(batches)))
+        try:
+            images = to_uint8(np.concatenate(list(batches)))
+        except NotFiniteError as error:
+            say(f"warning: no picture of the samples of step {train_step}: {error}")
+            return
         if self._model.built.model.classes > 1 and images.shape[-1] in (1, 3):
             grid = make_class_grid(images, np.asarray(self._conditions["label"]).tolist())
         else:
@@ -165,7 +170,11 @@ class Evaluation:
         """Score, and write the results to `evaluations/<train_step>.json` and TensorBoard."""
         folder = self.model.workdir / "evaluations"
         loaded = self.model.with_params(params, train_step)
-        fields = self.evaluate(loaded, folder / f"{train_step:08d}")
+        try:
+            fields = self.evaluate(loaded, folder / f"{train_step:08d}")
+        except NotFiniteError as error:
+            say(f"warning: no evaluation of step {train_step}: {error}")
+            return
         numbers = {f"evaluation/{k}": v for k, v in fields.items() if isinstance(v, float)}
         self.writer.write_scalars(train_step, numbers)
         if jax.process_index() == 0:

@@ -88,4 +88,5 @@ def save_films(
 
 
 def _pixels(frames: Sequence[np.ndarray]) -> np.ndarray:
-    return to_uint8(2 * np.stack(frames) - 1)
+    # A frame may have NaN, which the suite counts as unreadable; it is drawn black.
+    return to_uint8(np.nan_to_num(2 * np.stack(frames) - 1, nan=-1.0))
