@@ -148,6 +148,51 @@ def test_distances_that_overflow_float16_are_computed_in_float32(golden):
     assert golden["2000_overflow"] != golden["2000"]
 
 
+def with_float16_blocks(reference, sample, size, neighbours=3):
+    """Precision and recall by a plain loop over the evaluator's blocks of `size` rows."""
+
+    def squared(a, b, dtype):
+        a, b = a.astype(dtype), b.astype(dtype)
+        products = (a.astype(np.float32) @ b.T.astype(np.float32)).astype(dtype)
+        norms = [x[:, 0] * x[:, 0] + x[:, 1] * x[:, 1] for x in (a, b)]
+        return np.maximum(norms[0][:, None] - 2 * products + norms[1], 0)
+
+    def block_distances(a, b):
+        with np.errstate(over="ignore", invalid="ignore"):
+            rounded = squared(a, b, np.float16)
+        return rounded if np.isfinite(rounded).all() else squared(a, b, np.float32)
+
+    def distances(a, b):
+        rows, columns = range(0, len(a), size), range(0, len(b), size)
+        return np.block(
+            [[block_distances(a[i : i + size], b[j : j + size]) for j in columns] for i in rows]
+        )
+
+    def share_inside(rows, balls):
+        radii = np.sort(distances(balls, balls))[:, neighbours]
+        return (distances(rows, balls) <= radii).any(1).mean()
+
+    return share_inside(sample, reference), share_inside(reference, sample)
+
+
+@pytest.mark.parametrize("size", [3, 7, 10, 100])
+def test_the_block_size_changes_nothing_where_some_distances_overflow(size, monkeypatch):
+    """Only the evaluator's own blocks decide which distances are rounded to float16."""
+    # Two features, so that no order of summation matters. The squared norms of the two outliers
+    # overflow float16.
+    random = np.random.RandomState(0)
+    reference = random.normal(80, 10, (60, 2)).astype(np.float32)
+    sample = random.normal(84, 10, (50, 2)).astype(np.float32)
+    reference[7], sample[23] = 190, 185
+    wanted = with_float16_blocks(reference, sample, size)
+    monkeypatch.setattr(manifold, "EVALUATOR_BLOCK", size)
+    for block in (3, 7, 10, 33, 4096):
+        found = manifold.precision_recall(reference, sample, block=block)
+        assert found == pytest.approx(wanted, abs=1e-7), block
+    full = manifold.precision_recall(reference, sample, half=False)
+    assert size == 100 or full != pytest.approx(wanted)
+
+
 def test_float16_is_summed_in_the_order_of_the_adm_evaluator(golden):
     [rows] = manifold._split_into_blocks(features(1, 16), 16)
     np.testing.assert_array_equal(rows.half_norms, golden["distances_to_origin"])

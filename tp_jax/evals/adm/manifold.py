@@ -4,13 +4,18 @@ Pairwise distances are computed block by block, so that memory doesn't grow with
 """
 
 import functools
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 BLOCK = 4096  # rows and columns of a block of distances: 64 MiB of float32
+# Rows and columns of the ADM evaluator's own blocks. Where float16 overflows anywhere in one of
+# them, the evaluator computes that whole block in float32.
+EVALUATOR_BLOCK = 10_000
+FLOAT16_MAX = 65504.0
 
 
 def precision_recall(
@@ -31,9 +36,10 @@ def precision_recall(
       sample: features [M, D], M > neighbours.
       neighbours: k of the radii.
       half: round distances to float16 after every operation, as the ADM evaluator does, except in
-        blocks where float16 overflows. This changes the shares by about half a percent. If False,
-        distances are float32.
-      block: size of the blocks [block, block] that distances are computed in.
+        those of its blocks, of `EVALUATOR_BLOCK` rows and columns, where float16 overflows. This
+        changes the shares by about half a percent. If False, distances are float32.
+      block: size of the blocks [block, block] that distances are computed in, which bounds the
+        memory and doesn't change the result.
 
     Returns:
       (precision, recall), each from 0 to 1.
@@ -46,25 +52,30 @@ def precision_recall(
       (0.5, 0.75)
     """
     a, b = _split_into_blocks(reference, block), _split_into_blocks(sample, block)
-    radii_a = [_radii(rows, a, neighbours, half) for rows in a]
-    radii_b = [_radii(rows, b, neighbours, half) for rows in b]
+    radii_a, radii_b = _all_radii(a, neighbours, half), _all_radii(b, neighbours, half)
+    rounded = _rounded_parts(a, b, half)
     a_inside, b_inside = [False] * len(a), [False] * len(b)
     for i, (rows, radius) in enumerate(zip(a, radii_a, strict=True)):
         for j, (columns, other_radius) in enumerate(zip(b, radii_b, strict=True)):
-            in_b, in_a = _inside(rows, columns, radius, other_radius, half)
+            use_half = (rows.part, columns.part) in rounded
+            in_b, in_a = _inside(rows, columns, radius, other_radius, use_half)
             a_inside[i], b_inside[j] = a_inside[i] | in_b, b_inside[j] | in_a
     precision, recall = (
-        float(np.concatenate(jax.device_get(inside))[: len(features)].mean())
-        for inside, features in ((b_inside, sample), (a_inside, reference))
+        float(np.concatenate(_without_padding(inside, blocks)).mean())
+        for inside, blocks in ((b_inside, b), (a_inside, a))
     )
     return precision, recall
+
+
+def _without_padding(values: list[Any], blocks: list["_Block"]) -> list[np.ndarray]:
+    return [np.asarray(x)[: block.num_rows] for x, block in zip(values, blocks, strict=True)]
 
 
 class _Block(NamedTuple):
     """Rows [R, D] and their squared norms [R], in float32 and rounded to float16.
 
     Only the first `num_rows` rows are data; the rest are zero padding, so that all blocks have the
-    same shape.
+    same shape. `part` numbers the evaluator's block that the rows belong to.
     """
 
     rows: jax.Array
@@ -72,16 +83,18 @@ class _Block(NamedTuple):
     half_rows: jax.Array
     half_norms: jax.Array
     num_rows: int
+    part: int
 
 
 def _split_into_blocks(features: np.ndarray, block: int) -> list[_Block]:
-    size = min(block, len(features))
+    size = min(block, len(features), EVALUATOR_BLOCK)
     blocks = []
-    for start in range(0, len(features), size):
-        rows = np.asarray(features[start : start + size], np.float32)
-        padded = jnp.asarray(np.pad(rows, ((0, size - len(rows)), (0, 0))))
-        values, norms, half_rows, half_norms = _with_norms(padded)
-        blocks.append(_Block(values, norms, half_rows, half_norms, len(rows)))
+    for part, first in enumerate(range(0, len(features), EVALUATOR_BLOCK)):
+        of_part = features[first : first + EVALUATOR_BLOCK]
+        for start in range(0, len(of_part), size):
+            rows = np.asarray(of_part[start : start + size], np.float32)
+            padded = jnp.asarray(np.pad(rows, ((0, size - len(rows)), (0, 0))))
+            blocks.append(_Block(*_with_norms(padded), len(rows), part))
     return blocks
 
 
@@ -92,13 +105,35 @@ def _with_norms(rows: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.A
     return rows, norms, half_rows, _sum_in_float16(_round_to_float16(jnp.square(half_rows)))
 
 
-def _radii(rows: _Block, columns: list[_Block], neighbours: int, half: bool) -> jax.Array:
-    """Return squared radii [R]; padding rows get -1, so that no point is inside their ball."""
-    # Each row is its own nearest neighbour, so keep one distance more than `neighbours`.
-    nearest = jnp.full((len(rows.rows), neighbours + 1), jnp.inf)
-    for column in columns:
-        nearest = _update_nearest(nearest, rows, column, half)
-    return jnp.where(jnp.arange(len(rows.rows)) < rows.num_rows, nearest[:, neighbours], -1)
+def _rounded_parts(a: list[_Block], b: list[_Block], half: bool) -> set[tuple[int, int]]:
+    """Return the pairs of the evaluator's blocks whose distances are rounded to float16."""
+    overflowing: set[tuple[int, int]] = set()
+    pairs = list(itertools.product(a, b)) if half else []
+    # No intermediate result is larger than (|a| + |b|)². Half of the largest float16 leaves room
+    # for rounding. Inception's features are far below it, so this test is enough for them.
+    norms = [max(float(block.norms.max()) for block in blocks) for blocks in (a, b)]
+    if sum(np.sqrt(norms)) ** 2 > FLOAT16_MAX / 2:
+        overflowing = {
+            (rows.part, columns.part)
+            for rows, columns in pairs
+            if not jnp.isfinite(_squared_distances(rows, columns, True)).all()
+        }
+    return {(rows.part, columns.part) for rows, columns in pairs} - overflowing
+
+
+def _all_radii(blocks: list[_Block], neighbours: int, half: bool) -> list[jax.Array]:
+    """Return squared radii [R] for each block; padding rows get -1: no point is in their ball."""
+    rounded = _rounded_parts(blocks, blocks, half)
+    radii: list[jax.Array] = []
+    for rows in blocks:
+        # Each row is its own nearest neighbour, so keep one distance more than `neighbours`.
+        nearest = jnp.full((len(rows.rows), neighbours + 1), jnp.inf)
+        for columns in blocks:
+            use_half = (rows.part, columns.part) in rounded
+            nearest = _update_nearest(nearest, rows, columns, use_half)
+        valid = jnp.arange(len(rows.rows)) < rows.num_rows
+        radii.append(jnp.where(valid, nearest[:, neighbours], -1))
+    return radii
 
 
 @functools.partial(jax.jit, static_argnames="half")
@@ -122,21 +157,17 @@ def _inside(
     )
 
 
+@functools.partial(jax.jit, static_argnames="half")
 def _squared_distances(a: _Block, b: _Block, half: bool) -> jax.Array:
-    """Return squared L2 distances [R, C] float32; `half` rounds them unless float16 overflows."""
-
-    def full() -> jax.Array:
-        products = jnp.matmul(a.rows, b.rows.T, precision=jax.lax.Precision.HIGHEST)
-        return jnp.maximum(a.norms[:, None] - 2 * products + b.norms, 0)
-
+    """Return squared L2 distances [R, C] float32; `half` rounds every operation to float16."""
+    rows, columns = (a.half_rows, b.half_rows) if half else (a.rows, b.rows)
+    products = jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
     if not half:
-        return full()
-    products = jnp.matmul(a.half_rows, b.half_rows.T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.maximum(a.norms[:, None] - 2 * products + b.norms, 0)
     twice = _round_to_float16(2 * _round_to_float16(products))
-    rough = jnp.maximum(
+    return jnp.maximum(
         _round_to_float16(_round_to_float16(a.half_norms[:, None] - twice) + b.half_norms), 0
     )
-    return jax.lax.cond(jnp.isfinite(rough).all(), lambda: rough, full)
 
 
 def _round_to_float16(x: jax.Array) -> jax.Array:
