@@ -63,6 +63,7 @@ def test_a_layer_equals_the_per_token_loop(name, dispatch):
     if text:
         assert_close(text_out, wanted["text"], 1e-5)
     assert_close(stats.probabilities, wanted["probabilities"], 1e-5)
+    assert_close(stats.noiseless, wanted["noiseless"], 1e-5)
     assert_close(stats.tokens, wanted["tokens"], 1e-5)
 
 
@@ -173,6 +174,44 @@ def test_unshared_experts_limit_the_latent_steps():
         our_layer(inputs, config, latent_steps=4)
 
 
+@pytest.mark.parametrize("text", [False, True], ids=["dit", "mmdit"])
+def test_the_base_at_every_step_loops_the_frozen_attention(text):
+    """With untrained experts, ã^t = Attn(W ã^{t-1}) + x̃, and the output is Attn(W ã^{T-1})."""
+    config = small_thinking(base_every_step=True)
+    inputs = layer_inputs(config, text)
+    inputs["params"]["experts"]["lora_b"] *= 0
+    vision, tokens = inputs["vision"], [inputs["vision"]]
+    for _ in range(3):
+        qkv = jnp.einsum("bnd,dpe->bnpe", tokens[-1], inputs["kernel"])
+        joint = jnp.concatenate([qkv, inputs["text"]], 1) if text else qkv
+        attended = attention(split_heads(joint, HEADS), HEADS)[:, :N]
+        tokens.append(attended + vision)
+    found, _, stats = our_layer(inputs, config, trace=True)
+    assert_close(found, attended, 1e-5)
+    assert_close(stats.tokens, jnp.stack(tokens[:3]), 1e-5)
+    # It leaves the base model's output, which is that of one latent step.
+    once, _, _ = our_layer(inputs, config, latent_steps=1)
+    assert jnp.abs(found - once).max() > 1e-2
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_fewer_steps_use_the_first_experts_and_then_those_of_the_last_step(steps):
+    """The same as a model that has only the experts of steps 1 … T'-1 and of step T."""
+    config = small_thinking(share_across_steps=False)
+    inputs = layer_inputs(config, text=True)
+    kept = jnp.array([*range(steps - 1), 2])
+    fewer = dict(inputs)
+    fewer["params"] = dict(inputs["params"])
+    fewer["params"]["step_experts"] = jax.tree.map(
+        lambda leaf: leaf[kept], inputs["params"]["step_experts"]
+    )
+    found, found_text, _ = our_layer(inputs, config, latent_steps=steps)
+    short = small_thinking(share_across_steps=False, latent_steps=steps)
+    wanted, wanted_text, _ = our_layer(fewer, short)
+    assert_close(found, wanted, 1e-6)
+    assert_close(found_text, wanted_text, 1e-6)
+
+
 def test_tracing_keeps_the_output_and_is_free_when_off():
     config = small_thinking(experts=2, latent_steps=3)
     inputs = layer_inputs(config, text=False)
@@ -195,20 +234,41 @@ def test_statistics_agree_with_the_trace():
     config = small_thinking()
     stats = our_layer(layer_inputs(config, False), config, gate_randomness(), trace=True)[2]
     p, expert = np.asarray(stats.probabilities), np.asarray(stats.expert)
-    assert_close(stats.entropy, -(p * np.log(p)).sum(-1).mean((1, 2)), 1e-6)
+    assert_close(stats.drawn_entropy, -(p * np.log(p)).sum(-1).mean((1, 2)), 1e-6)
     use = [[(expert[t] == m).mean() for m in range(3)] for t in range(3)]
+    assert_close(stats.drawn_use, use, 1e-6)
+    # Without noise and temperature, the experts of sampling are the most probable ones.
+    clean = np.asarray(stats.noiseless)
+    assert_close(stats.entropy, -(clean * np.log(clean)).sum(-1).mean((1, 2)), 1e-6)
+    use = [[(clean[t].argmax(-1) == m).mean() for m in range(3)] for t in range(3)]
     assert_close(stats.expert_use, use, 1e-6)
+    assert np.abs(stats.entropy - stats.drawn_entropy).min() > 1e-3
+    assert np.abs(stats.expert_use - stats.drawn_use).max() > 0.1
     assert_close(stats.importance, p.mean((1, 2)), 1e-6)
     assert_close(stats.kept, [(expert[t] == expert[t - 1]).mean() for t in (1, 2)], 1e-6)
 
 
+@pytest.mark.parametrize(("gate", "entropy"), [("random", np.log(3)), ("first", 0)])
+def test_statistics_of_gates_that_do_not_learn(gate, entropy):
+    config = small_thinking(gate=gate)
+    stats = our_layer(layer_inputs(config, False), config, gate_randomness())[2]
+    np.testing.assert_allclose(stats.entropy, entropy, atol=1e-6)
+    np.testing.assert_allclose(stats.drawn_entropy, entropy, atol=1e-6)
+    wanted = np.full(3, 1 / 3) if gate == "random" else np.eye(3)[0]
+    np.testing.assert_allclose(stats.expert_use, [wanted] * 3, atol=1e-6)
+
+
+def stats_of(importance):
+    return RoutingStats(None, None, None, None, importance, None)
+
+
 def test_balance_loss_computed_by_hand():
-    stats = RoutingStats(None, None, jnp.array([[0.7, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.1]]), None)
+    stats = stats_of(jnp.array([[0.7, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.1]]))
     # Mean importance 0.5, 0.2, 0.2, 0.1: variance 0.0225, mean 0.25.
     assert balance_loss(stats) == pytest.approx(0.0225 / 0.0625)
 
     def uniform(logits):
-        return balance_loss(RoutingStats(None, None, jax.nn.softmax(logits)[None], None))
+        return balance_loss(stats_of(jax.nn.softmax(logits)[None]))
 
     np.testing.assert_allclose(jax.grad(uniform)(jnp.zeros(4)), 0, atol=1e-7)
 

@@ -131,8 +131,9 @@ def thinking_attention(
         random_experts: [T, B, N] int, for the random gate.
         gate_inputs: the inputs of the learned gate.
         modulate: u = Mod(LN(ã)) or, if False, u = LN(ã).
-        base_input: W is applied to x̃ ("modulated") or to x̃ + u ("recursed").
-        base_every_step: apply W at the intermediate latent steps, too.
+        base_input: at the last latent step W is applied to x̃ ("modulated") or x̃ + u ("recursed").
+        base_every_step: W is applied at every latent step t, to its input ã^{t-1}; at the last one
+            unless `base_input` is "recursed".
         share_across_steps: if False, latent step t < T uses the experts with index t - 1, and T
             the last ones.
         qk_norm: None, or (q [n, heads, hd], k, "vision" or "text") -> (q, k).
@@ -140,8 +141,8 @@ def thinking_attention(
     Returns:
         A dict: "vision" [B, N, D] and "text" [B, L, D] or None are the attention of latent step T
         before the output projection; "experts" [T, B, N] int; "probabilities" [T, B, N, M] of the
-        gate (one-hot at expert 0 for "first", uniform for "random"); "tokens" [T, B, N, D], where
-        tokens[t] is ã^t and tokens[0] is x̃.
+        gate (one-hot at expert 0 for "first", uniform for "random"); "noiseless", the same without
+        noise and temperature; "tokens" [T, B, N, D], where tokens[t] is ã^t and tokens[0] is x̃.
 
     Raises:
         ValueError: `gate` or `base_input` is not one of the above.
@@ -160,7 +161,7 @@ def thinking_attention(
         x = vision[b]
         text_qkv = None if text is None else tuple(projection[b] for projection in text)
         tokens = x  # ã⁰ = x̃
-        trace = {"experts": [], "probabilities": [], "tokens": []}
+        trace = {"experts": [], "probabilities": [], "noiseless": [], "tokens": []}
 
         for t in range(1, latent_steps + 1):
             last = t == latent_steps
@@ -169,7 +170,7 @@ def thinking_attention(
                 index = lora_a.shape[0] - 1 if last else t - 1
                 step_a, step_b = lora_a[index], lora_b[index]
 
-            inputs, experts, probabilities = [], [], []
+            inputs, experts, probabilities, noiseless = [], [], [], []
             deltas = ([], [], [])  # of q, k and v
             for n in range(num_tokens):
                 normed = layer_norm(tokens[n], params["norm"])
@@ -184,7 +185,9 @@ def thinking_attention(
                     gate_input = {"token": normed} | {k: v[b] for k, v in embeddings.items()}
                     gate_input = {kind: gate_input[kind] for kind in gate_inputs}
                     noise = None if gumbel is None else gumbel[t - 1, b, n]
-                    m, w, p = route(gate_logits(gate_input, params["gate"]), noise, temperature)
+                    logits = gate_logits(gate_input, params["gate"])
+                    m, w, p = route(logits, noise, temperature)
+                noiseless.append(softmax(logits) if gate == "learned" else p)
 
                 expert_a, expert_b = step_a[m], step_b[m]
                 for i in range(3):  # Δ = w (u A_m) B_m
@@ -195,12 +198,15 @@ def thinking_attention(
 
             qkv = tuple(jnp.stack(delta) for delta in deltas)
             if last or base_every_step:
-                base_x = x if base_input == "modulated" else x + jnp.stack(inputs)
+                base_x = tokens if base_every_step else x
+                if last and base_input == "recursed":
+                    base_x = x + jnp.stack(inputs)
                 qkv = tuple(delta + frozen for delta, frozen in zip(qkv, base(base_x), strict=True))
             joint = attention(qkv, text_qkv, heads, qk_norm)
 
             trace["experts"].append(jnp.stack(experts))
             trace["probabilities"].append(jnp.stack(probabilities))
+            trace["noiseless"].append(jnp.stack(noiseless))
             trace["tokens"].append(tokens)
             if not last:
                 tokens = joint[:num_tokens] + x  # the residual goes to x̃, not to ã^{t-1}
@@ -211,6 +217,6 @@ def thinking_attention(
     result = {"vision": jnp.stack([sample["vision"] for sample in samples]), "text": None}
     if text is not None:
         result["text"] = jnp.stack([sample["text"] for sample in samples])
-    for name in ("experts", "probabilities", "tokens"):
+    for name in ("experts", "probabilities", "noiseless", "tokens"):
         result[name] = jnp.stack([sample[name] for sample in samples], axis=1)
     return result

@@ -30,8 +30,11 @@ class ThinkingConfig:
       modulate: apply the block's adaLN scale and shift to the normalised tokens.
       base_input: input of the base projection at the last latent step: "modulated" (the block's
         modulated input) or "recursed" (the same plus the tokens that the experts see).
-      base_every_step: apply the base projection at every latent step, not only at the last.
-      share_across_steps: use the same experts at all latent steps; False gives each its own.
+      base_every_step: apply the base projection at every latent step, to the tokens that enter that
+        step, not only at the last to the block's input. With "recursed", the input at the last step
+        is that of `base_input`.
+      share_across_steps: use the same experts at all latent steps; False gives each its own. Fewer
+        latent steps than trained then use the first experts, and at the last step the last ones.
       balance_weight: weight of the load-balance loss; 0 leaves it out.
       dispatch: how the experts are computed: "dense", "grouped", "expert_parallel", or "auto" for
         the cheapest. All give the same numbers.

@@ -49,11 +49,16 @@ class Route:
     Attributes:
       probabilities: [B, N, M] float32, softmax(logits / temperature) with the Gumbel noise of
         training included.
+      noiseless: [B, N, M] float32, softmax(logits), without noise and temperature; uniform for
+        `gate="random"`, and one-hot for "first".
+      preferred: [B, N, M] float32, one-hot at the largest logit; uniform for `gate="random"`.
       expert: [B, N] int32, the chosen expert.
       weight: [B, N] float32, the straight-through weight: 1 in the forward pass.
     """
 
     probabilities: jax.Array
+    noiseless: jax.Array
+    preferred: jax.Array
     expert: jax.Array
     weight: jax.Array
 
@@ -167,18 +172,23 @@ def choose_experts(
     ones = jnp.ones(tokens_shape, jnp.float32)
     if config.gate == "first":
         expert = jnp.zeros(tokens_shape, jnp.int32)
-        return Route(jax.nn.one_hot(expert, experts), expert, ones)
+        always = jax.nn.one_hot(expert, experts)
+        return Route(always, always, always, expert, ones)
     if config.gate == "random":
-        return Route(jnp.full((*tokens_shape, experts), 1 / experts), cast("jax.Array", draw), ones)
+        uniform = jnp.full((*tokens_shape, experts), 1 / experts)
+        return Route(uniform, uniform, uniform, cast("jax.Array", draw), ones)
 
     logits = gate_logits(cast("dict[str, Any]", params), normed, time, condition)
+    noiseless = jax.nn.softmax(logits)
+    preferred = jax.nn.one_hot(jnp.argmax(logits, axis=-1), experts)
     if draw is not None:
         logits += draw
     probabilities = jax.nn.softmax(logits / config.temperature)
     expert = jnp.argmax(logits, axis=-1)
     if draw is None:
-        return Route(probabilities, expert, ones)
+        return Route(probabilities, noiseless, preferred, expert, ones)
     chosen = jnp.take_along_axis(probabilities, expert[..., None], axis=-1)[..., 0]
     # Straight-through estimator: the forward value is exactly 1, and the gradient is that of the
     # chosen expert's probability.
-    return Route(probabilities, expert, 1 + (chosen - jax.lax.stop_gradient(chosen)))
+    weight = 1 + (chosen - jax.lax.stop_gradient(chosen))
+    return Route(probabilities, noiseless, preferred, expert, weight)

@@ -75,11 +75,14 @@ class RoutingStats:
     """Routing statistics of one thinking layer, and on request its trace, per latent step.
 
     Attributes:
-      entropy: [T] mean entropy of the gate's probabilities, in nats.
-      expert_use: [T, M] share of the tokens routed to each expert.
-      importance: [T, M] mean probability of each expert.
+      entropy: [T] mean entropy of softmax(logits), without noise and temperature, in nats.
+      expert_use: [T, M] share of the tokens for which each expert has the largest logit.
+      drawn_entropy: [T] mean entropy of the probabilities of the draw, with noise and temperature.
+      drawn_use: [T, M] share of the tokens that were routed to each expert.
+      importance: [T, M] mean probability of each expert in the draw.
       kept: [T-1] share of the tokens that keep the expert of the previous latent step.
-      probabilities: [T, B, N, M] the gate's probabilities; None without a trace.
+      probabilities: [T, B, N, M] of the draw, with noise and temperature; None without a trace.
+      noiseless: [T, B, N, M] softmax(logits); None without a trace.
       expert: [T, B, N] int32, the chosen experts; None without a trace.
       tokens: [T, B, N, D] the tokens that enter each latent step, ã⁰ … ã^{T-1}; None without a
         trace.
@@ -87,9 +90,12 @@ class RoutingStats:
 
     entropy: jax.Array
     expert_use: jax.Array
+    drawn_entropy: jax.Array
+    drawn_use: jax.Array
     importance: jax.Array
     kept: jax.Array
     probabilities: jax.Array | None = None
+    noiseless: jax.Array | None = None
     expert: jax.Array | None = None
     tokens: jax.Array | None = None
 
@@ -152,18 +158,15 @@ def think(
         u = u.astype(vision.dtype)
         return u, dispatch(u, chosen.expert, chosen.weight, experts), chosen
 
-    def base_qkv(u: jax.Array) -> jax.Array:
-        return block.base(vision if config.base_input == "modulated" else vision + u)
-
     def intermediate_step(
         tokens: jax.Array, inputs: tuple[jax.Array | None, Experts | None]
     ) -> tuple[jax.Array, Fields]:
         draw, experts = inputs
-        u, delta, chosen = route(
+        _, delta, chosen = route(
             tokens, cast("Experts", shared) if experts is None else experts, draw
         )
         if config.base_every_step:
-            delta += base_qkv(u)
+            delta += block.base(tokens)
         attended, _ = block.attend(delta)
         return attended + vision, step_fields(chosen, tokens)
 
@@ -179,7 +182,10 @@ def think(
         intermediate_step, vision, (step_draws, per_step), length=steps - 1
     )
     u, delta, chosen = route(tokens, last, last_draw)
-    attended, text = block.attend(delta + base_qkv(u))
+    base_input = tokens if config.base_every_step else vision
+    if config.base_input == "recursed":
+        base_input = vision + u
+    attended, text = block.attend(delta + block.base(base_input))
     return attended, text, _combine(fields, step_fields(chosen, tokens), trace)
 
 
@@ -203,14 +209,20 @@ def _step_fields(chosen: Route, tokens: jax.Array | None) -> Fields:
     """Return the statistics of one latent step, and its trace if `tokens` are given."""
     p = chosen.probabilities
     fields = {
-        "entropy": -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1).mean(),
-        "expert_use": jax.nn.one_hot(chosen.expert, p.shape[-1]).mean((0, 1)),
+        "entropy": _mean_entropy(chosen.noiseless),
+        "expert_use": chosen.preferred.mean((0, 1)),
+        "drawn_entropy": _mean_entropy(p),
+        "drawn_use": jax.nn.one_hot(chosen.expert, p.shape[-1]).mean((0, 1)),
         "importance": p.mean((0, 1)),
         "expert": chosen.expert,
     }
     if tokens is not None:
-        fields |= {"probabilities": p, "tokens": tokens}
+        fields |= {"probabilities": p, "noiseless": chosen.noiseless, "tokens": tokens}
     return fields
+
+
+def _mean_entropy(p: jax.Array) -> jax.Array:
+    return -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1).mean()
 
 
 def _combine(intermediate: Fields, last: Fields, trace: bool) -> RoutingStats:

@@ -117,11 +117,15 @@ def thinking_metrics(layer: int, stats: RoutingStats) -> Metrics:
     """Return the metrics of one thinking layer.
 
     They are the mean gate entropy, each expert's share of the tokens and, with several latent
-    steps, the share of tokens that keep their expert from one latent step to the next.
+    steps, the share of tokens that keep their expert from one latent step to the next. Entropy and
+    shares are given without the noise and the temperature of training, as in sampling, and
+    ("drawn") with them, as the train step routed the tokens.
     """
     metrics = {
         f"gate_entropy/layer_{layer}": stats.entropy.mean(),
         f"expert_use/layer_{layer}": stats.expert_use.mean(0),
+        f"drawn_gate_entropy/layer_{layer}": stats.drawn_entropy.mean(),
+        f"drawn_expert_use/layer_{layer}": stats.drawn_use.mean(0),
     }
     if stats.kept.size:
         metrics[f"expert_kept/layer_{layer}"] = stats.kept.mean()

@@ -14,7 +14,8 @@ from tp_jax.parallel.chips import find_chip
 from tp_jax.train.loss import Metrics
 
 # Metrics with one value per expert; TensorBoard gets one curve for each expert.
-PER_EXPERT = "expert_use/"
+EXPERT_USE = "expert_use/"
+PER_EXPERT = (EXPERT_USE, "drawn_expert_use/")
 # Events reach the disk at least this often.
 FLUSH_SECONDS = 30
 
@@ -192,7 +193,7 @@ def line(train_step: int, steps: int, means: dict[str, Any]) -> str:
         f"{np.mean(entropy):.3f}" if entropy else "-",
     ]
     start = _aligned([*cells, ""])
-    use = {int(n.rsplit("_", 1)[-1]): v for n, v in means.items() if n.startswith(PER_EXPERT)}
+    use = {int(n.rsplit("_", 1)[-1]): v for n, v in means.items() if n.startswith(EXPERT_USE)}
     return (start + _expert_use(use, MAX_WIDTH - len(start))).rstrip()
 
 
