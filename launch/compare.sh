@@ -48,6 +48,7 @@ esac
 score() {
   local run_folder="$1" out="$2"
   shift 2
+  [ "$suite" != shapes ] || set -- "$@" --overwrite
   if [ ! -e "$out/scores.json" ] || [ "$run_folder/checkpoints" -nt "$out/scores.json" ]; then
     run .venv/bin/python -m tp_jax.evaluate "--suite=$suite" "--workdir=$run_folder" \
       "--out=$out" "$@"

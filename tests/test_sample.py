@@ -112,7 +112,7 @@ def test_a_sample_does_not_depend_on_the_number_of_samples(trained):
 def test_a_folder_gets_pngs_and_a_grid(trained, tmp_path):
     draw_samples(Drawing(trained, epath.Path(tmp_path / "out"), num=5, batch_size=8))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [*(f"{i:05d}_class{i}.png" for i in range(5)), "grid.png"]
+    assert names == [*(f"{i:05d}_class{i}.png" for i in range(5)), "drawing.json", "grid.png"]
     assert read_rgb(epath.Path(tmp_path / "out" / "00000_class0.png")).shape == (8, 8, 3)
 
 

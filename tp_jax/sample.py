@@ -5,7 +5,11 @@ from etils import epath
 
 from tp_jax.cli import start
 from tp_jax.cli.flags import integers, required
-from tp_jax.cli.sampling_flags import define_prompt_flags, define_sampling_flags
+from tp_jax.cli.sampling_flags import (
+    define_overwrite_flag,
+    define_prompt_flags,
+    define_sampling_flags,
+)
 
 flags.DEFINE_string("out", None, "FILE.npz, or a folder for PNGs and grid.png")
 flags.DEFINE_list("labels", [], "classes to cycle through, such as 0,1,2; all classes by default")
@@ -15,6 +19,7 @@ flags.DEFINE_boolean(
 flags.DEFINE_string("prompts", None, "a prompt, or a file with one prompt per line")
 define_sampling_flags(flags.FLAGS, "number of samples; by default one per prompt, or 64")
 define_prompt_flags(flags.FLAGS)
+define_overwrite_flag(flags.FLAGS)
 
 
 def main() -> None:

@@ -72,6 +72,20 @@ def define_sampling_flags(values: flags.FlagValues, num: str) -> None:
     )
 
 
+def define_overwrite_flag(values: flags.FlagValues) -> None:
+    """Define --overwrite, for commands that write images which a description lists.
+
+    Args:
+      values: the flag values to add it to.
+    """
+    flags.DEFINE_boolean(
+        "overwrite",
+        False,
+        "replace the images of another request in --out; files that it didn't write are kept",
+        flag_values=values,
+    )
+
+
 def define_prompt_flags(values: flags.FlagValues) -> None:
     """Define the flags for prompts, and --thinking.
 

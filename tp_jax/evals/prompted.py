@@ -13,20 +13,17 @@ from etils import epath
 from tp_jax.cli.flags import required
 from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.suite import Suite, path_of
-from tp_jax.files.atomic import write_json
-from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
-from tp_jax.parallel.processes import broadcast_from_first, run_on_first
-from tp_jax.pictures.grids import to_uint8
-from tp_jax.pictures.reading import to_rgb
+from tp_jax.parallel.processes import broadcast_from_first
+from tp_jax.pictures.grids import is_whole_png, to_uint8
+from tp_jax.pictures.reading import FILES, to_rgb
+from tp_jax.sampling.description import claim, describe, path_beside
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
 from tp_jax.sampling.prompts import EncodedPrompts, encode_prompts, load_text_encoder
 from tp_jax.sampling.request import (
     Request,
-    check_same_drawing,
-    describe,
     matmul_precision,
     open_generator,
     request_fields,
@@ -88,6 +85,12 @@ class PromptedSuite(Suite):
           images: uint8 [n, H, W, 3]: all samples of the prompt if `one_file_per_prompt`, else one.
         """
 
+    def files(self, prompts: Sequence[Prompt], samples: int) -> list[str]:
+        """Return all files that `write` writes, relative to the folder of the images."""
+        root = epath.Path("/")
+        paths = [self.image_path(root, prompt, i) for prompt in prompts for i in range(samples)]
+        return list(dict.fromkeys(str(path.relative_to(root)) for path in paths))
+
     def request(self, values: Mapping[str, Any], out: epath.Path | None = None) -> PromptedRequest:
         """Build the request from the values of all flags.
 
@@ -143,8 +146,10 @@ class PromptedSuite(Suite):
             "samples": samples,
             "images": samples * len(prompts),
             "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+            FILES: self.files(prompts, samples),
         }
-        open_folder(request.out, description)
+        path = path_beside(request.out)
+        claim(request.out, path, description, overwrite=request.overwrite)
         encoded = encode_prompts(loaded, texts, request.negative_prompt, encoder)
         with matmul_precision(request.matmul_precision):
             self.generate_missing(
@@ -181,14 +186,17 @@ class PromptedSuite(Suite):
         first = broadcast_from_first(self._count_existing(out, prompts, samples))
         rows = np.repeat(np.arange(len(prompts)), samples)
         waiting: list[np.ndarray] = []
-        at = first
+        # Resume at the beginning of a batch, because the same batches give the same bits.
+        at = first - first % generator.batch_size_of(len(rows)) if first < len(rows) else first
         with progress_bar(len(rows), self.name) as bar:
-            bar.update(first)
+            bar.update(at)
             conditions = encoded.conditions
-            for batch in generator.batches(loaded.params, conditions, seed, first, rows):
-                for image in to_rgb(to_uint8(batch)):
-                    waiting.append(image)
+            for batch in generator.batches(loaded.params, conditions, seed, at, rows):
+                for image in to_rgb(to_uint8(batch, at)):
                     at += 1
+                    if at <= first:
+                        continue
+                    waiting.append(image)
                     if len(waiting) < (samples if self.one_file_per_prompt else 1):
                         continue
                     if jax.process_index() == 0:
@@ -202,34 +210,7 @@ class PromptedSuite(Suite):
         index = 0
         for prompt in prompts:
             for sample in range(samples):
-                if not self.image_path(out, prompt, sample).exists():
+                if not is_whole_png(self.image_path(out, prompt, sample)):
                     return index - (sample if self.one_file_per_prompt else 0)
                 index += 1
         return index
-
-
-def description_path(out: epath.Path) -> epath.Path:
-    """Return the path of the file that records the settings of a folder's images."""
-    # Put it next to the folder, because the scorers expect nothing but images inside.
-    return out.with_name(f"{out.name}.drawing.json")
-
-
-def open_folder(out: epath.Path, description: dict[str, Any]) -> None:
-    """Make the folder and record the images' settings; or check them against the recorded ones.
-
-    Args:
-      out: folder of the images.
-      description: all settings that decide the images.
-
-    Raises:
-      UserError: the folder has other files, or images generated with different settings.
-    """
-
-    def make_or_check() -> None:
-        path = description_path(out)
-        if can_resume(out, path, f"--out={out}", "this suite") and any(out.iterdir()):
-            check_same_drawing(path, description, f"{out} contains images", f"delete {out}")
-        make_folder(out, f"--out={out}")
-        write_json(path, description)
-
-    run_on_first(make_or_check)

@@ -80,6 +80,18 @@ def make_grid(images: np.ndarray, columns: int = 0, pad: int = 2, min_side: int 
     return grid
 
 
+def is_whole_png(path: epath.Path) -> bool:
+    """Return whether a PNG exists and is undamaged; remote ones aren't read, to save time."""
+    if "://" in str(path) or not path.exists():
+        return path.exists()
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            image.verify()
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return True
+
+
 def save_png(path: epath.Path, image: np.ndarray) -> None:
     """Write a uint8 [H, W, C] image atomically, and create its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)

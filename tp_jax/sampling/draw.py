@@ -2,26 +2,26 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from tp_jax.files.atomic import write_bytes
 from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
+from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.pictures.galleries import make_captioned_grid, make_class_grid
-from tp_jax.pictures.grids import make_grid, save_png, to_uint8
+from tp_jax.pictures.grids import is_whole_png, make_grid, save_png, to_uint8
+from tp_jax.pictures.reading import CAPTIONS, DESCRIPTION, FILES, GRID, read_rgb
 from tp_jax.sampling import parts as parts_lib
+from tp_jax.sampling.description import claim, describe
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
 from tp_jax.sampling.plan import SamplePlan, plan_samples
-from tp_jax.sampling.request import (
-    Request,
-    describe,
-    matmul_precision,
-    open_generator,
-)
+from tp_jax.sampling.request import Request, matmul_precision, open_generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,14 @@ def draw_samples(drawing: Drawing) -> None:
     """Generate samples and write them to `drawing.out`.
 
     If `out` ends in .npz, the file has `arr_0`, images [N, H, W, C] uint8, and `arr_1`, labels or
-    prompts [N]. It is written in parts, so that the same command resumes after a kill. Otherwise
-    `out` is a folder with one PNG per sample, grid.png with the first samples and, for prompts,
-    captions.jsonl.
+    prompts [N]. It is written in parts. Otherwise `out` is a folder with one PNG per sample,
+    grid.png with the first samples and, for prompts, captions.jsonl. The same command resumes after
+    a kill, with the same bits.
 
     Raises:
-      UserError: the model can't be loaded, or doesn't support something that was requested;
-        nothing is written then.
+      UserError: the model can't be loaded, or doesn't support something that was requested, or
+        `out` has images of another request or other files; nothing is written then. Or a sample
+        isn't finite; the samples before it are kept.
     """
     as_file = drawing.out.suffix == ".npz"
     if drawing.out.exists() and drawing.out.is_dir() == as_file:
@@ -65,34 +66,39 @@ def draw_samples(drawing: Drawing) -> None:
         negative_prompt=drawing.negative_prompt,
         label_seed=drawing.seed if drawing.uniform else None,
     )
-    # Create the folder first: failing after hours of sampling would lose the samples.
-    folder = drawing.out.parent if as_file else drawing.out
-    make_folder(folder, f"--out={drawing.out}")
     if not loaded.codec and loaded.built.model.channels not in (1, 3):
         channels = loaded.built.model.channels
         say(f"there is no autoencoder: writing raw latents of {channels} channels")
-    with matmul_precision(drawing.matmul_precision):
-        write = _write_npz if as_file else _write_pngs
-        written = write(drawing, loaded, generator, plan)
-    say(f"{len(plan.rows)} samples of checkpoint {loaded.train_step}: {written}")
-
-
-def _write_npz(
-    drawing: Drawing, loaded: Loaded, generator: Generator, plan: SamplePlan
-) -> epath.Path:
     description = describe(drawing, loaded, plan.encoder) | {
         "num": len(plan.rows),
         "labels": list(drawing.labels),
         "prompts": list(drawing.prompts),
     }
-    parts = parts_lib.open_parts(drawing.out, description)
-    with progress_bar(len(plan.rows), "sampling") as bar:
-        bar.update(parts.num_written)
-        batches = generator.batches(
-            loaded.params, plan.conditions, drawing.seed, parts.num_written, plan.rows
-        )
+    with matmul_precision(drawing.matmul_precision):
+        write = _write_npz if as_file else _write_pngs
+        written = write(drawing, loaded, generator, plan, description)
+    say(f"{len(plan.rows)} samples of checkpoint {loaded.train_step}: {written}")
+
+
+def _write_npz(
+    drawing: Drawing,
+    loaded: Loaded,
+    generator: Generator,
+    plan: SamplePlan,
+    description: dict[str, Any],
+) -> epath.Path:
+    # Make the folder now: failing after hours of sampling would lose the samples.
+    make_folder(drawing.out.parent, f"--out={drawing.out}")
+    parts = parts_lib.open_parts(drawing.out, description, drawing.overwrite)
+    if parts.complete:
+        return drawing.out
+    done = parts.num_written
+    with parts, progress_bar(len(plan.rows), "sampling") as bar:
+        bar.update(done)
+        batches = generator.batches(loaded.params, plan.conditions, drawing.seed, done, plan.rows)
         for batch in batches:
-            parts.add(to_uint8(batch))
+            parts.add(to_uint8(batch, done))
+            done += len(batch)
             bar.update(len(batch))
     parts.join(plan.values)
     return drawing.out
@@ -103,36 +109,48 @@ GRID_SAMPLES = 256
 
 
 def _write_pngs(
-    drawing: Drawing, loaded: Loaded, generator: Generator, plan: SamplePlan
+    drawing: Drawing,
+    loaded: Loaded,
+    generator: Generator,
+    plan: SamplePlan,
+    description: dict[str, Any],
 ) -> epath.Path:
-    num = len(plan.rows)
-    digits, done, shown = max(len(str(num - 1)), 5), 0, []
+    num, out, is_first = len(plan.rows), drawing.out, jax.process_index() == 0
+    digits = max(len(str(num - 1)), 5)
     files = [f"{i:0{digits}d}_{name}.png" for i, name in enumerate(plan.names)]
-    batches = generator.batches(loaded.params, plan.conditions, drawing.seed, rows=plan.rows)
+    path, also = out / DESCRIPTION, (GRID, CAPTIONS)
+    claim(out, path, description | {FILES: files}, overwrite=drawing.overwrite, also=also)
+    missing = {i for i, file in enumerate(files) if is_first and not is_whole_png(out / file)}
+    # Resume at the beginning of a batch, because the same batches give the same bits.
+    first = min(missing, default=num)
+    done = broadcast_from_first(first - first % generator.batch_size_of(num) if missing else num)
     with progress_bar(num, "sampling") as bar:
+        bar.update(done)
+        batches = generator.batches(loaded.params, plan.conditions, drawing.seed, done, plan.rows)
         for batch in batches:
-            images = to_uint8(batch)
-            if jax.process_index() == 0:
-                for file, image in zip(files[done:], images, strict=False):
-                    save_png(drawing.out / file, image)
-            shown.extend(images[: GRID_SAMPLES - len(shown)])
+            images = to_uint8(batch, done)
+            for i, image in enumerate(images, done):
+                if is_first and i in missing:
+                    save_png(out / files[i], image)
             done += len(images)
             bar.update(len(images))
-    if jax.process_index() == 0:
-        save_png(drawing.out / "grid.png", _grid(np.stack(shown), plan, loaded))
+    if is_first:
+        shown = [read_rgb(out / file) for file in files[:GRID_SAMPLES]]
+        save_png(out / GRID, _grid(np.stack(shown), plan, loaded))
         if drawing.prompts:
             lines = [
                 json.dumps({"file": file, "caption": str(prompt)})
                 for file, prompt in zip(files, plan.values, strict=True)
             ]
-            (drawing.out / "captions.jsonl").write_text("\n".join(lines) + "\n")
-    return drawing.out / "grid.png"
+            write_bytes(out / CAPTIONS, ("\n".join(lines) + "\n").encode())
+    return out / GRID
 
 
 def _grid(images: np.ndarray, plan: SamplePlan, loaded: Loaded) -> np.ndarray:
     """Lay the first samples out in a grid, with their labels or prompts."""
     values = plan.values[: len(images)]
-    if images.shape[-1] not in (1, 3) or loaded.built.model.unconditional:
+    latents = not loaded.codec and loaded.built.model.channels not in (1, 3)
+    if latents or loaded.built.model.unconditional:
         return make_grid(images, min_side=64)
     if plan.encoder is None:
         return make_class_grid(images, values.tolist())

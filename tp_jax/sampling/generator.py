@@ -157,6 +157,13 @@ class Generator:
 
         return predict
 
+    def batch_size_of(self, num: int) -> int:
+        """Return the batch size for `num` samples: no more than needed, if devices can share it.
+
+        A command that resumes at a multiple of it generates the same bits.
+        """
+        return min(self.batch_size, padded_batch_size(self.mesh, num))
+
     def batches(
         self,
         params: Any,
@@ -215,8 +222,7 @@ class Generator:
         if rows is None:
             rows = np.arange(len(jax.tree.leaves(conditions)[0]))
         num = len(rows)
-        # No more samples than needed, but a multiple of what the devices can share.
-        batch_size = min(self.batch_size, padded_batch_size(self.mesh, num - first))
+        batch_size = self.batch_size_of(num)
         for start in range(first, num, batch_size):
             index = np.arange(start, start + batch_size)
             chosen = rows[np.minimum(index, num - 1)]

@@ -1,45 +1,52 @@
 """Write samples to part files first and join them into one npz, so that a killed run can resume.
 
 The parts of OUT.npz are the files OUT.npz.parts/00001024.npy, named by the index of their first
-sample. H×W pixels, C channels.
+sample, and OUT.npz.drawing.json describes them. H×W pixels, C channels.
 """
 
 import dataclasses
 import time
 import zipfile
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 from etils import epath
 
 from tp_jax.files.atomic import replacing, write_json
+from tp_jax.files.jsonl import read_json
 from tp_jax.parallel.processes import broadcast_from_first
-from tp_jax.sampling.request import check_same_drawing
+from tp_jax.pictures.reading import FILES
+from tp_jax.sampling.description import claim, path_beside
 
 # A part is written once this many samples are pending, or this long after the last part.
 PART_SAMPLES, PART_SECONDS = 1_024, 60.0
 
 
-def open_parts(out: epath.Path, description: dict[str, Any]) -> "Parts":
+def open_parts(out: epath.Path, description: dict[str, Any], overwrite: bool = False) -> "Parts":
     """Open the parts of `out`: those of an interrupted run, or a new folder.
 
     Args:
       out: the npz file that the parts will be joined into.
       description: JSON object with everything that determines the samples.
+      overwrite: remove the npz or the parts of another description.
 
     Raises:
-      UserError: the folder holds parts of a run with another description.
+      UserError: the npz exists without a description, or it or the folder is of a run with another
+        description and `overwrite` isn't set.
     """
-    folder = out.with_name(out.name + ".parts")
-    path, num = folder / "drawing.json", 0
-    if path.exists():
-        check_same_drawing(path, description, f"{folder} holds parts", f"delete {folder}")
-        num = sum(len(_load_part(part)) for part in _contiguous_parts(folder))
-    if jax.process_index() == 0:
+    folder, path = out.with_name(out.name + ".parts"), path_beside(out)
+    earlier = folder / "drawing.json"  # where earlier versions wrote the description
+    files = {FILES: [out.name]}
+    if earlier.exists() and not path.exists() and jax.process_index() == 0:
+        write_json(path, read_json(earlier) | files)
+    claim(out, path, description | files, overwrite=overwrite, also=(folder.name,))
+    num = 0
+    if jax.process_index() == 0 and not out.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, description)
-    return Parts(out, folder, broadcast_from_first(num))
+        num = sum(len(_load_part(part)) for part in _contiguous_parts(folder))
+    complete = bool(broadcast_from_first(out.exists()))
+    return Parts(out, folder, broadcast_from_first(num), complete)
 
 
 def _contiguous_parts(folder: epath.Path) -> list[epath.Path]:
@@ -68,13 +75,22 @@ class Parts:
       out: the npz file.
       folder: the folder of the parts.
       num_written: samples on disk.
+      complete: whether the npz exists already.
     """
 
     out: epath.Path
     folder: epath.Path
     num_written: int
+    complete: bool = False
     _pending: list[np.ndarray] = dataclasses.field(default_factory=list)
     _last_write: float = dataclasses.field(default_factory=time.monotonic)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # After an error, too, the samples until then are kept.
+        self._write()
 
     def add(self, images: np.ndarray) -> None:
         """Append samples [n, H, W, C] uint8, and write a part if it is due."""

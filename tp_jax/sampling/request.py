@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +13,6 @@ from tp_jax import config as config_lib
 from tp_jax.cli.flags import required
 from tp_jax.diffusion import SamplerConfig
 from tp_jax.diffusion.samplers import check_sampler
-from tp_jax.files.differences import first_difference
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.sampling.generator import Generator
@@ -156,6 +154,7 @@ class Request:
       truncate: cut prompts that are too long for the encoder.
       ema: use the moving average of the parameters; if False, the parameters themselves.
       thinking: if False, sample with the base model only, see `without_thinking`.
+      overwrite: replace the images of another request in `out`.
     """
 
     workdir: epath.Path
@@ -176,6 +175,7 @@ class Request:
     truncate: bool = False
     ema: bool = True
     thinking: bool = True
+    overwrite: bool = False
 
 
 def open_generator(request: Request) -> tuple[Loaded, Generator]:
@@ -204,54 +204,6 @@ def open_generator(request: Request) -> tuple[Loaded, Generator]:
         request.height,
         request.width,
     )
-
-
-# Fields that don't change the images, or that `describe` replaces by what they refer to.
-_NOT_DESCRIBED = ("out", "batch_size", "sampler_changes", "autoencoder", "text", "truncate")
-
-
-def describe(request: Request, loaded: Loaded, encoder: str | None) -> dict[str, Any]:
-    """Return a JSON object with everything that determines the images.
-
-    A folder only ever gets images of one description.
-
-    Args:
-      request: the request.
-      loaded: its model.
-      encoder: identity of the text encoder; None for a model without one.
-    """
-    fields = {k: v for k, v in dataclasses.asdict(request).items() if k not in _NOT_DESCRIBED}
-    return fields | {
-        "workdir": str(request.workdir.absolute()),
-        "checkpoint": loaded.train_step,
-        "encoder": encoder,
-        "sampler": sampler_fields(loaded, request.sampler_changes),
-        "dtype": loaded.built.model.dtype,
-        "autoencoder": loaded.codec.space.identity if loaded.codec else None,
-    }
-
-
-def check_same_drawing(
-    path: epath.Path, description: dict[str, Any], what: str, remedy: str
-) -> None:
-    """Raise a UserError unless the images on disk have the same description.
-
-    Args:
-      path: JSON file with the description of the images on disk.
-      description: the description of the images that are about to be sampled.
-      what: beginning of the error message, such as "DIR holds images".
-      remedy: what the user can do to start again, such as "delete DIR".
-    """
-    try:
-        old = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {remedy} and run the command again") from error
-    changed = first_difference(old, description)
-    if changed:
-        raise UserError(
-            f"{what} of another run: {changed.name} was {changed.old}, now {changed.new}; "
-            f"finish that run, choose another --out, or {remedy}"
-        )
 
 
 def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from etils import epath
 from tp_jax.evals.adm.generator_scorer import load_scorer
 from tp_jax.evals.adm.scores import Scores
 from tp_jax.files.atomic import write_json
-from tp_jax.files.differences import first_difference
 from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import broadcast_from_first
+from tp_jax.sampling.description import changed_field, weights_identity
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
 from tp_jax.sampling.request import (
     check_no_frame,
@@ -141,6 +141,7 @@ def _open_folder(sweep: Sweep, loaded: Loaded, base: str, inception: str) -> Non
     description = {
         "workdir": str(sweep.workdir.absolute()),
         "checkpoint": loaded.train_step,
+        "weights": weights_identity(sweep.workdir, loaded.train_step),
         "base": base,
         "num": sweep.num,
         "seed": sweep.seed,
@@ -153,7 +154,7 @@ def _open_folder(sweep: Sweep, loaded: Loaded, base: str, inception: str) -> Non
         "autoencoder": loaded.codec.space.identity if loaded.codec else None,
     }
     path = sweep.out / DESCRIPTION
-    changed = first_difference(read_json(path), description) if path.exists() else None
+    changed = changed_field(read_json(path), description) if path.exists() else None
     if changed:
         raise UserError(
             f"{sweep.out} contains cells of a different sweep: {changed.name} was {changed.old}, "

@@ -24,10 +24,10 @@ from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import run_on_first
+from tp_jax.sampling.description import describe
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 from tp_jax.sampling.request import (
     Request,
-    describe,
     make_generator,
     matmul_precision,
     open_generator,
@@ -153,6 +153,8 @@ def walk_workdir(request: WalkRequest) -> dict[str, Any]:
         **score_walks(plays, map_set, request.seed),
     }
     if jax.process_index() == 0:
+        # If the command is killed here, no scores of an earlier one lie beside the new films.
+        (request.out / "scores.json").unlink(missing_ok=True)
         save_films(request.out, plays, films, map_set.canvas)
         write_json(request.out / "scores.json", content)
         print(as_table(content))

@@ -15,12 +15,11 @@ from tp_jax.evals.geneval.prompts import PROMPTS_PER_TAG
 from tp_jax.evals.geneval.results import as_table
 from tp_jax.evals.over_seeds import Columns, collect
 from tp_jax.evals.prompt import Prompt
-from tp_jax.evals.prompted import description_path
 from tp_jax.evals.shapes import scores as shapes
 from tp_jax.evals.shapes.command import SAMPLES_PER_PROMPT
 from tp_jax.evals.suite import EvaluateInTraining, check_local, choose_mode
 from tp_jax.files.atomic import write_json
-from tp_jax.files.jsonl import read_json, read_lines
+from tp_jax.files.jsonl import read_lines
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import run_on_first
@@ -130,13 +129,6 @@ def score_shapes(folder: epath.Path, out: epath.Path) -> dict[str, Any]:
     """
     images = find_images(folder)
     wanted = shapes.prompts_of_images(images)
-    path, existing = description_path(folder), len(images)
-    expected = read_json(path).get("images") if path.exists() else existing
-    if existing != expected:
-        raise UserError(
-            f"{folder} has {existing} of {expected} images: run the command that generates them "
-            f"again, and it resumes"
-        )
     out.mkdir(parents=True, exist_ok=True)
     # Judge all images again, because they may have changed since the last verdicts.
     (out / "results.jsonl").unlink(missing_ok=True)
