@@ -20,6 +20,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, TransformerConfig
 from tp_jax.models.dit_config import check_decodable
 from tp_jax.parallel.axes import DATA_PARALLEL
+from tp_jax.pictures.decoding import BACKGROUND, parse_colour
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
 
@@ -127,6 +128,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.data.split = "train"
     # Mirror images at random. Captions with "left" and "right" become wrong.
     config.data.flip = False
+    # The colour behind transparent pixels, also for `tp_jax.prepare`: a name or "#rrggbb".
+    config.data.background = BACKGROUND
     # Replace an example that can't be read by the next one, instead of stopping.
     config.data.skip_corrupt = False
     # Worker processes that decode and augment; 0 uses threads of this process.
@@ -346,6 +349,7 @@ def _check_train(config: ConfigDict) -> None:
     _choice("config.train.trainable", config.train.trainable, TRAINABLE)
     _choice("config.optimizer.schedule", config.optimizer.schedule, SCHEDULES)
     _choice("config.text.null", config.text.null, ("empty", "zeros"))
+    parse_colour("config.data.background", config.data.background)
     for section in ("autoencoder", "text"):
         _choice(f"config.{section}.dtype", config[section].dtype, ("float32", "bfloat16"))
     fields = flat(config)

@@ -48,6 +48,7 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
         source = kind.from_config(config)
     else:
         source = open_named("config.data", data.source, data.dir, data.split)
+    source = dataclasses.replace(source, background=data.background)
     _check_condition_kind(source, config, model)
     _check_fields(source, config, model, None if kind and kind.from_config else space)
     if source.text_space:

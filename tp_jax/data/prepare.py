@@ -19,7 +19,7 @@ from tp_jax.data.source import Source
 from tp_jax.data.sources import open_named
 from tp_jax.data.sources.captions import CaptionSource, EncodedText, check_captions, encode_captions
 from tp_jax.data.sources.latents import PLAN, LatentsPlan, plan_from_json
-from tp_jax.data.transforms import DECODE_ERRORS, decode_pixels
+from tp_jax.data.transforms import DECODE_ERRORS, decode_pixels, why_unreadable
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
 from tp_jax.files.folders import can_resume, make_folder
@@ -60,6 +60,7 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
     codec = cast(Codec, load_codec(config.autoencoder, mesh))
     fields = config.prepare
     source = open_named("config.prepare", fields.source, fields.dir, fields.split)
+    source = dataclasses.replace(source, background=config.data.background)
     _check_source(source, config)
     captioned = source if isinstance(source, CaptionSource) else None
     encoder = load_encoder(config.text) if captioned else None
@@ -153,6 +154,7 @@ def make_plan(
         seed=config.seed if fields.num else 0,
         text=encoder.space if encoder else None,
         captions=fields.captions,
+        background=source.background,
     )
 
 
@@ -269,13 +271,13 @@ class _ReadPixels(grain.transforms.Map):
         name = self.source.record_name(index)
         try:
             record = self.source.records[index]
-            image = decode_pixels(record["image"], self.size, 3)
+            image = decode_pixels(record["image"], self.size, 3, self.source.background)
             text = self.source.condition_kind == "caption"
             rest = {"captions": record["captions"]} if text else {"label": int(record["label"])}
             return {"image": image, "name": name, "error": "", **rest}
         except DECODE_ERRORS as error:
             black = np.zeros((self.size, self.size, 3), np.uint8)
-            return {"image": black, "name": name, "error": f"{name} can't be read: {error!r}"}
+            return {"image": black, "name": name, "error": why_unreadable(name, error)}
 
 
 def _in_batches(elements: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tp_jax.data.transforms import DecodeImage, Records
+from tp_jax.pictures.decoding import BACKGROUND
 from tp_jax.text import TextSpace
 
 # (record, random generator for this example) -> {"x": …, "condition": …}
@@ -25,12 +26,14 @@ class Source:
       image_size: side of the square examples; None if images have any size and are cropped.
       channels: channels of the examples; 1 or 3 for images.
       class_names: names of the labels; empty if there are no classes.
+      background: the colour behind transparent pixels; the pipeline sets `config.data.background`.
     """
 
     records: Records
     image_size: int | None
     channels: int
     class_names: tuple[str, ...]
+    background: str = dataclasses.field(default=BACKGROUND, kw_only=True)
     # True if examples are pixels, which an autoencoder may encode; False if the model diffuses the
     # examples as they are.
     pixels: ClassVar[bool] = True
@@ -52,7 +55,7 @@ class Source:
           size: side of the examples.
           flip: mirror an example left to right with probability one half.
         """
-        return DecodeImage(size, self.channels, flip)
+        return DecodeImage(size, self.channels, flip, self.background)
 
     def record_name(self, index: int) -> str:
         """Return a name of a record that lets a user find it, such as its file, for messages."""

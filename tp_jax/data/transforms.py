@@ -1,10 +1,8 @@
 """Transforms that run in the data workers: read, decode, crop and flip."""
 
 import dataclasses
-import io
 import logging
-import struct
-import zlib
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -13,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from tp_jax.messages.errors import UserError
+from tp_jax.pictures.decoding import BACKGROUND, UnreadableImage, decode_image
 
-# The exceptions that Pillow and ArrayRecord raise for damaged bytes.
-DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
+# The exceptions of records that can't be read: damaged files, and images that can't be decoded.
+DECODE_ERRORS = (OSError, ValueError, RuntimeError, MemoryError)
+# Ratio of the sides above which an image is cropped before it is resized.
+MAX_ASPECT = 16
 # With skip_corrupt, how many records in a row may be unreadable before it is an error.
 MAX_CORRUPT_IN_A_ROW = 100
 
@@ -31,11 +29,19 @@ class Records(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+def why_unreadable(name: str, error: Exception) -> str:
+    """Return why a record can't be read, from one of `DECODE_ERRORS`, with the record's name."""
+    reason = str(error) if isinstance(error, UnreadableImage) else repr(error)
+    return f"{name} can't be read: {reason}"
+
+
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """Crop the central square and resize it to `size`×`size` pixels, as ADM does.
 
     The image is halved with a box filter while its smaller side is at least 2·`size`, then resized
-    with bicubic interpolation, then cropped.
+    with bicubic interpolation, then cropped. An image that is more than `MAX_ASPECT` times as long
+    as it is wide is cropped before it is resized, which bounds the memory; a few of its pixels then
+    differ from ADM's by 1 or 2 of 255, because Pillow rounds the crop's edges to float32.
 
     Source: openai/guided-diffusion, `image_datasets.py`, which DiT also uses.
 
@@ -47,22 +53,62 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     new_size = round(image.width * scale), round(image.height * scale)
+    if max(new_size) > MAX_ASPECT * size:
+        return _crop_before_resizing(image, new_size, size)
     image = image.resize(new_size, Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def decode_pixels(data: bytes, size: int, channels: int) -> np.ndarray:
+def _crop_before_resizing(image: Image.Image, new_size: tuple[int, int], size: int) -> Image.Image:
+    """Resize only the part of an image that the centre crop of the resized image shows.
+
+    Args:
+      new_size: width and height of the whole resized image, which is never computed.
+      size: side of the centre crop.
+    """
+    edges = []  # for width and height: the part's edges, and the pixels that the filter reads
+    for length, new_length in zip(image.size, new_size, strict=True):
+        step = length / new_length
+        start = (new_length - size) // 2 * step
+        end = min(start + size * step, length)
+        support = 2 * max(step, 1) + 1
+        low, high = max(math.floor(start - support), 0), min(math.ceil(end + support), length)
+        edges.append((low, high, start - low, end - low))
+    (left, right, *horizontal), (top, bottom, *vertical) = edges
+    part = image.crop((left, top, right, bottom))
+    # One axis after the other, in the order in which Pillow resizes the whole image.
+    passes = [
+        ((size, part.height), (horizontal[0], 0, horizontal[1], part.height)),
+        ((size, size), (0, vertical[0], size, vertical[1])),
+    ]
+    if new_size[1] < image.height and image.height > image.width:
+        passes = [
+            ((part.width, size), (0, vertical[0], part.width, vertical[1])),
+            ((size, size), (horizontal[0], 0, horizontal[1], size)),
+        ]
+    for shape, box in passes:
+        part = part.resize(shape, Image.Resampling.BICUBIC, box)
+    return part
+
+
+def decode_pixels(
+    data: bytes, size: int, channels: int, background: str = BACKGROUND
+) -> np.ndarray:
     """Decode an image file to uint8 [size, size, channels], with a centre crop if needed.
 
     Args:
       data: content of a PNG, JPEG or other image file.
       channels: 1 converts to grey, otherwise to RGB.
+      background: the colour behind transparent pixels.
+
+    Raises:
+      ValueError: the data can't be decoded, or are None.
     """
     if data is None:
         raise ValueError("the record holds no image bytes")
     # TFDS returns the encoded bytes as a NumPy scalar.
-    image = Image.open(io.BytesIO(bytes(data))).convert("L" if channels == 1 else "RGB")
+    image = decode_image(bytes(data), "L" if channels == 1 else "RGB", background)
     if image.size != (size, size):
         image = centre_crop(image, size)
     return np.asarray(image).reshape(size, size, channels)
@@ -76,15 +122,18 @@ class DecodeImage:
       size: side S in pixels.
       channels: C, 1 or 3.
       flip: mirror left to right with probability one half.
+      background: the colour behind transparent pixels.
     """
 
     size: int
     channels: int
     flip: bool
+    background: str = BACKGROUND
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Decode, crop, flip and scale an image."""
-        pixels = decode_pixels(record["image"], self.size, self.channels).astype(np.float32)
+        pixels = decode_pixels(record["image"], self.size, self.channels, self.background)
+        pixels = pixels.astype(np.float32)
         if self.flip and rng.random() < 0.5:
             pixels = pixels[:, ::-1]
         return {"x": pixels / 127.5 - 1, "condition": self.condition(record, rng)}
@@ -125,7 +174,7 @@ class ReadExample(grain.transforms.RandomMap):
             try:
                 return self.decode(self.records[at % count], rng)
             except DECODE_ERRORS as error:
-                reason = f"{self.record_name(at % count)} can't be read: {error!r}"
+                reason = why_unreadable(self.record_name(at % count), error)
                 if not self.skip_corrupt:
                     raise UserError(
                         f"{reason}; {self.remedy}, or skip unreadable records with "

@@ -10,12 +10,13 @@ from typing import IO
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tp_jax.files.folders import describe_files
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
+from tp_jax.pictures.decoding import UnreadableImage, decode_image, transparent
 
 ARRAY = "arr_0"
 # Files that tp_jax.sample writes next to the samples. The description names the samples.
@@ -209,19 +210,25 @@ def choose_samples(folder: epath.Path) -> list[epath.Path]:
 
 def _check_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]:
     """Return (width, height); raise a UserError if it isn't `size` or the mode isn't L or RGB."""
-    with _open_image(path) as image:
-        if image.mode not in ("L", "RGB"):
-            raise UserError(f"{path} has mode {image.mode}: save 8-bit RGB or grey")
-        if size and image.size != size:
-            raise UserError(
-                f"{path} is {image.size[0]}×{image.size[1]}, but the first image of its folder is "
-                f"{size[0]}×{size[1]}: all images must have one size"
-            )
-        return image.size
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            found, mode = image.size, image.mode
+            if mode in ("L", "RGB") and transparent(image):
+                mode += " with a transparent colour"
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+    if mode not in ("L", "RGB"):
+        raise UserError(f"{path} has mode {mode}: save 8-bit RGB or grey")
+    if size and found != size:
+        raise UserError(
+            f"{path} is {found[0]}×{found[1]}, but the first image of its folder is "
+            f"{size[0]}×{size[1]}: all images must have one size"
+        )
+    return found
 
 
 def read_rgb(path: epath.Path, *, upright: bool = False) -> np.ndarray:
-    """Read an image file as uint8 [H, W, 3].
+    """Read an image file as uint8 [H, W, 3], with white behind transparent pixels.
 
     Args:
       upright: rotate the image by its EXIF orientation, which most evaluators ignore.
@@ -229,16 +236,12 @@ def read_rgb(path: epath.Path, *, upright: bool = False) -> np.ndarray:
     Raises:
       UserError: the file can't be read as an image.
     """
-    with _open_image(path) as image:
-        image = ImageOps.exif_transpose(image) if upright else image
-        return np.asarray(image.convert("RGB"))
-
-
-@contextlib.contextmanager
-def _open_image(path: epath.Path) -> Iterator[Image.Image]:
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            yield image
-    except UNREADABLE as error:
-        reason = str(error).strip() or repr(error)
-        raise UserError(f"{path} can't be read as an image ({reason}): write it again") from error
+        return np.asarray(decode_image(path.read_bytes(), upright=upright))
+    except (OSError, UnreadableImage) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: epath.Path, error: Exception) -> UserError:
+    reason = str(error).strip() or repr(error)
+    return UserError(f"{path} can't be read as an image ({reason}): write it again")

@@ -39,7 +39,7 @@ class CaptionSource(Source):
 
     def decoder(self, size: int, flip: bool) -> Decode:
         """Return the decoder; `flip` makes captions that contain left or right wrong."""
-        return DecodeCaptioned(size, self.channels, flip)
+        return DecodeCaptioned(size, self.channels, flip, self.background)
 
     def known_captions(self, index: int) -> tuple[str, ...]:
         """Return a record's captions if they are known without reading the record, else ()."""

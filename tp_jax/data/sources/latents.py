@@ -26,12 +26,13 @@ from tp_jax.data.transforms import Records
 from tp_jax.files.differences import first_difference
 from tp_jax.latents.space import LatentSpace
 from tp_jax.messages.errors import UserError
+from tp_jax.pictures.decoding import BACKGROUND
 from tp_jax.text import TextSpace
 
 HEADER, PLAN, NULL_TEXT = "header.json", "plan.json", "null_text.npz"
 FORMAT = 1
 # Fields of the plan that older folders don't have.
-ADDED_LATER = ("num", "seed", "text", "captions")
+ADDED_LATER = ("num", "seed", "text", "captions", "background")
 CROP = "adm-centre"
 
 
@@ -53,6 +54,7 @@ class LatentsPlan:
       num, seed: number of images in a random subset and its seed; 0 means all images.
       text: the text space of the captions; None with labels.
       captions: maximum number of captions of an image; 0 keeps all.
+      background: the colour behind transparent pixels.
     """
 
     source: str
@@ -71,6 +73,7 @@ class LatentsPlan:
     seed: int = 0
     text: TextSpace | None = None
     captions: int = 0
+    background: str = BACKGROUND
 
     @property
     def latent_size(self) -> int:
