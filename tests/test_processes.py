@@ -13,6 +13,8 @@ import pytest
 from conftest import run_entry
 from resuming import STEPS, TESTS, read_checkpoint
 
+from tp_jax.parallel import processes
+
 CONFIG = """
 import resuming
 
@@ -179,10 +181,65 @@ def test_when_one_process_is_killed_the_others_end_and_the_job_resumes(
             },
             "must be whole numbers",
         ),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "localhost",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": "0",
+            },
+            "JAX_COORDINATOR_ADDRESS=localhost: give host:port of process 0",
+        ),
+        ({"SLURM_NTASKS": "two"}, "SLURM_NTASKS='two': number and index of processes must be"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "can't be connected.* set JAX_NUM_PROCESSES=1 to run this"),
     ],
 )
 def test_incomplete_process_settings_are_refused(environment, match, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     code, _, errors = run_entry("main", "--config=configs/quickstart.py", "--workdir=y")
-    assert code == 1 and match in errors, errors
+    assert code == 1 and re.search(match, errors), errors
+
+
+@pytest.mark.parametrize("step", [{}, {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}])
+def test_slurm_without_srun_is_refused_and_a_step_of_one_task_runs_alone(step, monkeypatch):
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS": "4",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    for name, value in (variables | {"SLURM_STEP_NODELIST": "localhost"} | step).items():
+        monkeypatch.setenv(name, value)
+    code, _, errors = run_entry(
+        "main", "--config=configs/quickstart.py", "--workdir=y", "--config.model.patch=7"
+    )
+    assert code == 2
+    expected = (
+        "config.model.patch=7"
+        if step
+        else "SLURM_NTASKS=4, but .* wasn't started by srun.* or set JAX_NUM"
+    )
+    assert re.search(expected, errors), errors
+
+
+def test_a_process_says_whom_it_waits_for_and_ends_when_they_do_not_come(monkeypatch, capfd):
+    codes = []
+
+    def leave(code):
+        codes.append(code)
+        raise SystemExit  # ends the thread
+
+    monkeypatch.setattr(processes, "FIRST_REPORT_SECONDS", 0.01)
+    monkeypatch.setattr(processes, "REPORT_SECONDS", 0.02)
+    monkeypatch.setattr(processes, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(os, "_exit", leave)
+    with processes._reported("2 tasks (SLURM_NTASKS; this is task 0)"):
+        deadline = time.monotonic() + 30
+        while not codes and time.monotonic() < deadline:
+            time.sleep(0.01)
+    lines = capfd.readouterr().err.splitlines()
+    assert codes == [1]
+    alone = "set JAX_NUM_PROCESSES=1 to run this process by itself"
+    assert "waiting for 2 tasks (SLURM_NTASKS; this is task 0) to connect" in lines[0]
+    assert alone in lines[0] and alone in lines[-1]
+    assert lines[-1].startswith("error: 2 tasks (SLURM_NTASKS; this is task 0) haven't all started")

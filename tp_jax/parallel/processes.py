@@ -1,8 +1,12 @@
 """Multi-process jobs: connecting the processes, and work that only the first process does."""
 
+import contextlib
 import glob
 import os
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,10 +17,18 @@ from tp_jax.messages.errors import TrainingError, UserError
 
 # The user sets all three where jax can't detect the cluster.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# Variables with the number of tasks of a job, under SLURM and under Open MPI.
-TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# The variables with the number of tasks of a job and with the task's index, under SLURM and under
+# Open MPI. A SLURM step may have fewer tasks than its job.
+TASKS = (
+    (("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID"),
+    (("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK"),
+)
 # Seconds without a heartbeat after which a process counts as dead.
 HEARTBEAT_SECONDS = 30
+# Seconds to wait for the other processes of the job, until the first line about it, and between the
+# next ones.
+CONNECT_SECONDS, FIRST_REPORT_SECONDS, REPORT_SECONDS = 300, 1, 30
+ALONE = f"set {COUNT}=1 to run this process by itself"
 
 
 def join_processes() -> None:
@@ -24,9 +36,11 @@ def join_processes() -> None:
 
     On TPU hosts, under SLURM and under Open MPI, jax detects the cluster. Elsewhere set
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. With
-    JAX_NUM_PROCESSES=1 and neither of the others, the process runs by itself.
+    JAX_NUM_PROCESSES=1 and neither of the others, the process runs by itself. While it waits for
+    the other processes, it says so; after `CONNECT_SECONDS` it exits with code 1.
 
     Raises:
+      UserError: SLURM allotted several tasks, but this process wasn't started by srun.
       TrainingError: the variables are incomplete or wrong, or the processes can't be connected.
         Continuing without them would start one separate run per process.
     """
@@ -40,23 +54,99 @@ def join_processes() -> None:
             raise TrainingError(
                 f"{', '.join(given)} is set, but not {', '.join(sorted(missing))}: set all three"
             )
-        try:
-            arguments = dict(
-                coordinator_address=os.environ[ADDRESS],
-                num_processes=int(os.environ[COUNT]),
-                process_id=int(os.environ[INDEX]),
-            )
-        except ValueError as error:
-            raise TrainingError(f"{COUNT} and {INDEX} must be whole numbers: {error}") from error
-    elif not (_on_tpu_host() or any(int(os.environ.get(name) or 1) > 1 for name in TASK_COUNTS)):
+        count, index = _whole_number(COUNT), _whole_number(INDEX)
+        if not os.environ[ADDRESS].rpartition(":")[2].isdecimal():
+            raise TrainingError(f"{ADDRESS}={os.environ[ADDRESS]}: give host:port of process 0")
+        arguments = dict(
+            coordinator_address=os.environ[ADDRESS], num_processes=count, process_id=index
+        )
+        waiting = f"{count} processes ({COUNT}; this is process {index} of {os.environ[ADDRESS]})"
+    elif tasks := _find_tasks():
+        waiting = tasks
+    elif _on_tpu_host():
+        waiting = "all hosts of the TPU slice"
+    else:
         return
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments)
+        with _reported(waiting):
+            # jax would abort the process; `_reported` ends it with a message before.
+            jax.distributed.initialize(
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                initialization_timeout=2 * CONNECT_SECONDS,
+                **arguments,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         raise TrainingError(
             f"the processes of this job can't be connected: {error}; start all of them again, or "
-            f"set {COUNT}=1 to run this process by itself"
+            f"{ALONE}"
         ) from error
+
+
+def _report(text: str) -> None:
+    # `progress.say` would ask jax for the process's index, which isn't known yet.
+    print(text, file=sys.stderr, flush=True)
+
+
+def _find_tasks() -> str | None:
+    """Return a description of the tasks that SLURM or Open MPI started; None if there is only one.
+
+    Raises:
+      UserError: SLURM allotted several tasks, but this process wasn't started by srun.
+      TrainingError: a variable isn't a whole number.
+    """
+    for counts, index in TASKS:
+        count = next((name for name in counts if os.environ.get(name)), None)
+        if count is None or _whole_number(count) < 2:
+            continue
+        if count == "SLURM_NTASKS" and not {"SLURM_STEP_ID", "SLURM_STEPID"} & set(os.environ):
+            raise UserError(
+                f"{count}={os.environ[count]}, but this process wasn't started by srun, so the "
+                f"other tasks would never come: start it with srun python -m …, or {ALONE}"
+            )
+        return f"{os.environ[count]} tasks ({count}; this is task {os.environ.get(index, '?')})"
+    return None
+
+
+def _whole_number(name: str) -> int:
+    """Return the value of an environment variable; raise a TrainingError if it isn't an integer."""
+    try:
+        return int(os.environ[name])
+    except ValueError as error:
+        raise TrainingError(
+            f"{name}={os.environ[name]!r}: number and index of processes must be whole numbers"
+        ) from error
+
+
+@contextlib.contextmanager
+def _reported(waiting: str) -> Iterator[None]:
+    """Say from a thread what the block waits for, and end the process when it waits too long.
+
+    Args:
+      waiting: who is waited for.
+    """
+    done, start = threading.Event(), time.monotonic()
+
+    def report() -> None:
+        pause = FIRST_REPORT_SECONDS
+        while not done.wait(pause):
+            seconds = time.monotonic() - start
+            if seconds >= CONNECT_SECONDS:
+                # The block can't be interrupted, because it runs in jax's C++ code.
+                _report(f"error: {waiting} haven't all started within {seconds:.0f} s: {ALONE}")
+                os._exit(1)
+            _report(
+                f"waiting for {waiting} to connect, {seconds:.0f} of at most {CONNECT_SECONDS} s; "
+                f"{ALONE}"
+            )
+            pause = min(REPORT_SECONDS, CONNECT_SECONDS - seconds)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def broadcast_from_first(value: int) -> int:
