@@ -224,15 +224,10 @@ def test_slurm_without_srun_is_refused_and_a_step_of_one_task_runs_alone(step, m
 
 def test_a_process_says_whom_it_waits_for_and_ends_when_they_do_not_come(monkeypatch, capfd):
     codes = []
-
-    def leave(code):
-        codes.append(code)
-        raise SystemExit  # ends the thread
-
     monkeypatch.setattr(processes, "FIRST_REPORT_SECONDS", 0.01)
     monkeypatch.setattr(processes, "REPORT_SECONDS", 0.02)
     monkeypatch.setattr(processes, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", codes.append)
     with processes._reported("2 tasks (SLURM_NTASKS; this is task 0)"):
         deadline = time.monotonic() + 30
         while not codes and time.monotonic() < deadline:

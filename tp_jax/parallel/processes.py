@@ -128,17 +128,16 @@ def _reported(waiting: str) -> Iterator[None]:
 
     def report() -> None:
         pause = FIRST_REPORT_SECONDS
-        while not done.wait(pause):
-            seconds = time.monotonic() - start
-            if seconds >= CONNECT_SECONDS:
-                # The block can't be interrupted, because it runs in jax's C++ code.
-                _report(f"error: {waiting} haven't all started within {seconds:.0f} s: {ALONE}")
-                os._exit(1)
+        while not done.wait(pause) and (seconds := time.monotonic() - start) < CONNECT_SECONDS:
             _report(
                 f"waiting for {waiting} to connect, {seconds:.0f} of at most {CONNECT_SECONDS} s; "
                 f"{ALONE}"
             )
             pause = min(REPORT_SECONDS, CONNECT_SECONDS - seconds)
+        if not done.is_set():
+            _report(f"error: {waiting} haven't all started within {CONNECT_SECONDS} s: {ALONE}")
+            # The block can't be interrupted, because it runs in jax's C++ code.
+            os._exit(1)
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
