@@ -259,6 +259,11 @@ def build(config: ConfigDict) -> Built:
     check_sampler(sampler, objective)
     check_guidance(sampler, model)
     _check_train(config)
+    if config.train.condition_dropout and not model.has_null:
+        raise UserError(
+            f"config.train.condition_dropout={config.train.condition_dropout} needs the null "
+            f"class, but config.model.null_class=False: set it to 0"
+        )
     FrozenLakeConfig(**config.frozenlake.to_dict())
     if model.condition_kind == "frame":
         check_decodable(model)
@@ -295,6 +300,11 @@ def check_guidance(sampler: SamplerConfig, model: TransformerConfig) -> None:
         raise UserError(
             f"guidance_scale={sampler.guidance_scale}: guidance needs classes or text, and this "
             f"model has no classes: use 1"
+        )
+    if sampler.guidance_scale != 1 and not model.has_null:
+        raise UserError(
+            f"guidance_scale={sampler.guidance_scale}: guidance needs the null class, which a "
+            f"model with config.model.null_class=False lacks: use 1"
         )
 
 

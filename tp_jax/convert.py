@@ -16,6 +16,15 @@ flags.DEFINE_string("out", None, "a new or empty folder")
 flags.DEFINE_integer(
     "heads", None, "number of attention heads of a DiT or SD3 whose size isn't a published one"
 )
+flags.DEFINE_float(
+    "scale",
+    None,
+    "scale of an autoencoder's latents, (z - shift)*scale, if no config.json tells it",
+)
+flags.DEFINE_float("shift", None, "shift of an autoencoder's latents, if no config.json has it")
+flags.DEFINE_boolean(
+    "null_class", True, 'whether the last row of a DiT\'s label table is "no class"'
+)
 
 
 def main() -> None:
@@ -27,6 +36,9 @@ def main() -> None:
             source=epath.Path(required("source")),
             out=epath.Path(required("out")),
             heads=flags.FLAGS["heads"].value,
+            scale=flags.FLAGS["scale"].value,
+            shift=flags.FLAGS["shift"].value,
+            null_class=bool(flags.FLAGS["null_class"].value),
         )
     )
 

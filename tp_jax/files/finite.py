@@ -1,5 +1,7 @@
 """Check arrays for NaN and infinity when they are read from files, and before they are written."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tp_jax.messages.errors import NotFiniteError
@@ -8,13 +10,16 @@ from tp_jax.messages.errors import NotFiniteError
 _CHUNK = 1 << 24
 
 
-def check_finite(name: str, array: np.ndarray, remedy: str) -> None:
+def check_finite(
+    name: str, array: np.ndarray, remedy: str, origin: Sequence[int | None] = ()
+) -> None:
     """Raise a NotFiniteError if an array of floats has NaN or infinity; other dtypes always pass.
 
     Args:
       name: what the array is, for the error message, such as "FILE: the weight blocks.0.bias".
       array: array of any shape. bfloat16 and float8 of ml_dtypes count as floats.
       remedy: what the user can do, for the error message.
+      origin: where the array starts in a larger one, whose index the message then names.
 
     Example:
       >>> check_finite("W.npz: mean", np.array([[0.0, np.nan]]), "write it again")
@@ -28,5 +33,7 @@ def check_finite(name: str, array: np.ndarray, remedy: str) -> None:
         bad = ~np.isfinite(flat[start : start + _CHUNK])
         if bad.any():
             index = np.unravel_index(start + int(bad.argmax()), array.shape)
+            value = array[index]
+            index = tuple(np.add(index, [start or 0 for start in origin])) if origin else index
             where = f" at [{', '.join(map(str, index))}]" if index else ""
-            raise NotFiniteError(f"{name} has the value {array[index]}{where}: {remedy}")
+            raise NotFiniteError(f"{name} has the value {value}{where}: {remedy}")

@@ -120,6 +120,11 @@ class TransformerConfig(abc.ABC):
         return False
 
     @property
+    def has_null(self) -> bool:
+        """Return whether the model has a null condition, which guidance and dropout need."""
+        return True
+
+    @property
     def text(self) -> TextShape | None:
         """Return the shape of the text; None if the model isn't conditioned on text."""
         return None

@@ -100,8 +100,8 @@ class DiTBase(nn.Module):
             x = jnp.concatenate([embed(given, "frame_embed"), x], axis=1)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         normal = nn.initializers.normal(0.02)
-        # The last row of the table is the embedding of "no class".
-        table = nn.Embed(cfg.num_classes + 1, cfg.width, embedding_init=normal, name="label_embed")
+        # The last row of the table is the embedding of "no class", unless `null_class` is False.
+        table = nn.Embed(cfg.label_rows, cfg.width, embedding_init=normal, name="label_embed")
         # Gathered on every device, because a device can have samples of any class.
         embedding = gather({"embedding": table.embedding.astype(dtype)}, "label_embed")
         y = Conditioning(time, jnp.take(embedding["embedding"], label, axis=0))
@@ -154,7 +154,10 @@ class DiT(nn.Module):
         return base(x, timestep, condition["label"], layers, condition.get("frame"))
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Return the condition with "no class" labels, for guidance and dropout."""
+        """Return the condition with "no class" labels, for guidance and dropout.
+
+        The config refuses both for a model without null class.
+        """
         # The frame is kept, because the prediction always continues from it.
         return condition | {"label": jnp.full_like(condition["label"], self.config.num_classes)}
 

@@ -21,6 +21,8 @@ class DiTConfig(TransformerConfig):
     Attributes:
       mlp_ratio: hidden width of the MLPs, as a multiple of D.
       num_classes: number of classes; with 0 the model is unconditional, and its only label is 0.
+      null_class: whether the label table has a last row for "no class", as guidance and the dropout
+        of labels need it. A model without classes has only that row.
       frame: how the model is conditioned on a frame: "" not at all; "channels" concatenates the
         frame to the input; "tokens" adds its patches to the tokens. With a frame, the output is
         the frame plus what the final layer returns.
@@ -34,10 +36,16 @@ class DiTConfig(TransformerConfig):
 
     mlp_ratio: int = 4
     num_classes: int = 1000
+    null_class: bool = True
     frame: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.null_class and self.num_classes < 1:
+            raise UserError(
+                f"config.model.null_class=False needs config.model.num_classes of 1 or more, not "
+                f"{self.num_classes}: a model without classes has only the null class"
+            )
         if self.frame not in ("", "channels", "tokens"):
             raise UserError(
                 f"config.model.frame={self.frame!r}: choose channels or tokens, or leave it empty"
@@ -57,6 +65,16 @@ class DiTConfig(TransformerConfig):
     def classes(self) -> int:
         """Return `num_classes`."""
         return self.num_classes
+
+    @property
+    def label_rows(self) -> int:
+        """Return the number of rows of the label table: the classes and, if any, the null class."""
+        return self.num_classes + self.null_class
+
+    @property
+    def has_null(self) -> bool:
+        """Return whether there is a null class."""
+        return self.null_class
 
     @property
     def unconditional(self) -> bool:

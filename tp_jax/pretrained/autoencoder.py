@@ -1,6 +1,8 @@
 """Convert the weights of Stable Diffusion's autoencoder, from diffusers' or the original layout."""
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +12,34 @@ from etils import epath
 from tp_jax.messages.errors import UserError
 from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from tp_jax.pretrained.folder import load_folder
+from tp_jax.pretrained.published_config import PublishedConfig
+from tp_jax.pretrained.recognise import find_prefix
 from tp_jax.pretrained.state_dict import StateDict, stack_qkv
 
 KIND = "sd-vae"
-# Prefix of the autoencoder's weights in a full checkpoint of the original layout.
-PREFIX = "first_stage_model."
+# Names of weights that an autoencoder has in every layout.
+ANCHORS = ("decoder.conv_in.weight", "encoder.conv_in.weight")
+# The class in diffusers' config.json.
+CLASSES = ("AutoencoderKL",)
 # Entries of original checkpoints that only training needs: the losses and the moving averages.
 TRAINING_ONLY = r"(loss|model_ema)\."
-# Latent channels -> scale and shift: 4 channels are Stable Diffusion 1 and 2, 16 are 3. The weight
-# files don't contain them. SDXL and FLUX have the same shapes but other values, so they don't work.
-SCALE_AND_SHIFT = {4: (0.18215, 0.0), 16: (1.5305, 0.0609)}
+# What a full checkpoint in the original layout holds beside the autoencoder -> whose scale and
+# shift of the latents it has.
+OWNERS = (
+    (r"(.*\.)?double_blocks\.", "FLUX"),
+    (r"conditioner\.embedders\.", "Stable Diffusion XL"),
+    (r"(.*\.)?joint_blocks\.", "Stable Diffusion 3"),
+    (r"cond_stage_model\.", "Stable Diffusion 1 and 2"),
+)
+# Weight files don't contain the scale and shift of the latents.
+SCALE_AND_SHIFT = {
+    "Stable Diffusion 1 and 2": (0.18215, 0.0),
+    "Stable Diffusion XL": (0.13025, 0.0),
+    "Stable Diffusion 3": (1.5305, 0.0609),
+    "FLUX": (0.3611, 0.1159),
+}
+# Latent channels -> the autoencoder that is assumed if nothing says which it is.
+ASSUMED = {4: "Stable Diffusion 1 and 2", 16: "Stable Diffusion 3"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,27 +114,58 @@ def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAu
     return LoadedAutoencoder(Autoencoder(config, dtype), params, config, description.identity)
 
 
-def convert_autoencoder(state: Mapping[str, np.ndarray]) -> tuple[AutoencoderConfig, Any]:
+@dataclasses.dataclass(frozen=True)
+class LatentScale:
+    """The scale and shift of latents: the diffusion model works on (z - shift)·scale.
+
+    Attributes:
+      scale, shift: None if they aren't known.
+    """
+
+    scale: float | None = None
+    shift: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("scale", self.scale), ("shift", self.shift)):
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"--{name}={value}: give a finite number")
+        if self.scale is not None and self.scale <= 0:
+            raise UserError(f"--scale={self.scale}: must be more than 0")
+
+
+def convert_autoencoder(
+    state: Mapping[str, np.ndarray],
+    published: PublishedConfig = PublishedConfig(),
+    given: LatentScale = LatentScale(),
+) -> tuple[AutoencoderConfig, Any]:
     """Convert a state dict in diffusers' current, diffusers' old or the original layout.
 
-    From a full checkpoint in the original layout, only the weights under "first_stage_model." are
-    read. Entries under "loss." and "model_ema." are ignored: they are only needed for training.
+    From a full checkpoint in the original layout, only the weights of the autoencoder are read.
+    Entries under "loss." and "model_ema." are ignored: they are only needed for training.
+
+    Args:
+      state: the state dict.
+      published: the config.json beside it.
+      given: scale and shift from the user; each by default that of `published`, else that of the
+        published autoencoder that the weights look like.
 
     Returns:
       The config, and the parameters of our `Autoencoder`.
 
     Raises:
-      UserError: a weight is missing, unused or has another shape.
+      UserError: a weight is missing, unused, NaN, infinite or has another shape, or `published`
+        contradicts the weights or `given`.
     """
-    prefix = PREFIX if any(key.startswith(PREFIX) for key in state) else ""
-    weights = StateDict(state, prefix)
+    weights = StateDict(state, find_prefix(state, ANCHORS))
     if weights.count(r"encoder\.down\.(\d+)\."):
         names = ORIGINAL
         weights.drop(TRAINING_ONLY)
     else:
         old = OLD_DIFFUSERS.attention + OLD_DIFFUSERS.attention_parts[1]
         names = OLD_DIFFUSERS if f"encoder.{old}.weight" in weights else DIFFUSERS
-    config = _infer_config(weights, names)
+    config = _infer_config(weights, names, published)
+    scale, shift, _ = latent_scale(state, config.channels, published, given)
+    config = dataclasses.replace(config, scale=scale, shift=shift)
     reader = _Reader(weights, names, config)
     params = {"encoder": reader.encoder(), "decoder": reader.decoder()}
     if config.quant_convs:
@@ -125,8 +176,10 @@ def convert_autoencoder(state: Mapping[str, np.ndarray]) -> tuple[AutoencoderCon
     return config, params
 
 
-def _infer_config(weights: StateDict, names: WeightNames) -> AutoencoderConfig:
-    """Infer the config from the shapes of the weights."""
+def _infer_config(
+    weights: StateDict, names: WeightNames, published: PublishedConfig
+) -> AutoencoderConfig:
+    """Infer the config, without the scale, from the shapes of the weights and config.json."""
     root, _, rest = names.down.partition("{level}.")
     levels = weights.count(rf"{root}(\d+)\.")
     layers = weights.count(rf"{root}0\.{rest.partition('{')[0]}(\d+)\.")
@@ -136,14 +189,85 @@ def _infer_config(weights: StateDict, names: WeightNames) -> AutoencoderConfig:
         for level in range(max(levels, 1))
     ]
     channels = weights.shape("decoder.conv_in.weight", 4)[1]
-    if channels not in SCALE_AND_SHIFT:
+    quant_convs = "quant_conv.weight" in weights
+    implied = dict(
+        latent_channels=channels,
+        block_out_channels=widths,
+        layers_per_block=layers,
+        in_channels=3,
+        out_channels=3,
+        use_quant_conv=quant_convs,
+        use_post_quant_conv="post_quant_conv.weight" in weights,
+    )
+    for name, value in implied.items():
+        published.check(name, value)
+    supported = dict(
+        act_fn="silu",
+        mid_block_add_attention=True,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+    )
+    for name, value in supported.items():
+        published.check_only(name, value)
+    for name in ("latents_mean", "latents_std"):
+        if published.fields.get(name) is not None:
+            raise UserError(
+                f"{published.path}: {name} gives a value for every latent channel, but only one "
+                f"scale and shift for all channels is supported: give another autoencoder"
+            )
+    groups = published.get("norm_num_groups")
+    return AutoencoderConfig(
+        channels=channels,
+        block_widths=tuple(widths),
+        layers_per_block=layers,
+        quant_convs=quant_convs,
+        **({} if groups is None else dict(norm_groups=groups)),
+    )
+
+
+def latent_scale(
+    state: Mapping[str, Any], channels: int, published: PublishedConfig, given: LatentScale
+) -> tuple[float, float, str]:
+    """Return scale and shift of the latents, and a note on where they are from if it is a guess.
+
+    The arguments are those of `convert_autoencoder`, and the number of latent channels.
+
+    Raises:
+      UserError: flags and config.json contradict each other, or nothing tells the scale.
+    """
+    scale, shift = published.get("scaling_factor", float), published.get("shift_factor", float)
+    if scale is not None and shift is None:
+        shift = 0.0  # Diffusers has null where there is no shift.
+    for name, flag, field in (("scale", given.scale, scale), ("shift", given.shift, shift)):
+        if flag is not None and field is not None and flag != field:
+            raise UserError(
+                f"--{name}={flag}, but {published.path} says {field}: leave the flag out, or give "
+                f"the config.json of these weights"
+            )
+    if scale is not None and not (math.isfinite(scale) and scale > 0):
+        raise UserError(f"{published.path}: scaling_factor={scale} must be more than 0")
+    scale = given.scale if scale is None else scale
+    shift = given.shift if shift is None else shift
+    if scale is not None:
+        return scale, shift or 0.0, ""
+    told = [owner for pattern, owner in OWNERS if any(re.match(pattern, key) for key in state)]
+    if not told and channels not in ASSUMED:
         raise UserError(
             f"decoder.conv_in.weight has {channels} latent channels: the autoencoders of Stable "
-            f"Diffusion have {' or '.join(map(str, SCALE_AND_SHIFT))}"
+            f"Diffusion have {' or '.join(map(str, ASSUMED))}; for another one, give the scale and "
+            f"shift of its latents with --scale and --shift, or a folder with its config.json"
         )
-    scale, shift = SCALE_AND_SHIFT[channels]
-    quant_convs = "quant_conv.weight" in weights
-    return AutoencoderConfig(channels, scale, shift, tuple(widths), layers, quant_convs=quant_convs)
+    owner = told[0] if told else ASSUMED[channels]
+    scale, default = SCALE_AND_SHIFT[owner]
+    shift = default if shift is None else shift
+    others = "; ".join(f"{name} {a:g} and {b:g}" for name, (a, b) in SCALE_AND_SHIFT.items()
+                       if name != owner)  # fmt: skip
+    why = "what else is in the file" if told else f"its {channels} channels, which doesn't prove it"
+    note = (
+        f"no config.json tells the scale and shift of the latents: took {scale:g} and {shift:g} of "
+        f"{owner}, from {why}. Others: {others}; set them with --scale and --shift"
+    )
+    return scale, shift, note
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tp_jax.files.atomic import write_json
 from tp_jax.files.folders import can_resume
 from tp_jax.files.orbax import absolute, save_weights, stored_shapes
 from tp_jax.messages.errors import UserError
+from tp_jax.models.parameters import check_finite_params
 from tp_jax.parallel.sharding import path_name
 
 DESCRIPTION_FILE = "description.json"
@@ -90,7 +91,7 @@ def read_description(folder: epath.Path, kind: str) -> Description:
         fields = json.loads(path.read_text())
         fields["identity"] = fields.pop("sha256")
         description = Description(**fields)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} is damaged: convert the weights again") from error
     if description.kind != kind:
         raise UserError(f"{folder} holds weights of {description.kind}, not of {kind}: {command}")
@@ -108,8 +109,8 @@ def load_folder(folder: epath.Path, kind: str) -> tuple[Description, Any]:
       The description, and the weights as a tree of float32 NumPy arrays.
 
     Raises:
-      UserError: the folder doesn't exist, is incomplete or damaged, or holds another kind of
-        weights.
+      UserError: the folder doesn't exist, is incomplete or damaged, holds another kind of weights,
+        or a weight is NaN or infinite.
     """
     description = read_description(folder, kind)
     stored = stored_shapes(absolute(folder))
@@ -117,9 +118,11 @@ def load_folder(folder: epath.Path, kind: str) -> tuple[Description, Any]:
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             arguments = ocp.args.PyTreeRestore(restore_args=as_numpy)
-            return description, checkpointer.restore(absolute(folder), arguments)
+            params = checkpointer.restore(absolute(folder), arguments)
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{folder} is damaged: convert the weights again") from error
+    check_finite_params(str(folder), params, "convert the weights again")
+    return description, params
 
 
 def weights_identity(params: Any) -> str:

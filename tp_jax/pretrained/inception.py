@@ -9,11 +9,15 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from tp_jax.messages.errors import UserError
 from tp_jax.models.inception import SIDE, Inception
 from tp_jax.pretrained.folder import load_folder
+from tp_jax.pretrained.recognise import find_prefix
 from tp_jax.pretrained.state_dict import StateDict
 
 KIND = "inception"
+# Names of weights that this model has under no prefix.
+ANCHORS = ("Conv2d_1a_3x3.conv.weight", "fc.weight")
 EPSILON = 1e-3  # Epsilon of the batch norms.
 
 
@@ -39,7 +43,7 @@ def convert_inception(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       UserError: a weight is missing, unused or has another shape.
     """
-    weights = StateDict(state)
+    weights = StateDict(state, find_prefix(state, ANCHORS))
     weights.drop(r".*\.num_batches_tracked$")
     params = {}
     for path, shape in _param_shapes().items():
@@ -72,6 +76,8 @@ def _fold_batch_norm(weights: StateDict, key: str, shape: tuple[int, ...]) -> di
         weights.take(f"{key}.bn.{name}", outputs).astype(np.float64)
         for name in ("weight", "bias", "running_mean", "running_var")
     )
+    if variance.min() < 0:
+        raise UserError(f"{key}.bn.running_var is negative: download the weights again")
     scale = gain / np.sqrt(variance + EPSILON)
     kernel = kernel.transpose(2, 3, 1, 0) * scale
     bias = shift - mean * scale

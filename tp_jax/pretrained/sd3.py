@@ -12,14 +12,18 @@ import numpy as np
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MMDiTConfig
 from tp_jax.models.layers import position_embedding
+from tp_jax.pretrained.published_config import PublishedConfig
+from tp_jax.pretrained.recognise import find_prefix
 from tp_jax.pretrained.state_dict import StateDict, square_side, stack_layers
 from tp_jax.thinking import ThinkingConfig
 
 TIME_FEATURES = 256
 # Features per attention head in all published models.
 HEAD_WIDTH = 64
-# Prefix of this model's weights in a full checkpoint of the original layout.
-PREFIX = "model.diffusion_model."
+# Names of weights that this model has in the original layout, then in diffusers' layout.
+ANCHORS = ("x_embedder.proj.weight", "pos_embed.proj.weight", "pos_embed.pos_embed", "pos_embed")
+# The class in diffusers' config.json.
+CLASSES = ("SD3Transformer2DModel",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,11 @@ ORIGINAL = WeightNames(
 )
 
 
-def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDiTConfig:
+def infer_sd3(
+    state: Mapping[str, np.ndarray],
+    heads: int | None = None,
+    published: PublishedConfig = PublishedConfig(),
+) -> MMDiTConfig:
     """Infer the config of an SD3, without thinking layers, from the shapes of its weights.
 
     The shapes determine neither `image_size`, which is set to the size that the position table is
@@ -94,12 +102,14 @@ def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDi
     Args:
       state: a state dict in diffusers' or the original layout. It may be a full checkpoint in the
         original layout, with this model's weights under "model.diffusion_model.".
-      heads: number of attention heads; by default the width divided by the features per head,
-        which are read from the norms of queries and keys, or are 64 without those.
+      heads: number of attention heads; by default that of `published`, else the width divided by
+        the features per head, which are read from the norms of queries and keys, or are 64
+        without those.
+      published: the config.json beside the weights.
 
     Raises:
-      UserError: a weight that determines the size is missing, or the shapes aren't those of an
-        SD3.
+      UserError: a weight that determines the size is missing, the shapes aren't those of an SD3,
+        or `published` contradicts them.
     """
     weights, names = _open_layout(state)
     width, channels, patch, _ = weights.shape(f"{names.patch_embed}.weight", 4)
@@ -113,19 +123,20 @@ def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDi
     weights.shape(f"{names.block}0.{names.adaln}.bias", 1)  # Raises if there is no block.
     qk_norm = weights.count(rf"{names.block}(\d+)\.{names.norms}") > 0
     head = weights.shape(f"{names.block}0.{names.norms}q.weight", 1)[0] if qk_norm else HEAD_WIDTH
+    heads = published.get("num_attention_heads") if heads is None else heads
     if heads is None and width % head:
         raise UserError(
             f"width {width} isn't a multiple of {head}, the features per attention head of SD3: "
             f"give --heads, the number of attention heads"
         )
-    return MMDiTConfig(
+    config = MMDiTConfig(
         image_size=patch * base_grid,
         channels=channels,
         out_channels=outputs // patch**2,
         patch=patch,
         depth=depth,
         width=width,
-        heads=heads or width // head,
+        heads=width // head if heads is None else heads,
         text_width=text_width,
         pooled_width=pooled_width,
         qk_norm=qk_norm,
@@ -134,11 +145,43 @@ def infer_sd3(state: Mapping[str, np.ndarray], heads: int | None = None) -> MMDi
         base_grid=base_grid,
         thinking=ThinkingConfig(layers=()),
     )
+    _check_published(published, config)
+    return config
+
+
+def _check_published(published: PublishedConfig, config: MMDiTConfig) -> None:
+    """Raise a UserError if diffusers' config.json contradicts the weights."""
+    implied = dict(
+        num_layers=config.depth,
+        num_attention_heads=config.heads,
+        attention_head_dim=config.width // config.heads,
+        caption_projection_dim=config.width,
+        in_channels=config.channels,
+        out_channels=config.out_channels,
+        patch_size=config.patch,
+        joint_attention_dim=config.text_width,
+        pooled_projection_dim=config.pooled_width,
+        pos_embed_max_size=config.max_grid,
+        sample_size=config.image_size,
+        dual_attention_layers=list(range(config.dual_attention_layers)),
+    )
+    for name, value in implied.items():
+        published.check(name, value)
+    if "qk_norm" in published.fields:
+        norm = published.fields["qk_norm"]
+        if norm not in (None, "rms_norm"):
+            published.check_only("qk_norm", "rms_norm")
+        if (norm is not None) != config.qk_norm:
+            # None is a value here, so `check` doesn't apply.
+            has = "have" if config.qk_norm else "lack"
+            raise UserError(
+                f"{published.path}: qk_norm={norm!r}, but the weights {has} norms of queries and "
+                f"keys: give the config.json of these weights"
+            )
 
 
 def _open_layout(state: Mapping[str, np.ndarray]) -> tuple[StateDict, WeightNames]:
-    prefix = PREFIX if any(key.startswith(PREFIX) for key in state) else ""
-    weights = StateDict(state, prefix)
+    weights = StateDict(state, find_prefix(state, ANCHORS))
     original = weights.count(rf"{ORIGINAL.block}(\d+)\.") or ORIGINAL.position_table in weights
     return weights, ORIGINAL if original else DIFFUSERS
 

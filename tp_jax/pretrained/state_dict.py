@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tp_jax.files.finite import check_finite
 from tp_jax.messages.errors import UserError
 
 # Largest error of a position table: published files store values up to 1 in half precision.
@@ -61,7 +62,15 @@ class StateDict:
         return self._remaining[key]
 
     def take(self, key: str, *shape: int) -> np.ndarray:
-        """Remove and return a weight of this shape, as float32 in torch's layout."""
+        """Remove and return a weight of this shape, as float32 in torch's layout.
+
+        NaN and infinity raise a UserError too.
+        """
+        array = self._take(key, *shape)
+        check_finite(f"{self._prefix}{key}", array, "download the weights again")
+        return array
+
+    def _take(self, key: str, *shape: int) -> np.ndarray:
         array = self._find(key)
         if array.shape != shape:
             raise UserError(
@@ -122,7 +131,7 @@ class StateDict:
 
     def check_position_table(self, key: str, expected: np.ndarray) -> None:
         """Remove a position table, and raise a UserError unless it equals the computed one."""
-        table = self.take(key, 1, *expected.shape)[0]
+        table = self._take(key, 1, *expected.shape)[0]
         error = np.abs(table - expected).max()
         # `not <=` instead of `>`, so that NaN raises the error too.
         if not error <= TABLE_TOLERANCE:

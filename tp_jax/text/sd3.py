@@ -9,16 +9,17 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from tp_jax.files.downloads import check_download, read_downloaded_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.text.encoder import TextSpace
+from tp_jax.text.published import load_published, load_tokenizer, tokenizer_files, weight_files
 
 # (subfolder of the weights, subfolder of the tokenizer, name for messages) of each encoder.
 CLIPS = (("text_encoder", "tokenizer", "CLIP-L"), ("text_encoder_2", "tokenizer_2", "CLIP-bigG"))
@@ -55,8 +56,9 @@ def load_sd3_encoder(
       batch_size: prompts per batch; the last batch is padded to this size.
 
     Raises:
-      UserError: torch or transformers isn't installed, the folder lacks an encoder or a
-        tokenizer, or an encoder doesn't accept that many tokens.
+      UserError: torch or transformers isn't installed; the folder lacks an encoder or a
+        tokenizer, or one of them is cut, damaged or of another model; or an encoder doesn't accept
+        that many tokens.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} of the text encoder: choose one of {', '.join(DTYPES)}")
@@ -132,27 +134,16 @@ def _load_encoder(
 ) -> Encoder:
     import torch
 
-    variant, _ = _weight_files(folder / model_folder)
     try:
-        model = getattr(transformers, model_class).from_pretrained(
-            str(folder / model_folder),
+        model = load_published(
+            getattr(transformers, model_class),
+            folder / model_folder,
+            name,
             torch_dtype=getattr(torch, dtype),
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            str(folder / tokenizer_folder), local_files_only=True
-        )
-    except ImportError as error:
-        raise UserError(
-            f"SD3's text encoders need {error.name or error}: pip install -e '.[text]'"
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        raise UserError(
-            f"{name} can't be loaded from {folder}: {reason}; download it again"
-        ) from error
+        tokenizer = load_tokenizer(folder / tokenizer_folder, name, int(model.config.vocab_size))
+    except UserError as error:
+        raise UserError(f"{name} can't be loaded from {folder}: {error}") from error
     max_tokens = getattr(model.config, "max_position_embeddings", None)
     if tokens < 2 or (max_tokens and tokens > max_tokens):
         bound = f"to {max_tokens}" if max_tokens else "or more"
@@ -162,7 +153,7 @@ def _load_encoder(
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _gpu_memory(name):
-        model = model.eval().requires_grad_(False).to(device)
+        model = model.requires_grad_(False).to(device)
     return Encoder(name, model, tokenizer, tokens)
 
 
@@ -292,31 +283,16 @@ def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 60 else prompt[:57] + "…")
 
 
-def _weight_files(folder: epath.Path) -> tuple[str | None, list[epath.Path]]:
-    """Return the `variant` to pass to transformers, and the weight files that it then reads."""
-    for variant in (None, "fp16"):
-        dot = f".{variant}" if variant else ""
-        for index in (
-            folder / f"model.safetensors.index{dot}.json",
-            folder / f"model{dot}.safetensors.index.json",
-        ):
-            if index.exists():
-                shards = re.findall(r'"([^"]+\.safetensors)"', index.read_text())
-                return variant, [folder / name for name in sorted(set(shards))]
-        whole = folder / f"model{dot}.safetensors"
-        if whole.exists():
-            return variant, [whole]
-    raise UserError(
-        f"{folder} has no model.safetensors: download the encoder as .safetensors files"
-    )
-
-
 def _t5_width(folder: epath.Path) -> int:
     """Return the features per token that T5 would have, without loading it."""
     for subfolder, key in (("text_encoder_3", "d_model"), ("transformer", "joint_attention_dim")):
         path = folder / subfolder / "config.json"
         if path.exists():
-            return int(json.loads(path.read_text())[key])
+            check_download(path)
+            try:
+                return int(read_downloaded_json(path)[key])
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{path} has no number {key}: download it again") from None
     return T5_WIDTH
 
 
@@ -327,10 +303,10 @@ def _identity(folder: epath.Path, parts: Sequence[str], settings: dict[str, Any]
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for part in parts:
-        files = [path for path in (folder / part).iterdir() if path.suffix in (".txt", ".json")]
-        files += (folder / part).glob("*.model")
         if part.startswith("text_encoder"):
-            files = [folder / part / "config.json", *_weight_files(folder / part)[1]]
+            files = [folder / part / "config.json", *weight_files(folder / part)[1]]
+        else:
+            files = tokenizer_files(folder / part)
         for path in sorted(files):
             digest.update(f"\n{part}/{path.name} {path.stat().length}\n".encode())
             with path.open("rb") as file:

@@ -11,7 +11,7 @@ from etils import epath
 
 from tp_jax.files.orbax import absolute, stored_shapes
 from tp_jax.messages.errors import UserError
-from tp_jax.models.parameters import Params
+from tp_jax.models.parameters import Params, check_finite_params
 from tp_jax.parallel.sharding import path_name
 from tp_jax.workdir.integrity import find_damage
 
@@ -41,7 +41,7 @@ def restore_params(
         and are restored as they are. False restores all parts as they were last trained.
 
     Raises:
-      UserError: the checkpoint can't be restored.
+      UserError: the checkpoint can't be restored, or a weight is NaN or infinite.
     """
     averaged = set()
     if ema:
@@ -55,6 +55,8 @@ def restore_params(
         items["ema"] = ocp.args.StandardRestore({name: abstract[name] for name in averaged})
     found = restore_items(manager, train_step, items)
     params = dict(found.get("ema") or {}) | {name: found[name] for name in items if name != "ema"}
+    where = f"checkpoint {train_step} in {manager.directory}"
+    check_finite_params(where, params, "choose another with --checkpoint=N")
     return {name: params[name] for name in abstract}
 
 
@@ -106,7 +108,9 @@ def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> 
 
 
 # Fields of `config.model` that change its outputs but not the shapes of its weights.
-NON_SHAPE_FIELDS = ("heads", "image_size", "patch", "max_grid", "base_grid")
+NON_SHAPE_FIELDS = (
+    "heads", "image_size", "patch", "max_grid", "base_grid", "num_classes",
+)  # fmt: skip
 
 
 def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) -> Any:
@@ -121,7 +125,7 @@ def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) 
 
     Raises:
       UserError: the folder doesn't exist, belongs to another model, or a weight is missing, left
-        over or of another shape.
+        over, of another shape, NaN or infinite.
     """
     folder = absolute(epath.Path(path))
     if not folder.exists():
@@ -148,7 +152,9 @@ def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) 
             folder,
             ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True),
         )
-    return restored["base"] if nested else restored
+    base = restored["base"] if nested else restored
+    check_finite_params(f"the base {path}", base, "give another base")
+    return base
 
 
 def _check_same_model(path: str, model: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from tp_jax.evals.geneval.results import ColourClassifier, Detector
 from tp_jax.evals.geneval.rules import COLOURS, Detection, Objects
 from tp_jax.messages.errors import UserError
+from tp_jax.text.published import load_published, load_tokenizer
 
 # COCO's 80 classes, in COCO's order, under the names that GenEval uses, such as "computer mouse".
 CLASSES = tuple(
@@ -170,7 +171,7 @@ def load_colour_classifier(path: epath.Path, device: str | None = None) -> Colou
     """
     torch, transformers = _import_packages()
     model, device = _load(transformers.CLIPModel, path, device)
-    tokenizer = _from_folder(transformers.AutoTokenizer, path)
+    tokenizer = load_tokenizer(path, "CLIP", int(model.config.text_config.vocab_size))
     side = model.config.vision_config.image_size
 
     @functools.cache
@@ -239,22 +240,9 @@ def _import_packages() -> tuple[Any, Any]:
 def _load(kind: Any, path: epath.Path, device: str | None) -> tuple[Any, str]:
     """Load a model from a folder for inference; return it and its torch device."""
     torch, _ = _import_packages()
-    model, info = _from_folder(kind, path, output_loading_info=True)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{path}: isn't a {kind.__name__}: {len(missing)} weights are missing, the first is "
-            f"{missing[0]}"
-        )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.float().to(device).eval(), device
-
-
-def _from_folder(kind: Any, path: epath.Path, **options: Any) -> Any:
-    if not (path / "config.json").exists():
-        raise UserError(f"{path}: has no config.json: name a folder with published weights")
     try:
-        return kind.from_pretrained(str(path), local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: can't be read as {kind.__name__}: {reason}") from None
+        model = load_published(kind, path, pickled=True)
+    except UserError as error:
+        raise UserError(f"{path}: can't be read as {kind.__name__}: {error}") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.float().to(device), device

@@ -1,0 +1,84 @@
+"""The config.json that diffusers stores beside weights: what the weights alone don't determine."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from etils import epath
+
+from tp_jax.files.downloads import check_download, read_downloaded_json
+from tp_jax.messages.errors import UserError
+
+NAME = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedConfig:
+    """A config.json of diffusers; without fields if there is none beside the weights.
+
+    Attributes:
+      path: the file, for error messages.
+      fields: its content.
+    """
+
+    path: str = NAME
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def get(self, name: str, kind: type = int) -> Any:
+        """Return a field as a number of type `kind`; None if it is missing or null.
+
+        Raises:
+          UserError: it isn't such a number.
+        """
+        value = self.fields.get(name)
+        accepted = (int, float) if kind is float else kind
+        if value is None:
+            return None
+        if not isinstance(value, accepted) or isinstance(value, bool):
+            raise UserError(f"{self.path}: {name}={json.dumps(value)} isn't a number")
+        return kind(value)
+
+    def check(self, name: str, implied: Any) -> None:
+        """Raise a UserError if a field is given and isn't what the weights imply."""
+        value = self.fields.get(name)
+        if value is not None and value != implied:
+            raise UserError(
+                f"{self.path}: {name}={json.dumps(value)}, but the weights imply "
+                f"{json.dumps(implied)}: give the config.json of these weights"
+            )
+
+    def check_only(self, name: str, supported: Any) -> None:
+        """Raise a UserError if a field is given and isn't the only value that we compute."""
+        value = self.fields.get(name)
+        if value is not None and value != supported:
+            raise UserError(
+                f"{self.path}: {name}={json.dumps(value)} isn't supported, only "
+                f"{json.dumps(supported)}: give another model"
+            )
+
+
+def read_published_config(weights: epath.Path, classes: Collection[str]) -> PublishedConfig:
+    """Read the config.json beside a file of weights, if diffusers wrote it.
+
+    Args:
+      weights: the file of weights, or the index of shards.
+      classes: the classes of diffusers that it may describe.
+
+    Raises:
+      UserError: it is damaged, or describes another model.
+    """
+    path = weights.parent / NAME
+    if not classes or not path.exists():
+        return PublishedConfig()
+    check_download(path)
+    fields = read_downloaded_json(path)
+    name = fields.get("_class_name")
+    if "model_type" in fields and name is None:
+        return PublishedConfig()  # That of a text encoder, written by transformers.
+    if name not in (None, *classes):
+        raise UserError(
+            f"{path} describes the model {name}, not {' or '.join(classes)}: give the weights of "
+            f"such a model, in a folder with their own config.json"
+        )
+    return PublishedConfig(str(path), fields)
