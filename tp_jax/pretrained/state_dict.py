@@ -77,7 +77,9 @@ class StateDict:
                 f"{self._prefix}{key} has shape {list(array.shape)}, but the other weights "
                 f"imply {list(shape)}"
             )
-        return np.asarray(self._remaining.pop(key), np.float32)
+        # A float64 that overflows becomes infinite, which `take` refuses.
+        with np.errstate(over="ignore"):
+            return np.asarray(self._remaining.pop(key), np.float32)
 
     def drop(self, pattern: str) -> None:
         """Remove the entries with names that match the pattern at their start."""
