@@ -7,7 +7,9 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "train": ["tensorboardX>=2.6.2", "tensorboard>=2.18"],
-    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "gcs": ["gcsfs>=2024.2", "google-cloud-storage>=2"],
+    # TPU machines keep their runs in gs:// workdirs.
+    "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs>=2024.2", "google-cloud-storage>=2"],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece", "safetensors"],
     "convert": ["torch>=2.5"],
