@@ -13,12 +13,21 @@ from tp_jax.cli.flags import required
 
 config_flags.DEFINE_config_file("config", None, "a config file, such as configs/quickstart.py")
 flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and samples")
+flags.DEFINE_boolean(
+    "allow_unchecked",
+    False,
+    "resume from a checkpoint whose checksums are missing or damaged, without checking its files",
+)
 
 
 def main() -> None:
     from tp_jax.train.loop import train
 
-    train(start.required_config(), epath.Path(required("workdir")))
+    train(
+        start.required_config(),
+        epath.Path(required("workdir")),
+        allow_unchecked=flags.FLAGS.allow_unchecked,
+    )
 
 
 if __name__ == "__main__":

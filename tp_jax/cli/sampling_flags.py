@@ -34,6 +34,12 @@ def define_model_flags(values: flags.FlagValues) -> None:
         ["default", "high", "highest"],
         "precision of matrix products on accelerators",
     )
+    flags.DEFINE_boolean(
+        "allow_unchecked",
+        False,
+        "use a checkpoint whose checksums are missing or damaged, without checking its files",
+        flag_values=values,
+    )
     string("autoencoder", "folder of the autoencoder that decodes latents; the config's by default")
 
 

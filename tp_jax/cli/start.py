@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from tp_jax import __version__
 from tp_jax.cli.flags import required as required_value
-from tp_jax.messages.errors import TrainingError, UserError
+from tp_jax.files.atomic import disk_error
+from tp_jax.messages.errors import TrainingError, UserError, WriteError
 from tp_jax.messages.renamed import CONFIG_KEYS, config_key_hint
 
 
@@ -30,8 +31,9 @@ def run(
 ) -> None:
     """Parse the flags, join the other processes of the job, run `main`, and exit.
 
-    The exit code is 2 for a UserError or a wrong flag and 1 for a TrainingError, with one line on
-    stderr. Any other exception is a bug and keeps its traceback.
+    The exit code is 2 for a UserError or a wrong flag and 1 for a TrainingError, a WriteError or
+    an OSError of a full or read-only disk, with one line on stderr. Any other exception is a bug
+    and keeps its traceback.
 
     Args:
       main: runs the command. It imports the modules that do the work, which import jax.
@@ -60,8 +62,10 @@ def run(
         main()
     except UserError as error:
         _exit(2, error)
-    except TrainingError as error:
+    except (TrainingError, WriteError) as error:
         _exit(1, error)
+    except OSError as error:
+        _exit(1, disk_error(error))
 
 
 def _exit(code: int, error: Exception) -> None:

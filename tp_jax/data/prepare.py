@@ -1,7 +1,6 @@
 """Encode images as latents on disk, shard by shard: a kill loses at most one shard per host."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from tp_jax.data.transforms import DECODE_ERRORS, decode_pixels, why_unreadable
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
 from tp_jax.files.folders import can_resume, make_folder
+from tp_jax.files.jsonl import read_json
 from tp_jax.latents.codec import Codec, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
@@ -197,8 +197,8 @@ def _start_folder(folder: epath.Path, plan: LatentsPlan) -> None:
         write_json(path, plan.to_json())
         return
     try:
-        old = plan_from_json(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        old = plan_from_json(read_json(path, remedy="use a new folder"))
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): use a new folder") from error
     changed = first_difference(vars(old), vars(plan))
     if changed:

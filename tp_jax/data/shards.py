@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,6 +18,7 @@ from tp_jax.data.sources.latents import (
     pack_null_text,
 )
 from tp_jax.files.atomic import replacing, write_bytes, write_json
+from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 
 
@@ -86,8 +86,8 @@ def read_statistics(folder: epath.Path, plan: LatentsPlan, shard: int) -> ShardS
     if not file.exists() or not statistics.exists():
         return None
     try:
-        found = ShardStatistics(**json.loads(statistics.read_text()))
-    except (json.JSONDecodeError, TypeError):
+        found = ShardStatistics(**read_json(statistics))
+    except (UserError, TypeError):
         return None
     return found if file.stat().length == found.bytes else None
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tp_jax.files.atomic import write_json
+from tp_jax.files.atomic import write_json, write_text
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 
@@ -82,7 +82,7 @@ def collect(
         }
     write_json(out, content)
     table = as_table(content)
-    out.with_suffix(".md").write_text(table + "\n")
+    write_text(out.with_suffix(".md"), table + "\n")
     print(table)
     return content
 

@@ -13,9 +13,9 @@ from etils import epath
 from tp_jax.cli.flags import required
 from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.suite import Suite, path_of
-from tp_jax.messages.errors import UserError
+from tp_jax.messages.errors import UserError, WriteError
 from tp_jax.messages.progress import progress_bar, say
-from tp_jax.parallel.processes import broadcast_from_first
+from tp_jax.parallel.processes import broadcast_from_first, run_on_first
 from tp_jax.pictures.grids import is_whole_png, to_uint8
 from tp_jax.pictures.reading import FILES, to_rgb
 from tp_jax.sampling.description import claim, describe, path_beside
@@ -182,12 +182,16 @@ class PromptedSuite(Suite):
           samples: number of images per prompt.
           seed: seed of the images.
           out: folder of the images.
+
+        Raises:
+          WriteError: an image can't be written.
         """
         first = broadcast_from_first(self._count_existing(out, prompts, samples))
         rows = np.repeat(np.arange(len(prompts)), samples)
         waiting: list[np.ndarray] = []
         # Resume at the beginning of a batch, because the same batches give the same bits.
         at = first - first % generator.batch_size_of(len(rows)) if first < len(rows) else first
+        failure = None
         with progress_bar(len(rows), self.name) as bar:
             bar.update(at)
             conditions = encoded.conditions
@@ -199,11 +203,23 @@ class PromptedSuite(Suite):
                     waiting.append(image)
                     if len(waiting) < (samples if self.one_file_per_prompt else 1):
                         continue
-                    if jax.process_index() == 0:
+                    if jax.process_index() == 0 and failure is None:
                         sample = (at - len(waiting)) % samples
-                        self.write(out, prompts[rows[at - 1]], sample, np.stack(waiting))
+                        try:
+                            self.write(out, prompts[rows[at - 1]], sample, np.stack(waiting))
+                        except WriteError as error:
+                            failure = error
                     waiting = []
                 bar.update(len(batch))
+                if failure and jax.process_count() == 1:
+                    break
+
+        def raise_failure() -> None:
+            if failure:
+                raise failure
+
+        # The other processes generate all images, and learn only here that they can't be written.
+        run_on_first(raise_failure)
 
     def _count_existing(self, out: epath.Path, prompts: Sequence[Prompt], samples: int) -> int:
         """Count the existing samples from the first one up to the first that is missing."""

@@ -2,12 +2,12 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from tp_jax.files.atomic import write_bytes
+from tp_jax.files.atomic import write_bytes, write_errors
 from tp_jax.messages.errors import UserError
 
 
@@ -41,7 +41,7 @@ def read_text(path: epath.Path) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-      UserError: the file doesn't exist or isn't UTF-8 text.
+      UserError: the file doesn't exist, can't be read or isn't UTF-8 text.
     """
     if path.is_dir() or not path.exists():
         raise UserError(f"{path}: there is no such file")
@@ -49,24 +49,40 @@ def read_text(path: epath.Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: isn't UTF-8 text; convert it to UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
 
 
-def check_fields(where: str, content: dict[str, Any], fields: dict[str, type | tuple]) -> None:
+# The accepted type or types of each required field of a JSON object.
+Fields = Mapping[str, type | tuple[type, ...]]
+
+
+def check_fields(where: str, content: dict[str, Any], fields: Fields) -> None:
     """Raise a UserError unless `content` has all `fields` with their types; bool isn't an int.
 
     Args:
       where: file and line for the error message.
       fields: the accepted type or types of each required field.
     """
+    problem = _wrong_field(content, fields)
+    if problem:
+        raise UserError(f"{where}: {problem}")
+
+
+def _wrong_field(content: dict[str, Any], fields: Fields) -> str | None:
+    """Return what is wrong with the first field that is missing or has another type."""
     for name, kind in fields.items():
         if name not in content:
-            raise UserError(
-                f"{where}: has no {name!r}; the required fields are {', '.join(fields)}"
-            )
+            return f"has no {name!r}; the required fields are {', '.join(fields)}"
         value, kinds = content[name], kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(k.__name__ for k in kinds)
-            raise UserError(f"{where}: {name}={value!r} must be {wanted}")
+            return f"{name}={_cut(repr(value))} must be {wanted}"
+    return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]} …"
 
 
 @contextlib.contextmanager
@@ -77,17 +93,25 @@ def appender(path: epath.Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     Raises:
       UserError: `path` is a URL such as gs://…, to which lines can't be appended.
+      WriteError: the file can't be opened; or, from the function, the line can't be written.
     """
     if "://" in str(path):
         raise UserError(f"{path}: can't append lines to a remote file; name a local file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
 
-        def add(content: dict[str, Any]) -> None:
+    def add(content: dict[str, Any]) -> None:
+        with write_errors(path):
             file.write(json.dumps(content) + "\n")
             file.flush()
 
+    try:
         yield add
+    finally:
+        # After a write error, closing tries to write the rest again.
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def repair_last_line(path: epath.Path) -> None:
@@ -110,16 +134,41 @@ def repair_last_line(path: epath.Path) -> None:
     write_bytes(path, content)
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """Read a JSON object that tp_jax wrote.
+def read_json(
+    path: epath.Path,
+    fields: Fields | None = None,
+    remedy: str = "write it again",
+    problem: str = "is damaged",
+) -> dict[str, Any]:
+    """Read a file with one JSON object, such as the small files in a workdir.
+
+    Args:
+      path: the file.
+      fields: the accepted type or types of each required field.
+      remedy: what the user can do, for the error message.
+      problem: what the file is then, for the error message.
 
     Raises:
-      UserError: the file is damaged or holds no JSON object.
+      UserError: the file is missing, empty, binary or cut, or a folder, or can't be read, or holds
+        something else than a JSON object with the required fields.
     """
+    content, reason = {}, None
     try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); write it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; write it again")
+        content = json.loads(path.read_bytes().decode())
+        if not isinstance(content, dict):
+            reason = f"it holds a JSON {type(content).__name__}, not an object"
+        else:
+            reason = _wrong_field(content, fields or {})
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; {remedy}") from None
+    except IsADirectoryError:
+        reason = "it is a folder"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnicodeDecodeError:
+        reason = "it holds binary data"
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if path.stat().length else "it is empty"
+    if reason:
+        raise UserError(f"{path} {problem} ({reason}); {remedy}")
     return content

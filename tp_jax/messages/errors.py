@@ -17,3 +17,10 @@ class TrainingError(Exception):
 
     Checkpoints that were saved before are kept.
     """
+
+
+class WriteError(Exception):
+    """A file can't be written, as on a full disk or in a read-only folder (exit code 1).
+
+    The file has its old content, or doesn't exist if it is new.
+    """

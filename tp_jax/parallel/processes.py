@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tp_jax.messages.errors import TrainingError, UserError
+from tp_jax.files.atomic import disk_error
+from tp_jax.messages.errors import TrainingError, UserError, WriteError
 
 # The user sets all three where jax can't detect the cluster.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -29,6 +30,8 @@ HEARTBEAT_SECONDS = 30
 # next ones.
 CONNECT_SECONDS, FIRST_REPORT_SECONDS, REPORT_SECONDS = 300, 1, 30
 ALONE = f"set {COUNT}=1 to run this process by itself"
+# Errors of the first process that `run_on_first` raises on all processes.
+_SHARED_ERRORS = (UserError, TrainingError, WriteError)
 
 
 def join_processes() -> None:
@@ -159,16 +162,22 @@ def run_on_first(act: Callable[[], None]) -> None:
     """Call a function on the first process only, while the others wait. All processes must call it.
 
     Raises:
-      UserError: the function raised it on the first process. The other processes raise one too.
+      UserError, TrainingError or WriteError: the function raised it on the first process, or the
+        first process has a full or read-only disk. The other processes raise an error of the same
+        class.
     """
-    error_of_first = None
+    error_of_first, kind = None, 0
     if jax.process_index() == 0:
         try:
             act()
-        except UserError as error:
-            error_of_first = error
-    if broadcast_from_first(error_of_first is not None):
-        raise error_of_first or UserError("the first process reported an error: see its log")
+        except (*_SHARED_ERRORS, OSError) as raised:
+            error = disk_error(raised) if isinstance(raised, OSError) else raised
+            matches = [shared in type(error).__mro__ for shared in _SHARED_ERRORS]
+            error_of_first, kind = error, 1 + matches.index(True)
+    kind = broadcast_from_first(kind)
+    if kind:
+        other = _SHARED_ERRORS[kind - 1]("the first process reported an error: see its log")
+        raise error_of_first or other
 
 
 def _on_tpu_host() -> bool:

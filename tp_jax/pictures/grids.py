@@ -94,7 +94,6 @@ def is_whole_png(path: epath.Path) -> bool:
 
 def save_png(path: epath.Path, image: np.ndarray) -> None:
     """Write a uint8 [H, W, C] image atomically, and create its folder if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     to_pil(image).save(buffer, format="png")
     write_bytes(path, buffer.getvalue())

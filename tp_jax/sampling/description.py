@@ -27,6 +27,7 @@ from tp_jax.workdir import integrity
 # refer to.
 _NOT_DESCRIBED = (
     "out", "overwrite", "batch_size", "sampler_changes", "autoencoder", "text", "truncate",
+    "allow_unchecked",
 )  # fmt: skip
 # Fields that descriptions of earlier versions lack.
 _ADDED = ("weights", FILES)
@@ -53,13 +54,15 @@ def describe(request: Request, loaded: Loaded, encoder: str | None) -> dict[str,
 
 
 def weights_identity(workdir: epath.Path, train_step: int) -> str | None:
-    """Return the SHA-256 of a checkpoint's checksums; None if it has none.
+    """Return the SHA-256 of a checkpoint's checksums; None if it has no readable ones.
 
     It tells the checkpoints of two runs apart that were trained in the same workdir, one after the
     other.
     """
+    if not integrity.is_verified(workdir, train_step):
+        return None
     path = workdir / integrity.FOLDER / f"{train_step}.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def changed_field(old: dict[str, Any], new: dict[str, Any]) -> Difference | None:
@@ -76,7 +79,16 @@ def path_beside(out: epath.Path) -> epath.Path:
 
 def described_files(path: epath.Path) -> list[str] | None:
     """Return the files that a description lists; None if it doesn't exist or lists none."""
-    return read_json(path).get(FILES) if path.exists() else None
+    return _read(path).get(FILES) if path.exists() else None
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    remedy = "delete it and the images that it describes"
+    content = read_json(path, remedy=remedy)
+    listed = content.get(FILES, [])
+    if not (isinstance(listed, list) and all(isinstance(name, str) for name in listed)):
+        raise UserError(f"{path} is damaged ({FILES!r} isn't a list of names); {remedy}")
+    return content
 
 
 def claim(
@@ -107,7 +119,7 @@ def claim(
     folder = out.parent if out.suffix == ".npz" else out
 
     def act() -> None:
-        old = read_json(path) if path.exists() else None
+        old = _read(path) if path.exists() else None
         if old is not None:
             _make_room(out, folder, old, description, overwrite, also)
         elif folder == out:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tp_jax.files.atomic import write_bytes
+from tp_jax.files.atomic import write_text
 from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
@@ -142,7 +142,7 @@ def _write_pngs(
                 json.dumps({"file": file, "caption": str(prompt)})
                 for file, prompt in zip(files, plan.values, strict=True)
             ]
-            write_bytes(out / CAPTIONS, ("\n".join(lines) + "\n").encode())
+            write_text(out / CAPTIONS, "\n".join(lines) + "\n")
     return out / GRID
 
 

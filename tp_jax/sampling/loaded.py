@@ -69,6 +69,7 @@ def load(
     autoencoder: str | None = None,
     text: str | None = None,
     truncate: bool = False,
+    allow_unchecked: bool = False,
 ) -> Loaded:
     """Load the model of a workdir onto all devices of this machine, data-parallel.
 
@@ -80,6 +81,7 @@ def load(
       autoencoder: folder of the autoencoder that decodes the latents; by default the config's.
       text: folder of the text encoders; by default the config's.
       truncate: cut prompts that are too long for the encoder, with a warning.
+      allow_unchecked: accept a checkpoint whose checksums are missing or damaged.
 
     Raises:
       UserError: the workdir, the checkpoint or the autoencoder doesn't exist or doesn't fit.
@@ -106,19 +108,22 @@ def load(
             f"--autoencoder=DIR"
         )
     with checkpoint_lib.open_manager(workdir) as manager:
-        train_step = checkpoint_lib.find_step(manager, train_step)
+        train_step = checkpoint_lib.find_step(manager, train_step, allow_unchecked=allow_unchecked)
         params = checkpoint_lib.restore_params(manager, train_step, target, ema=ema)
     on_mesh = ModelOnMesh(model, built, mesh, codec, config, workdir)
     return on_mesh.with_params(params, train_step)
 
 
-def without_thinking(loaded: Loaded, base: str | None = None) -> tuple[Loaded, str]:
+def without_thinking(
+    loaded: Loaded, base: str | None = None, *, allow_unchecked: bool = False
+) -> tuple[Loaded, str]:
     """Load the base model, without thinking layers, that a model is compared with.
 
     Args:
       loaded: the model.
       base: base checkpoint or workdir; by default the base that the model was trained from, or,
         if the base was trained from random weights, the model's own base weights.
+      allow_unchecked: accept a base whose checksums are missing or damaged.
 
     Returns:
       The base model, and a description of where its weights come from.
@@ -135,7 +140,10 @@ def without_thinking(loaded: Loaded, base: str | None = None) -> tuple[Loaded, s
     if path:
         shapes = abstract_params(build_model(model_config))
         target = with_shardings(shapes, tree_shardings(shapes, loaded.mesh))
-        params = {"base": checkpoint_lib.load_base(path, target["base"], loaded.config.model)}
+        load = checkpoint_lib.load_base
+        params = {
+            "base": load(path, target["base"], loaded.config.model, allow_unchecked=allow_unchecked)
+        }
     built = dataclasses.replace(loaded.built, model=model_config)
     own = "the frozen base" if frozen else "the same weights, thinking off"
     changed = dataclasses.replace(loaded, model=build_model(model_config), params=params)

@@ -73,6 +73,7 @@ class Model:
         autoencoder: str | None = None,
         text: str | None = None,
         truncate: bool = False,
+        allow_unchecked: bool = False,
     ) -> "Model":
         """Load the model of a workdir onto all devices of this machine.
 
@@ -84,6 +85,7 @@ class Model:
           autoencoder: folder of the autoencoder that decodes the latents; by default the config's.
           text: folder of the text encoders; by default the config's.
           truncate: cut prompts that are too long for the encoder, with a warning.
+          allow_unchecked: accept a checkpoint whose checksums are missing or damaged.
 
         Raises:
           UserError: the workdir, the checkpoint or the autoencoder doesn't exist or doesn't fit.
@@ -97,6 +99,7 @@ class Model:
                 autoencoder=autoencoder,
                 text=text,
                 truncate=truncate,
+                allow_unchecked=allow_unchecked,
             )
         return cls(loaded)
 

@@ -155,6 +155,7 @@ class Request:
       ema: use the moving average of the parameters; if False, the parameters themselves.
       thinking: if False, sample with the base model only, see `without_thinking`.
       overwrite: replace the images of another request in `out`.
+      allow_unchecked: accept a checkpoint whose checksums are missing or damaged.
     """
 
     workdir: epath.Path
@@ -176,6 +177,7 @@ class Request:
     ema: bool = True
     thinking: bool = True
     overwrite: bool = False
+    allow_unchecked: bool = False
 
 
 def open_generator(request: Request) -> tuple[Loaded, Generator]:
@@ -192,9 +194,10 @@ def open_generator(request: Request) -> tuple[Loaded, Generator]:
         autoencoder=request.autoencoder,
         text=request.text,
         truncate=request.truncate,
+        allow_unchecked=request.allow_unchecked,
     )
     if not request.thinking:
-        loaded, base = without_thinking(loaded)
+        loaded, base = without_thinking(loaded, allow_unchecked=request.allow_unchecked)
         say(f"sampling with the base model: {base}")
     return loaded, make_generator(
         loaded,

@@ -23,7 +23,7 @@ from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.train.state import TrainState
 from tp_jax.workdir.checkpoints import DAMAGED, FOLDER, restore_items
 from tp_jax.workdir.integrity import FOLDER as CHECKSUMS
-from tp_jax.workdir.integrity import Checksums, find_damage
+from tp_jax.workdir.integrity import HAS_CHECKSUMS, Checksums, find_damage, is_verified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,11 @@ class Checkpoints:
         }
         items["ema"] = ocp.args.StandardSave(state.ema)
         items["opt_state"] = ocp.args.StandardSave(state.opt_state)
-        items["progress"] = ocp.args.JsonSave(dataclasses.asdict(progress))
+        saved = dataclasses.asdict(progress) | {HAS_CHECKSUMS: True}
+        items["progress"] = ocp.args.JsonSave(saved)
         try:
+            if jax.process_index() == 0:
+                self._checksums.begin(train_step)
             self._manager.save(train_step, args=ocp.args.Composite(**items))
         except Exception as failure:
             raise self._save_error(failure) from failure
@@ -123,29 +126,49 @@ class Checkpoints:
             f"same command to resume"
         )
 
-    def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Progress] | None:
+    def restore_newest(
+        self, abstract: TrainState, *, allow_unchecked: bool = False
+    ) -> tuple[TrainState, Progress] | None:
         """Restore the newest undamaged checkpoint onto the shardings of `abstract`.
 
         Damaged checkpoints that are newer are moved to the folder "damaged".
+
+        Args:
+          abstract: shapes, dtypes and shardings of the state.
+          allow_unchecked: use checkpoints whose checksums are missing or damaged.
 
         Returns:
           The state and its progress; None if there are no checkpoints.
 
         Raises:
-          UserError: all checkpoints are damaged.
+          UserError: all checkpoints are damaged, or there are only damaged ones and ones without
+            checksums, which stay where they are.
         """
-        steps = self.steps()
+        steps, unchecked = self.steps(), dict[int, str]()
         for step in reversed(steps):
-            problem = self._damage(step)
-            if problem is None:
+            problem, checked = self._damage(step)
+            if problem and not checked and not allow_unchecked:
+                unchecked[step] = problem
+                continue
+            if problem is None or not checked:
                 try:
-                    return restore(self._manager, step, abstract)
+                    found = restore(self._manager, step, abstract)
                 except UserError as error:
                     # The checksums are right, so the files aren't the cause of the error.
-                    if self._has_checksums(step):
+                    if is_verified(self._workdir, step):
                         raise
                     problem = str(error)
+                else:
+                    for newer, reason in unchecked.items():
+                        self._move_to_damaged(newer, reason)
+                    if jax.process_index() == 0 and not is_verified(self._workdir, step):
+                        self._checksums.write_when_saved(step, self._folder(step))
+                    return found
             self._move_to_damaged(step, problem)
+        if unchecked:
+            raise UserError(
+                f"no checkpoint in {self._workdir} can be checked: {next(iter(unchecked.values()))}"
+            )
         if steps:
             raise UserError(
                 f"all checkpoints in {self._workdir} are damaged and were moved to "
@@ -156,16 +179,20 @@ class Checkpoints:
     def _folder(self, step: int) -> epath.Path:
         return epath.Path(self._manager.directory) / str(step)
 
-    def _has_checksums(self, step: int) -> bool:
-        return (self._workdir / CHECKSUMS / f"{step}.json").exists()
+    def _damage(self, step: int) -> tuple[str | None, bool]:
+        """Look for damage on the first process.
 
-    def _damage(self, step: int) -> str | None:
-        """Look for damage on the first process. Return what it found, on all processes."""
-        found = None
+        Returns:
+          On all processes: what is damaged, if anything, and whether the files could be checked.
+        """
+        found, checked = None, True
         if jax.process_index() == 0:
-            found = find_damage(self._workdir, step, self._folder(step))
-        damaged = broadcast_from_first(found is not None)
-        return (found or "as the first process reports") if damaged else None
+            try:
+                found = find_damage(self._workdir, step, self._folder(step))
+            except UserError as error:
+                found, checked = str(error), False
+        damaged, checked = broadcast_from_first(bool(found)), bool(broadcast_from_first(checked))
+        return (found or "as the first process reports") if damaged else None, checked
 
     def _move_to_damaged(self, step: int, problem: str) -> None:
         folder = self._workdir / DAMAGED
@@ -194,4 +221,5 @@ def restore(
     params = {name: found[name] for name in abstract.params}
     step = jax.device_put(jnp.int32(train_step), abstract.train_step.sharding)
     state = TrainState(step, params, found["ema"], found["opt_state"])
-    return state, Progress(**found["progress"])
+    progress = found["progress"]
+    return state, Progress(progress["data"], progress["seconds"])

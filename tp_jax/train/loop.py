@@ -23,12 +23,13 @@ from tp_jax.train.summary import markdown, start_lines
 from tp_jax.workdir.record import write_workdir
 
 
-def train(config: ConfigDict, workdir: epath.Path) -> None:
+def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = False) -> None:
     """Train until `config.train.steps`, from the newest checkpoint in the workdir if there is one.
 
     Args:
       config: the config of the run, from `tp_jax.config.default`.
       workdir: the folder for checkpoints, metrics and samples; created if it doesn't exist.
+      allow_unchecked: use checkpoints, also of the base, whose checksums are missing or damaged.
 
     Raises:
       UserError: the config, the data, the base or the workdir is wrong. Nothing has been written.
@@ -38,7 +39,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     checked = check(config, workdir)
     model = checked.model
     program = build(config, model.model, model.built.objective, model.mesh)
-    start = restore(checked, program)
+    start = restore(checked, program, allow_unchecked=allow_unchecked)
     if start is None:
         return
     write_workdir(workdir, config, checked.text_space)

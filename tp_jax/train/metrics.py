@@ -21,7 +21,10 @@ FLUSH_SECONDS = 30
 
 
 class TensorBoardWriter:
-    """Writes scalars, images and texts to TensorBoard files in a workdir, from a thread."""
+    """Writes scalars, images and texts to TensorBoard files in a workdir, from a thread.
+
+    If the files can't be written, it warns once, and tries again with the next events.
+    """
 
     def __init__(self, workdir: epath.Path) -> None:
         """Open the files; processes other than the first write nothing.
@@ -31,13 +34,17 @@ class TensorBoardWriter:
         """
         try:
             from tensorboardX import SummaryWriter
+
+            from tp_jax.train import curves
         except ImportError as error:
             raise UserError(
                 f"training writes TensorBoard files with tensorboardX ({error}): "
                 f"pip install 'tp_jax[train]'"
             ) from error
-        first = jax.process_index() == 0
-        self._writer = SummaryWriter(str(workdir), flush_secs=FLUSH_SECONDS) if first else None
+        self._writer = None
+        if jax.process_index() == 0:
+            folder = curves.tolerant_path(workdir)
+            self._writer = SummaryWriter(folder, flush_secs=FLUSH_SECONDS)
 
     def write_scalars(self, train_step: int, scalars: Mapping[str, float]) -> None:
         """Add one point to each curve."""

@@ -1,6 +1,7 @@
 """Periodic actions of the training loop: log, save, sample grid, evaluation."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 from tp_jax.evals import find_suite
 from tp_jax.evals.suite import EvaluateInTraining
-from tp_jax.files.atomic import write_json
+from tp_jax.files.atomic import Dispensable, write_json
 from tp_jax.messages.errors import NotFiniteError
 from tp_jax.messages.progress import say
 from tp_jax.models.parameters import Params
@@ -122,6 +123,7 @@ class SampleGrid:
         self.due, count = due, model.config.train.samples
         self._generator = make_generator(model, batch_size=padded_batch_size(model.mesh, count))
         self._conditions, self._model, self._writer = conditions, model, writer
+        self._dispensable = Dispensable()
 
     def run(self, train_step: int, params: Params) -> None:
         """Sample, and write the grid to `samples/<train_step>.png` and to TensorBoard."""
@@ -138,10 +140,11 @@ class SampleGrid:
             grid = make_grid(images, min_side=64)
         if jax.process_index() == 0:
             path = self._model.workdir / "samples" / f"{train_step:08d}.png"
-            save_png(path, grid)
+            with self._dispensable.writing("sample grids"):
+                save_png(path, grid)
+                say(f"samples of step {train_step}: {path}")
             shown = grid if grid.shape[-1] in (1, 3) else grid[..., :3]
             self._writer.write_images(train_step, {"samples": shown})
-            say(f"samples of step {train_step}: {path}")
 
 
 def open_evaluation(model: ModelOnMesh) -> EvaluateInTraining | None:
@@ -165,20 +168,23 @@ class Evaluation:
     model: ModelOnMesh
     evaluate: EvaluateInTraining
     writer: metrics.TensorBoardWriter
+    dispensable: Dispensable = dataclasses.field(default_factory=Dispensable)
 
     def run(self, train_step: int, params: Params) -> None:
         """Score, and write the results to `evaluations/<train_step>.json` and TensorBoard."""
         folder = self.model.workdir / "evaluations"
         loaded = self.model.with_params(params, train_step)
+        fields: Mapping[str, Any] = {}
         try:
-            fields = self.evaluate(loaded, folder / f"{train_step:08d}")
+            with self.dispensable.writing("scores"):
+                fields = self.evaluate(loaded, folder / f"{train_step:08d}")
         except NotFiniteError as error:
             say(f"warning: no evaluation of step {train_step}: {error}")
-            return
         numbers = {f"evaluation/{k}": v for k, v in fields.items() if isinstance(v, float)}
         self.writer.write_scalars(train_step, numbers)
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / f"{train_step:08d}.json", dict(fields))
-        values = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
-        say(f"step {train_step}: {values}")
+        if jax.process_index() == 0 and fields:
+            with self.dispensable.writing("files of scores"):
+                write_json(folder / f"{train_step:08d}.json", dict(fields))
+        if numbers:
+            values = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
+            say(f"step {train_step}: {values}")

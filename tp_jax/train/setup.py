@@ -170,8 +170,13 @@ class Start:
         return state
 
 
-def restore(checked: Checked, program: Program) -> Start | None:
+def restore(checked: Checked, program: Program, *, allow_unchecked: bool = False) -> Start | None:
     """Restore the newest undamaged checkpoint, or make an initial state.
+
+    Args:
+      checked: the checked parts of the run.
+      program: the train step and the layout of its state.
+      allow_unchecked: use checkpoints, also of the base, whose checksums are missing or damaged.
 
     Returns:
       Where the run starts; None if it has reached `config.train.steps` already.
@@ -194,23 +199,25 @@ def restore(checked: Checked, program: Program) -> Start | None:
             checkpoints.close()
             return None
         target = with_shardings(program.abstract, program.shardings)
-        restored = checkpoints.restore_newest(target)
+        restored = checkpoints.restore_newest(target, allow_unchecked=allow_unchecked)
         if restored:
             state, progress = restored
             checked.iterator.set_state(progress.data)
             first = int(jax.device_get(state.train_step))
             return Start(checkpoints, first, progress.seconds, state)
-    state = _fresh_state(model, program)
+    state = _fresh_state(model, program, allow_unchecked)
     return Start(checkpoints, 0, 0.0, state)
 
 
-def _fresh_state(model: ModelOnMesh, program: Program) -> TrainState:
+def _fresh_state(model: ModelOnMesh, program: Program, allow_unchecked: bool) -> TrainState:
     config, shardings = model.config, program.shardings.params
     init = jax.jit(lambda: init_params(model.model, config.seed), out_shardings=shardings)
     params: Params = init()
     if config.init.base:
         target = with_shardings(program.abstract.params["base"], shardings["base"])
-        params["base"] = load_base(config.init.base, target, config.model)
+        params["base"] = load_base(
+            config.init.base, target, config.model, allow_unchecked=allow_unchecked
+        )
     make = jax.jit(
         lambda params: make_state(params, program.optimizer, config.train.trainable),
         out_shardings=program.shardings,

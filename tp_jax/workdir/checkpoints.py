@@ -1,6 +1,5 @@
 """Reading checkpoints of a workdir: parameters, restored onto any mesh."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +8,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from tp_jax.files.jsonl import read_json
 from tp_jax.files.orbax import absolute, stored_shapes
 from tp_jax.messages.errors import UserError
 from tp_jax.models.parameters import Params, check_finite_params
 from tp_jax.parallel.sharding import path_name
+from tp_jax.workdir.integrity import CHECKPOINTS as FOLDER
 from tp_jax.workdir.integrity import find_damage
 
-FOLDER, DAMAGED = "checkpoints", "damaged"
-
+DAMAGED = "damaged"
 
 # Errors that Orbax and its dependencies raise for missing, truncated or changed files.
 UNREADABLE = (ValueError, KeyError, AttributeError, TypeError, OSError, RuntimeError)
@@ -83,11 +83,19 @@ def restore_items(
         ) from error
 
 
-def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> int:
+def find_step(
+    manager: ocp.CheckpointManager, train_step: int | None = None, *, allow_unchecked: bool = False
+) -> int:
     """Return the train step of the newest checkpoint, or check that the given one exists.
 
+    Args:
+      manager: the checkpoints, from `open_manager`.
+      train_step: the wanted checkpoint; None is the newest.
+      allow_unchecked: accept a checkpoint whose checksums are missing or damaged.
+
     Raises:
-      UserError: there is no checkpoint, or not the given one, or its files are damaged.
+      UserError: there is no checkpoint, or not the given one, or its files or its checksums are
+        damaged.
     """
     steps = sorted(manager.all_steps())
     if not steps:
@@ -98,7 +106,10 @@ def find_step(manager: ocp.CheckpointManager, train_step: int | None = None) -> 
     if train_step not in steps:
         raise UserError(f"no checkpoint {train_step} in {manager.directory}: there are {listed}")
     directory = epath.Path(manager.directory)
-    problem = find_damage(directory.parent, train_step, directory / str(train_step))
+    try:
+        problem = find_damage(directory.parent, train_step, directory / str(train_step))
+    except UserError as error:
+        problem = None if allow_unchecked else str(error)
     if problem:
         raise UserError(
             f"checkpoint {train_step} in {directory} is damaged ({problem}): choose another with "
@@ -113,7 +124,13 @@ NON_SHAPE_FIELDS = (
 )  # fmt: skip
 
 
-def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) -> Any:
+def load_base(
+    path: str,
+    abstract: Any,
+    model: Mapping[str, Any] | None = None,
+    *,
+    allow_unchecked: bool = False,
+) -> Any:
     """Load base parameters onto the shardings of `abstract`.
 
     Args:
@@ -122,6 +139,7 @@ def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) 
       abstract: shapes, dtypes and shardings of the base parameters.
       model: fields of `config.model`. Those that the weight shapes don't determine are compared
         with the config or description in the folder.
+      allow_unchecked: as in `find_step`, for a workdir.
 
     Raises:
       UserError: the folder doesn't exist, belongs to another model, or a weight is missing, left
@@ -134,7 +152,7 @@ def load_base(path: str, abstract: Any, model: Mapping[str, Any] | None = None) 
         )
     if (folder / FOLDER).exists():
         with open_manager(folder) as manager:
-            step = find_step(manager)
+            step = find_step(manager, allow_unchecked=allow_unchecked)
             averaged = stored_shapes(_item(manager, step, "ema"))
             folder = _item(manager, step, "ema" if "base" in averaged else "base")
     elif not (folder / "_METADATA").exists():
@@ -161,7 +179,8 @@ def _check_same_model(path: str, model: Mapping[str, Any]) -> None:
     """Compare the fields that weight shapes don't determine, if the folder describes its model."""
     for name, key in (("description.json", "config"), ("config.json", "model")):
         file = epath.Path(path) / name
-        stored = json.loads(file.read_text())[key] if file.exists() else {}
+        remedy = "give another base"
+        stored = read_json(file, {key: dict}, remedy)[key] if file.exists() else {}
         for field in NON_SHAPE_FIELDS:
             if field in stored and field in model and stored[field] != model[field]:
                 raise UserError(

@@ -1,15 +1,20 @@
 """Checksums of finished checkpoints, because Orbax restores some damaged files without an error."""
 
 import contextlib
-import json
 import threading
 import zlib
 
 from etils import epath
 
-from tp_jax.files.atomic import write_json
+from tp_jax.files.atomic import Dispensable, write_json
+from tp_jax.files.jsonl import read_json
+from tp_jax.messages.errors import UserError
 
-FOLDER = "checksums"
+CHECKPOINTS, FOLDER = "checkpoints", "checksums"
+# A field of the progress that a checkpoint holds, if it was saved with checksums.
+HAS_CHECKSUMS = "has_checksums"
+# The content of the file until the checksums are computed.
+PENDING = {"pending": True}
 BLOCK = 1 << 24  # bytes
 
 
@@ -30,6 +35,39 @@ def file_checksums(folder: epath.Path) -> dict[str, list[int]]:
     return found
 
 
+def read_checksums(workdir: epath.Path, step: int) -> dict[str, list[int]] | None:
+    """Read the checksums of a checkpoint.
+
+    Returns:
+      {relative path: [bytes, CRC-32]}; None if they aren't computed yet, or never were because the
+      run was killed after it saved the checkpoint, or because an early version saved it.
+
+    Raises:
+      UserError: they are damaged, or missing though the checkpoint was saved with checksums.
+    """
+    path = workdir / FOLDER / f"{step}.json"
+    remedy = f"--allow_unchecked uses checkpoint {step} without a check"
+    if not path.exists():
+        progress = workdir / CHECKPOINTS / str(step) / "progress" / "metadata"
+        if HAS_CHECKSUMS not in read_json(progress, remedy=remedy):
+            return None
+    content = read_json(path, remedy=remedy)
+    if content == PENDING:
+        return None
+    for name, numbers in content.items():
+        if not (isinstance(numbers, list) and [type(number) for number in numbers] == [int, int]):
+            raise UserError(f"{path} is damaged ({name}: {str(numbers)[:50]}); {remedy}")
+    return content
+
+
+def is_verified(workdir: epath.Path, step: int) -> bool:
+    """Return whether the checkpoint has readable checksums."""
+    try:
+        return read_checksums(workdir, step) is not None
+    except UserError:
+        return False
+
+
 def find_damage(workdir: epath.Path, step: int, folder: epath.Path) -> str | None:
     """Compare a checkpoint's files with their checksums.
 
@@ -39,13 +77,16 @@ def find_damage(workdir: epath.Path, step: int, folder: epath.Path) -> str | Non
       folder: the checkpoint's folder.
 
     Returns:
-      One line that names a damaged file; None if all files are as written, or if there are no
-      checksums because the run was killed after the save and before they were written.
+      One line that names a damaged file; None if all files are as written, or if the checksums
+      aren't computed yet.
+
+    Raises:
+      UserError: the checksums are missing or damaged.
     """
-    path = workdir / FOLDER / f"{step}.json"
-    if not path.exists():
+    written = read_checksums(workdir, step)
+    if written is None:
         return None
-    written, found = json.loads(path.read_text()), file_checksums(folder)
+    found = file_checksums(folder)
     for name in sorted(written.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -63,7 +104,18 @@ class Checksums:
 
     def __init__(self, workdir: epath.Path) -> None:
         self._workdir, self._saves_ended = workdir, threading.Event()
+        self._dispensable = Dispensable()
         self._threads: list[threading.Thread] = []
+
+    def begin(self, step: int) -> None:
+        """Record that a checkpoint is being saved, before the save begins.
+
+        A checkpoint without any record has lost it, and counts as damaged.
+
+        Raises:
+          WriteError: the record can't be written.
+        """
+        write_json(self._workdir / FOLDER / f"{step}.json", PENDING)
 
     def write_when_saved(self, step: int, folder: epath.Path) -> None:
         """Start a thread that waits for a running save and then writes its checksums."""
@@ -77,17 +129,23 @@ class Checksums:
         self._saves_ended.set()
         for thread in self._threads:
             thread.join()
+        if self._threads:
+            self._remove_old(None)
 
     def _write(self, step: int, folder: epath.Path) -> None:
         # Orbax renames the folder into place once it is complete.
         while not folder.exists():
             if self._saves_ended.wait(0.05) and not folder.exists():
                 return  # The save failed.
-        checksums = self._workdir / FOLDER
-        checksums.mkdir(parents=True, exist_ok=True)
-        for old in checksums.glob("*.json"):
-            if not (folder.parent / old.stem).exists():
-                old.unlink(missing_ok=True)
+        self._remove_old(step)
         # Orbax may delete the checkpoint meanwhile, if newer ones have replaced it.
-        with contextlib.suppress(FileNotFoundError):
-            write_json(checksums / f"{step}.json", file_checksums(folder))
+        with contextlib.suppress(FileNotFoundError), self._dispensable.writing("checksums"):
+            write_json(self._workdir / FOLDER / f"{step}.json", file_checksums(folder))
+
+    def _remove_old(self, before: int | None) -> None:
+        """Remove the checksums of checkpoints that were removed; those of later saves may begin."""
+        for path in (self._workdir / FOLDER).glob("*.json"):
+            old = path.stem.isdigit() and (before is None or int(path.stem) < before)
+            if old and not (self._workdir / CHECKPOINTS / path.stem).exists():
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)

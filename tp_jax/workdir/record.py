@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 from typing import Any
 
@@ -15,11 +14,13 @@ from tp_jax import config as config_lib
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import Difference, differences, first_difference
 from tp_jax.files.folders import can_resume, make_folder
+from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.renamed import with_new_keys
 from tp_jax.text import TextSpace
 
 CONFIG, VERSIONS, TEXT = "config.json", "versions.json", "text.json"
+TEXT_FIELDS = {"identity": str, "tokens": int, "width": int, "pooled_width": int}
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "clu", "numpy",
     "ml_collections", "tensorflow-datasets",
@@ -123,12 +124,9 @@ def read_text_space(workdir: epath.Path) -> TextSpace | None:
     path = workdir / TEXT
     if not path.exists():
         return None
-    try:
-        return TextSpace(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it if you know that the text encoder is the same"
-        ) from error
+    remedy = "delete it if you know that the text encoder is the same"
+    stored = read_json(path, TEXT_FIELDS, remedy)
+    return TextSpace(**{name: stored[name] for name in TEXT_FIELDS})
 
 
 def read_config(workdir: epath.Path) -> ConfigDict:
@@ -140,17 +138,20 @@ def read_config(workdir: epath.Path) -> ConfigDict:
     path = workdir / CONFIG
     if not path.exists():
         raise UserError(f"--workdir={workdir} has no {CONFIG}: name the workdir of a run")
+    problem, remedy = "can't be read as a config of this version of tp_jax", "name another workdir"
+    stored = read_json(path, {"model": dict, "diffusion": dict}, remedy, problem)
     try:
-        fields = json.loads(path.read_text(), object_hook=_tuples)
+        fields = _with_tuples(stored)
         config = config_lib.default(fields["model"]["kind"], fields["diffusion"]["kind"])
         config.update(with_new_keys(fields))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path} can't be read as a config of this version of tp_jax: "
-            f"{str(error).split(' Other fields present')[0]}; name another workdir"
-        ) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error).split(" Other fields present")[0]
+        raise UserError(f"{path} {problem} ({reason}); {remedy}") from error
     return config
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+def _with_tuples(value: Any) -> Any:
+    """Return a JSON value with lists as tuples, which configs have."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(field) for key, field in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

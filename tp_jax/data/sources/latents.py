@@ -12,7 +12,6 @@ moments, then n (int32), then for each caption its text [L, width] and its poole
 import dataclasses
 import hashlib
 import io
-import json
 import zipfile
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from tp_jax.data.source import Decode, Source
 from tp_jax.data.sources.captions import EncodedText
 from tp_jax.data.transforms import Records
 from tp_jax.files.differences import first_difference
+from tp_jax.files.jsonl import read_json
 from tp_jax.latents.space import LatentSpace
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.decoding import BACKGROUND
@@ -196,7 +196,7 @@ def read_header(folder: epath.Path) -> LatentsHeader:
         )  # fmt: skip
         raise UserError(f"the latents in {folder} can't be read: the folder {reason}")
     try:
-        fields = json.loads(path.read_text())
+        fields = read_json(path, {"plan": dict}, "prepare into a new folder")
         if fields["plan"]["format"] != FORMAT:
             raise UserError(
                 f"{path} has format {fields['plan']['format']}, not {FORMAT}: prepare the latents "
@@ -211,7 +211,7 @@ def read_header(folder: epath.Path) -> LatentsHeader:
         null_text = fields.pop("null_text", "")
         lists = {name: tuple(value) for name, value in fields.items()}
         header = LatentsHeader(plan, **lists, null_text=null_text)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}): prepare into a new folder") from error
     for shard, size in enumerate(header.sizes):
         file = folder / plan.shard_name(shard)

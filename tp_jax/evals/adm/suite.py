@@ -54,7 +54,7 @@ class AdmSuite(Suite):
     def _sweep(self, values: Mapping[str, Any]) -> None:
         names = (
             "seed", "batch_size", "protocol", "checkpoint", "base", "autoencoder", "dtype",
-            "matmul_precision",
+            "matmul_precision", "allow_unchecked",
         )  # fmt: skip
         run_sweep(
             Sweep(

@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from etils import epath
 
 from tp_jax.evals.adm.generator_scorer import load_scorer
 from tp_jax.evals.adm.scores import Scores
-from tp_jax.files.atomic import write_json
+from tp_jax.files.atomic import write_bytes, write_json, write_text
 from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
@@ -35,6 +34,8 @@ from tp_jax.sampling.request import (
 
 # Records the settings that all cells of a folder share.
 DESCRIPTION = "description.json"
+# Fields of the JSON file of a cell that the table needs; scores may be null.
+CELL = {"series": str, "guidance_scale": (int, float), "count": int}
 COLUMNS = ("fid", "sfid", "inception_score", "precision", "recall")
 
 
@@ -53,8 +54,8 @@ class Sweep:
       protocol: key of `PROTOCOLS`.
       checkpoint: train_step of the checkpoint; None is the newest.
       base: base checkpoint or workdir to compare with; None is the one the workdir started from.
-      seed, batch_size, sampler_changes, dtype, matmul_precision, autoencoder: as in
-        `sampling.request.Request`.
+      seed, batch_size, sampler_changes, dtype, matmul_precision, autoencoder, allow_unchecked:
+        as in `sampling.request.Request`.
     """
 
     workdir: epath.Path
@@ -73,6 +74,7 @@ class Sweep:
     dtype: str | None = None
     matmul_precision: str | None = None
     autoencoder: str | None = None
+    allow_unchecked: bool = False
 
 
 def run_sweep(sweep: Sweep) -> None:
@@ -86,14 +88,20 @@ def run_sweep(sweep: Sweep) -> None:
     if not sweep.guidance_scales or not sweep.latent_steps:
         raise UserError("--guidance_scales or --latent_steps is empty: give at least one of each")
     can_resume(sweep.out, sweep.out / DESCRIPTION, f"--out={sweep.out}", "a sweep")
-    loaded = load(sweep.workdir, sweep.checkpoint, dtype=sweep.dtype, autoencoder=sweep.autoencoder)
+    loaded = load(
+        sweep.workdir,
+        sweep.checkpoint,
+        dtype=sweep.dtype,
+        autoencoder=sweep.autoencoder,
+        allow_unchecked=sweep.allow_unchecked,
+    )
     if loaded.built.model.condition_kind == "text":
         raise UserError(
             f"--workdir={sweep.workdir}: --sweep needs a class-conditional model, but this "
             f"{loaded.config.model.kind} model takes text: use --suite=geneval, dpg or shapes"
         )
     check_no_frame(loaded)
-    base, base_name = without_thinking(loaded, sweep.base)
+    base, base_name = without_thinking(loaded, sweep.base, allow_unchecked=sweep.allow_unchecked)
     say(f"base: {base_name}")
     generators = {}
     for scale in sweep.guidance_scales:
@@ -126,10 +134,10 @@ def run_sweep(sweep: Sweep) -> None:
                 )
             _write_cell(path, series, scale, scores)
         if jax.process_index() == 0:
-            cells.append(json.loads(path.read_text()))
+            cells.append(read_json(path, CELL, remedy="delete it, and run the same command again"))
     if jax.process_index() == 0:
         write_json(sweep.out / "sweep.json", {"cells": cells})
-        (sweep.out / "table.csv").write_text(as_csv(cells))
+        write_text(sweep.out / "table.csv", as_csv(cells))
         plot(cells, sweep.out / "sweep.png")
         print(as_table(cells))
     files = "sweep.png, table.csv, sweep.json"
@@ -217,5 +225,6 @@ def plot(cells: Sequence[dict[str, Any]], path: epath.Path) -> None:
     for axes in (by_scale, by_score):
         axes.grid(alpha=0.3)
     by_scale.legend()
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_bytes(path, buffer.getvalue())

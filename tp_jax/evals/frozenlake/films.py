@@ -1,6 +1,7 @@
 """Pictures of plays: filmstrips of generated and true frames, and an animated walk."""
 
 import dataclasses
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ from etils import epath
 from PIL import Image
 
 from tp_jax.evals.frozenlake.plays import OUTCOMES, Play
+from tp_jax.files.atomic import write_bytes
 from tp_jax.pictures.galleries import make_filmstrips
 from tp_jax.pictures.grids import save_png, to_uint8
 from tp_jax.worlds.frozenlake.frames import Canvas
@@ -80,11 +82,12 @@ def save_films(
         pictures = [
             Image.fromarray(both.repeat(zoom, axis=0).repeat(zoom, axis=1)) for both in side_by_side
         ]
-        with (out / "walk.gif").open("wb") as file:
-            pictures[0].save(
-                file, format="gif", save_all=True, append_images=pictures[1:],
-                duration=1000 // GIF_RATE, loop=0,
-            )  # fmt: skip
+        buffer = io.BytesIO()
+        pictures[0].save(
+            buffer, format="gif", save_all=True, append_images=pictures[1:],
+            duration=1000 // GIF_RATE, loop=0,
+        )  # fmt: skip
+        write_bytes(out / "walk.gif", buffer.getvalue())
 
 
 def _pixels(frames: Sequence[np.ndarray]) -> np.ndarray:

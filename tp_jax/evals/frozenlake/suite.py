@@ -19,7 +19,7 @@ from tp_jax.evals.frozenlake.walking import (
 )
 from tp_jax.evals.over_seeds import Columns, collect
 from tp_jax.evals.suite import EvaluateInTraining, Suite, path_of
-from tp_jax.files.atomic import write_json
+from tp_jax.files.atomic import Dispensable, write_json
 from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
@@ -75,17 +75,15 @@ class FrozenLakeSuite(Suite):
         map_set = _maps_for(model, settings.num, seed, f"config.evaluation.suite={self.name!r}")
         generator = make_generator(model, batch_size=model.config.evaluation.batch_size)
         frames_of = frame_generator(generator, map_set)
+        dispensable = Dispensable()
 
         def evaluate(loaded: Loaded, out: epath.Path) -> Mapping[str, Any]:
             plays, films = walk_maps(frames_of, loaded.params, map_set, seed, settings.look)
             found = score_walks(plays, map_set, seed)
 
-            def show() -> None:
-                make_folder(out, str(out))
-                save_films(out, plays, films, map_set.canvas)
-
-            # If the first process can't write, `run_on_first` stops all processes.
-            run_on_first(show)
+            # If the first process can't write, `run_on_first` raises a WriteError on all processes.
+            with dispensable.writing("pictures of walks"):
+                run_on_first(lambda: save_films(out, plays, films, map_set.canvas))
             return {
                 f"{group}/{name}": float(value)
                 for group, values in found["model"].items()

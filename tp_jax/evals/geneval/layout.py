@@ -12,7 +12,7 @@ from etils import epath
 
 from tp_jax.evals.geneval.prompts import check_metadata
 from tp_jax.evals.prompt import Prompt
-from tp_jax.files.atomic import write_bytes
+from tp_jax.files.atomic import write_text
 from tp_jax.files.folders import describe_files
 from tp_jax.files.jsonl import read_json, read_text
 from tp_jax.messages.errors import UserError
@@ -29,9 +29,7 @@ def image_path(out: epath.Path, prompt: Prompt, sample: int) -> epath.Path:
 
 def write_metadata(out: epath.Path, prompt: Prompt) -> None:
     """Write `metadata.jsonl`, from which the evaluator reads what the prompt's images must show."""
-    path = out / prompt.name / METADATA
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, json.dumps(prompt.metadata).encode())
+    write_text(out / prompt.name / METADATA, json.dumps(prompt.metadata))
 
 
 def find_images(folder: epath.Path) -> list[tuple[epath.Path, dict[str, Any]]]:
