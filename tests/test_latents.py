@@ -1,5 +1,6 @@
 """Preparing latents: the files, resuming, errors, and reading them in training."""
 
+import dataclasses
 import json
 import shutil
 
@@ -227,6 +228,24 @@ def test_preparation_does_not_resume_with_other_settings(copied, config):
     config.autoencoder.path = ""
     with pytest.raises(UserError, match="config.autoencoder.path is empty"):
         prepare(config, copied)
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (("a", "b"), "class_names was 3 classes with c, now 2 classes;"),
+        (("a", "b", "c", "d"), "class_names was 3 classes, now 4 classes with d;"),
+        (("a", "b", "C"), "class_names was 3 classes with c, now 3 classes with C;"),
+        (("b", "a", "c"), "class_names was .'a', 'b', 'c'., now .'b', 'a', 'c'.;"),
+    ],
+)
+def test_preparation_does_not_resume_with_other_classes(names, match, prepared, tmp_path):
+    plan = dataclasses.replace(open_latents(str(prepared)).header.plan, class_names=("a", "b", "c"))
+    folder = epath.Path(tmp_path / "new")
+    preparation.start_folder(folder, plan)
+    preparation.start_folder(folder, plan)
+    with pytest.raises(UserError, match=match):
+        preparation.start_folder(folder, dataclasses.replace(plan, class_names=names))
 
 
 def write_photos(folder, count=6):

@@ -202,10 +202,21 @@ def _start_folder(folder: epath.Path, plan: LatentsPlan) -> None:
         raise UserError(f"{path} is damaged ({error!r}): use a new folder") from error
     changed = first_difference(vars(old), vars(plan))
     if changed:
+        was, now = changed.old, changed.new
+        if changed.name == "class_names":
+            was, now = _class_changes(was, now), _class_changes(now, was)
         raise UserError(
-            f"{folder} was begun with other settings: {changed.name} was {str(changed.old)[:200]}, "
-            f"now {str(changed.new)[:200]}; resume with the same settings, or use a new folder"
+            f"{folder} was begun with other settings: {changed.name} was {str(was)[:200]}, "
+            f"now {str(now)[:200]}; resume with the same settings, or use a new folder"
         )
+
+
+def _class_changes(names: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """Describe a list of classes by the names that another list lacks."""
+    if set(names) == set(others):
+        return str(names)
+    only = sorted(set(names) - set(others))
+    return f"{len(names)} classes" + (f" with {', '.join(only)}" if only else "")
 
 
 def encode_images(

@@ -13,10 +13,12 @@ import numpy as np
 from etils import epath
 
 from tp_jax.data.source import Decode, Source
-from tp_jax.data.sources.folder import IMAGE_SUFFIXES
+from tp_jax.data.sources.folder import is_hidden, is_image
 from tp_jax.data.transforms import DecodeImage
+from tp_jax.files.folders import describe_files
 from tp_jax.files.jsonl import read_text
 from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import say
 from tp_jax.text import TextEncoder
 
 FILE_KEYS = ("file", "file_name")
@@ -218,7 +220,13 @@ def _match_images(
         )
     uncaptioned = [name for name, found in captions.items() if not found]
     if all_images:
-        images = {name for name in present if name.lower().endswith(IMAGE_SUFFIXES)}
+        images = {name for name in present if is_image(pathlib.PurePosixPath(name).name)}
+        rest = [folder / name for name in sorted(present - images - captions.keys())]
+        rest = [
+            file for file in rest if not (file == path or is_hidden(file.name) or file.is_dir())
+        ]
+        if rest:
+            say(f"warning: {describe_files(rest)} in {folder} left out, such as {rest[0]}")
         uncaptioned += sorted(images - captions.keys())
     if uncaptioned:
         raise UserError(
