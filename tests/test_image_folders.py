@@ -1,13 +1,17 @@
 """Folders of images as data sets: what is a class, what is an image, what is left out."""
 
+import dataclasses
 import shutil
 
 import pytest
 from etils import epath
 from PIL import Image
 
+from tp_jax.data.prepare import start_folder
 from tp_jax.data.sources.captions import open_captions
 from tp_jax.data.sources.folder import open_folder
+from tp_jax.data.sources.latents import LatentsPlan
+from tp_jax.latents.space import LatentSpace
 from tp_jax.messages.errors import UserError
 
 
@@ -138,3 +142,22 @@ def test_hidden_files_need_no_caption_and_others_are_named(root, capsys):
     (folder / "2.heic").write_bytes(b"x")
     open_captions(str(folder), "", "config.data")
     assert "1 file (.heic 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (("a", "b"), "class_names was 3 classes with c, now 2 classes;"),
+        (("a", "b", "c", "d"), "class_names was 3 classes, now 4 classes with d;"),
+        (("a", "b", "C"), "class_names was 3 classes with c, now 3 classes with C;"),
+        (("b", "a", "c"), "class_names was .'a', 'b', 'c'., now .'b', 'a', 'c'.;"),
+    ],
+)
+def test_preparation_does_not_resume_with_other_classes(names, match, tmp_path):
+    space = LatentSpace("identity", 4, 1.0, 0.0)
+    plan = LatentsPlan("folder", "", 3, ("a", "b", "c"), 64, space, "float32", 0, 10, False)
+    folder = epath.Path(tmp_path / "new")
+    start_folder(folder, plan)
+    start_folder(folder, plan)
+    with pytest.raises(UserError, match=match):
+        start_folder(folder, dataclasses.replace(plan, class_names=names))

@@ -1,6 +1,5 @@
 """Preparing latents: the files, resuming, errors, and reading them in training."""
 
-import dataclasses
 import json
 import shutil
 
@@ -15,10 +14,12 @@ from tp_jax import data
 from tp_jax.data import prepare as preparation
 from tp_jax.data.pipeline import open_named
 from tp_jax.data.prepare import prepare
+from tp_jax.data.shards import write_shard
 from tp_jax.data.sources.latents import HEADER, open_latents
 from tp_jax.data.transforms import decode_pixels
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.errors import UserError
+from tp_jax.messages.progress import progress_bar
 from tp_jax.parallel import processes
 from tp_jax.parallel.axes import ONE_DEVICE
 from tp_jax.parallel.mesh import create_mesh
@@ -230,22 +231,46 @@ def test_preparation_does_not_resume_with_other_settings(copied, config):
         prepare(config, copied)
 
 
-@pytest.mark.parametrize(
-    ("names", "match"),
-    [
-        (("a", "b"), "class_names was 3 classes with c, now 2 classes;"),
-        (("a", "b", "c", "d"), "class_names was 3 classes, now 4 classes with d;"),
-        (("a", "b", "C"), "class_names was 3 classes with c, now 3 classes with C;"),
-        (("b", "a", "c"), "class_names was .'a', 'b', 'c'., now .'b', 'a', 'c'.;"),
-    ],
-)
-def test_preparation_does_not_resume_with_other_classes(names, match, prepared, tmp_path):
-    plan = dataclasses.replace(open_latents(str(prepared)).header.plan, class_names=("a", "b", "c"))
-    folder = epath.Path(tmp_path / "new")
-    preparation.start_folder(folder, plan)
-    preparation.start_folder(folder, plan)
-    with pytest.raises(UserError, match=match):
-        preparation.start_folder(folder, dataclasses.replace(plan, class_names=names))
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
+@pytest.mark.parametrize(("part", "name"), [(0, "mean"), (1, "standard deviation")])
+def test_a_latent_that_is_not_finite_is_refused_by_file(
+    value, part, name, config, tmp_path, monkeypatch
+):
+    write_photos(tmp_path / "photos")
+    config.prepare.update(source="folder", dir=str(tmp_path / "photos"), records_per_shard=2)
+    folder, codec = epath.Path(config.data.dir), one_device_codec(config)
+
+    def moments(codec, images):
+        found = np.zeros((2, 2, len(images), 8, 8, 4), np.float32)
+        found[1, part, 3, 5, 6, 2] = value
+        return found
+
+    monkeypatch.setattr(preparation, "load_codec", lambda config, mesh: codec)
+    monkeypatch.setattr(preparation, "_moments_with_flips", moments)
+    found = "nan" if value != value else "inf"
+    match = rf"1/1.png: the {name} of its latent in float16 has the value {found} at \[1, 5, 6, 2\]"
+    with pytest.raises(UserError, match=match.replace("1/1.png", "class_1/1.png")):
+        prepare(config, folder)
+    assert sorted(shard_bytes(folder)) == ["latents-00000-of-00003.arrayrecord"]
+    assert not (folder / HEADER).exists()
+
+
+def test_old_latents_that_are_not_finite_are_named_and_prepared_again(prepared, copied, config):
+    source = open_latents(str(copied))
+    label, moments = source.header.plan.decode(source.records[13])
+    changed = moments.copy()
+    changed[:, 0, 2, 2, 1] = np.nan
+    records = [source.records[i] for i in range(10, 20)]
+    records[3] = source.header.plan.encode(label, changed)
+    with progress_bar(10, "") as bar:
+        write_shard(copied, source.header.plan, 1, iter(records), bar)
+    config.train.batch_size = IMAGES
+    with pytest.raises(UserError, match="latents-00001.*record 3 can't be read.*latent has NaN or"):
+        next(data.make_iterator(data.open_source(config), config))
+    config.data.skip_corrupt = True
+    assert np.isfinite(next(data.make_iterator(data.open_source(config), config))["x"]).all()
+    prepare(config, copied)
+    assert shard_bytes(copied) == shard_bytes(prepared)
 
 
 def write_photos(folder, count=6):

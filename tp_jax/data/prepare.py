@@ -21,6 +21,7 @@ from tp_jax.data.sources.latents import PLAN, LatentsPlan, plan_from_json
 from tp_jax.data.transforms import DECODE_ERRORS, decode_pixels, why_unreadable
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
+from tp_jax.files.finite import check_finite
 from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.files.jsonl import read_json
 from tp_jax.latents.codec import Codec, load_codec
@@ -47,7 +48,7 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
     Raises:
       UserError: config, source, autoencoder, text encoder and folder don't fit each other, or a
         caption is too long; then nothing has been written. Or an image can't be read; then finished
-        shards are kept.
+        shards are kept. Or a latent isn't finite in float16.
     """
     built = config_lib.build(config)
     if config.autoencoder.pool or not config.autoencoder.path:
@@ -331,8 +332,13 @@ def _records(
     moments: Sequence[tuple[jax.Array, jax.Array]],
 ) -> Iterator[bytes | str]:
     # [mirrored, mean and std, B, h, w, c] -> [B, mirrored, mean and std, h, w, c]
-    rows = np.moveaxis(np.array(jax.device_get(moments), np.float16), 2, 0)
+    with np.errstate(over="ignore"):  # What float16 can't hold becomes infinity.
+        rows = np.moveaxis(np.array(jax.device_get(moments), np.float16), 2, 0)
     for element, condition, row in zip(batch, conditions, rows, strict=False):
+        if condition is not None:
+            for what, array in (("mean", row[:, 0]), ("standard deviation", row[:, 1])):
+                name = f"{element['name']}: the {what} of its latent in float16"
+                check_finite(name, array, "check config.autoencoder.path and .dtype")
         if element["error"] and not plan.skip_corrupt:
             raise UserError(
                 f"{element['error']}; repair or replace it and run the same command again, which "

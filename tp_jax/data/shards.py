@@ -81,15 +81,16 @@ def _statistics_path(folder: epath.Path, plan: LatentsPlan, shard: int) -> epath
 
 
 def read_statistics(folder: epath.Path, plan: LatentsPlan, shard: int) -> ShardStatistics | None:
-    """Read the statistics of a shard; None if the shard is missing or incomplete."""
+    """Read the statistics of a shard; None if it is missing, incomplete or not finite."""
     file, statistics = folder / plan.shard_name(shard), _statistics_path(folder, plan, shard)
     if not file.exists() or not statistics.exists():
         return None
     try:
         found = ShardStatistics(**read_json(statistics))
+        finite = np.isfinite([*found.sum, *found.sum_of_squares]).all()
     except (UserError, TypeError):
         return None
-    return found if file.stat().length == found.bytes else None
+    return found if finite and file.stat().length == found.bytes else None
 
 
 def _write_null_text(folder: epath.Path, null: EncodedText) -> str:

@@ -270,10 +270,16 @@ class DecodeLatents:
     null: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __call__(self, record: bytes, rng: np.random.Generator) -> dict[str, Any]:
-        """Sample from the posterior, shift and scale."""
+        """Sample from the posterior, shift and scale.
+
+        Raises:
+          ValueError: the record has the wrong size, or its latent isn't finite.
+        """
         found, moments = self.plan.decode(record)
         mirrored = int(self.flip and rng.random() < 0.5)
         mean, std = moments[mirrored].astype(np.float32)
+        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+            raise ValueError("its latent has NaN or infinity")
         z = mean + std * rng.standard_normal(mean.shape, np.float32)
         space = self.plan.autoencoder
         x = (z - np.float32(space.shift)) * np.float32(space.scale)
