@@ -126,6 +126,7 @@ fi
 failures=0
 errors="$(mktemp)"
 trap 'rm -f "$errors"' EXIT
+trap 'log "interrupted: the TPU goes on; the same command watches it again"; exit 130' INT
 while :; do
   request="$(state_of queued-resources)"
   case "$request" in

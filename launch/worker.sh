@@ -117,10 +117,13 @@ stop() {
 }
 
 once() {
-  local code=0 stopping='' child
+  local code=0 stopping='' interrupted='' child
   "$python" -m "tp_jax.$entry" "$@" &
   child=$!
   trap 'stopping=1; kill -TERM $child 2> /dev/null || true' TERM
+  # bash starts a command in the background with SIGINT ignored.
+  trap 'interrupted=130; kill -TERM $child 2> /dev/null || true' INT
+  trap 'interrupted=129; kill -TERM $child 2> /dev/null || true' HUP
   # A signal to this shell ends `wait`, but not the child.
   while [ -n "$(jobs -r)" ]; do wait "$child" || true; done
   wait "$child" || code=$?
@@ -128,7 +131,7 @@ once() {
   if [ -n "$stopping" ]; then
     case "$code" in 0 | 143) code=42 ;; esac
   fi
-  exit "$code"
+  exit "${interrupted:-$code}"
 }
 
 action="${1:-}"

@@ -23,8 +23,10 @@ from resuming import (
     trained_losses,
 )
 
+from tp_jax.cli.signals import Interrupted
 from tp_jax.messages.errors import UserError
 from tp_jax.sampling.loaded import load
+from tp_jax.train import loop, metrics
 from tp_jax.train.liveness import Watchdog
 from tp_jax.workdir.integrity import file_checksums, find_damage
 
@@ -164,6 +166,54 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_code_0(uninterrupted, tmp_pat
     assert_identical(
         read_checkpoint(run.workdir, STEPS)[0], read_checkpoint(uninterrupted[0], STEPS)[0]
     )
+
+
+@pytest.fixture
+def not_ignored():
+    """Don't ignore signals, as tests in the background or under nohup do."""
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("not_ignored")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_other_signals_save_a_checkpoint_too(name, tmp_path, uninterrupted, monkeypatch, capfd):
+    number, add = signal.Signals[name], metrics.Window.add
+
+    def interrupt(window, step, values):
+        add(window, step, values)
+        if step == 4:
+            os.kill(os.getpid(), number)
+            time.sleep(0.3)  # until the thread has received it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Window, "add", interrupt)
+        with pytest.raises(Interrupted) as interrupted:
+            trained_losses(small_config(every_steps=50), tmp_path / "run")
+    assert interrupted.value.number == number
+    assert saved_steps(tmp_path / "run") == {4}
+    assert f"stopped by {name} after step 4, which is saved: run the same" in capfd.readouterr().err
+    losses = trained_losses(small_config(every_steps=50), tmp_path / "run")
+    assert list(losses) == list(range(5, STEPS + 1)) and losses.items() <= uninterrupted[1].items()
+
+
+@pytest.mark.usefixtures("not_ignored")
+def test_a_signal_ends_an_evaluation_and_saves(tmp_path, monkeypatch):
+    class Long:
+        def due(self, train_step):
+            return train_step == 3
+
+        def run(self, train_step, params):
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(6_000):
+                time.sleep(0.01)
+
+    monkeypatch.setattr(loop, "_actions", lambda checked, writer: [Long(), Long()])
+    with pytest.raises(Interrupted):
+        trained_losses(small_config(every_steps=50), tmp_path / "run")
+    assert saved_steps(tmp_path / "run") == {4}
 
 
 def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(

@@ -3,7 +3,15 @@
 `tp_jax.Model` loads a trained model, samples from it and traces its routing.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+# As long as Python looks for the module of python -m tp_jax.NAME. The imports of a command take
+# seconds, in which a Ctrl-C must not end it with a traceback.
+if sys.argv[:1] == ["-m"]:
+    from tp_jax.cli import signals
+
+    signals.install()
 
 if TYPE_CHECKING:
     from tp_jax.sampling.model import Model, Routing

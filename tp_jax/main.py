@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, __doc__, required=("config", "workdir"))
+    start.run(main, __doc__, required=("config", "workdir"), saves_on_sigterm=True)

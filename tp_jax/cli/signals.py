@@ -5,8 +5,8 @@ on disk, as for a kill. `before_end` registers what must be written first, and t
 with `received_by`. A second Ctrl-C always ends at once.
 
 A thread of its own receives the signals, because Python runs handlers only when the main thread
-returns to Python, and a compilation takes minutes. The main thread blocks SIGINT and SIGHUP, so
-that processes which it starts, such as data workers, inherit this and leave the end to the parent.
+returns to Python, and a compilation takes minutes. The other threads block SIGINT and SIGHUP, and
+so do the processes that they start, such as data workers, which leave the end to their parent.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -44,7 +45,7 @@ class _Handling:
         self.numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
         self.receivers: list[Receiver] = []
         self.cleanups: list[Callable[[], None]] = []
-        self.raising = False
+        self.raising, self.seen = False, 0
         self._ending = threading.Lock()
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
@@ -55,9 +56,11 @@ class _Handling:
         fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         handlers = {number: signal.getsignal(number) for number in self.numbers}
         self.set_handlers()
+        self._before = fd, handlers, self.block()
+
+    def block(self) -> Any:
         blocked = {n for n in self.numbers if n != signal.SIGTERM}
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-        self._before = fd, handlers, mask
+        return signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
 
     def set_handlers(self) -> None:
         for number in self.numbers:
@@ -72,6 +75,7 @@ class _Handling:
         os.close(self._pipe[1])
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
+        self.seen = number
         if self.raising:
             self.raising = False
             raise Interrupted(number)
@@ -141,6 +145,16 @@ def _remove() -> None:
     _current = None
 
 
+def before_workers() -> None:
+    """Make sure that processes which multiprocessing starts block the signals, too."""
+    if _current:
+        # When multiprocessing starts its tracker of resources, it unblocks SIGINT. The tracker
+        # removes the shared memory of workers that are ended, and must not warn about it.
+        sys.warnoptions.append("ignore:resource_tracker")
+        resource_tracker.ensure_running()
+        _current.block()
+
+
 def take_back() -> None:
     """Set the handlers again, after `jax.distributed` has set its own one for SIGTERM."""
     if _current:
@@ -177,11 +191,13 @@ def _added(items: list[Any], item: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Also raise `Interrupted` in the block, which must be in the main thread."""
+    """Also raise `Interrupted` in the main thread if a signal was received, or is in the block."""
     handling = _current
     try:
         if handling:
             handling.raising = True
+            if handling.seen:
+                raise Interrupted(handling.seen)
         yield
     finally:
         if handling:

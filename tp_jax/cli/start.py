@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tp_jax import __version__
+from tp_jax.cli import signals
 from tp_jax.cli.flags import required as required_value
 from tp_jax.files.atomic import disk_error
 from tp_jax.messages.errors import TrainingError, UserError, WriteError
@@ -26,46 +27,54 @@ def run(
     *,
     required: Sequence[str] | Callable[[], Sequence[str]] = (),
     processes: bool = True,
+    saves_on_sigterm: bool = False,
     define_flags: Callable[[], None] | None = None,
     explain_unknown: Callable[[str], str | None] | None = None,
 ) -> None:
     """Parse the flags, join the other processes of the job, run `main`, and exit.
 
-    The exit code is 2 for a UserError or a wrong flag and 1 for a TrainingError, a WriteError or
-    an OSError of a full or read-only disk, with one line on stderr. Any other exception is a bug
-    and keeps its traceback.
+    The exit code is 2 for a UserError or a wrong flag; 1 for a TrainingError, a WriteError or an
+    OSError of a full or read-only disk; and 128 + the number of a signal, as `cli.signals` says;
+    with one line on stderr. Any other exception is a bug and keeps its traceback.
 
     Args:
       main: runs the command. It imports the modules that do the work, which import jax.
       usage: the text above the list of flags in --help, or a function that returns it.
       required: names of the flags that must be given, or a function that returns them.
       processes: False for a command that always runs in a single process.
+      saves_on_sigterm: whether the command leaves SIGTERM to jax in a job of several processes, and
+        asks it when to save.
       define_flags: defines the flags that depend on another flag, which `peek` reads.
       explain_unknown: maps the name of an unknown flag to an error message, or to None for the
         default message.
     """
     # Orbax logs warnings about situations that need no action; it raises its errors.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        if define_flags:
-            define_flags()
-        _parse_flags(usage, explain_unknown or (lambda flag: None))
-        for name in required() if callable(required) else required:
-            if name == "config":
-                required_config()
-            else:
-                required_value(name)
-        if processes:
-            from tp_jax.parallel.processes import join_processes
+    with signals.handled():
+        try:
+            if define_flags:
+                define_flags()
+            _parse_flags(usage, explain_unknown or (lambda flag: None))
+            for name in required() if callable(required) else required:
+                if name == "config":
+                    required_config()
+                else:
+                    required_value(name)
+            if processes:
+                from tp_jax.parallel.processes import join_processes
 
-            join_processes()
-        main()
-    except UserError as error:
-        _exit(2, error)
-    except (TrainingError, WriteError) as error:
-        _exit(1, error)
-    except OSError as error:
-        _exit(1, disk_error(error))
+                join_processes()
+                if not saves_on_sigterm:
+                    signals.take_back()
+            main()
+        except UserError as error:
+            _exit(2, error)
+        except (TrainingError, WriteError) as error:
+            _exit(1, error)
+        except signals.Interrupted as interrupted:
+            sys.exit(128 + interrupted.number)
+        except OSError as error:
+            _exit(1, disk_error(error))
 
 
 def _exit(code: int, error: Exception) -> None:

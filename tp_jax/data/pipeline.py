@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
+from tp_jax.cli import signals
 from tp_jax.data.source import Source
 from tp_jax.data.sources import SOURCES, SourceKind, open_named
 from tp_jax.data.sources.latents import LatentSource
@@ -319,6 +320,8 @@ def make_iterator(
     if config_lib.model_config(config).unconditional:
         dataset = dataset.map(_ZeroLabel())
     workers = config.data.workers
+    if workers:
+        signals.before_workers()
     return iter(
         grain.experimental.ElasticIterator(
             dataset,

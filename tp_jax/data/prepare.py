@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
+from tp_jax.cli import signals
 from tp_jax.data.pipeline import check_text
 from tp_jax.data.shards import read_statistics, write_header, write_shard
 from tp_jax.data.source import Source
@@ -247,6 +248,7 @@ def encode_images(
     read = _ReadPixels(source, plan.pixel_size)
     dataset = grain.MapDataset.source(indices).map(read).to_iter_dataset()
     if config.data.workers:
+        signals.before_workers()
         options = grain.MultiprocessingOptions(config.data.workers)
         dataset = dataset.mp_prefetch(options)
     batches = _in_batches(iter(dataset), batch_size)

@@ -4,7 +4,9 @@ The parts of OUT.npz are the files OUT.npz.parts/00001024.npy, named by the inde
 sample, and OUT.npz.drawing.json describes them. H×W pixels, C channels.
 """
 
+import contextlib
 import dataclasses
+import threading
 import time
 import zipfile
 from typing import Any, Self
@@ -13,6 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from tp_jax.cli import signals
 from tp_jax.files.atomic import replacing, write_json
 from tp_jax.files.jsonl import read_json
 from tp_jax.parallel.processes import broadcast_from_first
@@ -84,12 +87,16 @@ class Parts:
     complete: bool = False
     _pending: list[np.ndarray] = dataclasses.field(default_factory=list)
     _last_write: float = dataclasses.field(default_factory=time.monotonic)
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    _entered: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
+        """Keep the samples until then if an error or a signal ends the block."""
+        self._entered.enter_context(signals.before_end(self._write))
         return self
 
     def __exit__(self, *error: object) -> None:
-        # After an error, too, the samples until then are kept.
+        self._entered.close()
         self._write()
 
     def add(self, images: np.ndarray) -> None:
@@ -102,13 +109,14 @@ class Parts:
             self._write()
 
     def _write(self) -> None:
-        if not self._pending:
-            return
-        part, self._pending = np.concatenate(self._pending), []
-        path = self.folder / f"{self.num_written:08d}.npy"
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, part)
-        self.num_written, self._last_write = self.num_written + len(part), time.monotonic()
+        with self._lock:  # A signal calls this in another thread.
+            if not self._pending:
+                return
+            part, self._pending = np.concatenate(self._pending), []
+            path = self.folder / f"{self.num_written:08d}.npy"
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, part)
+            self.num_written, self._last_write = self.num_written + len(part), time.monotonic()
 
     def join(self, labels: np.ndarray) -> None:
         """Write the npz with only one part in memory at a time, then delete the parts.

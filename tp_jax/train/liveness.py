@@ -1,50 +1,73 @@
-"""Handling of preemption (SIGTERM) and of train steps that hang."""
+"""Handling of signals that stop training, and of train steps that hang."""
 
 import contextlib
 import faulthandler
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
 
+from tp_jax.cli import signals
+
 
 class Preemption:
-    """Records whether SIGTERM was received; a context manager around the training loop.
+    """Records whether a signal asked to stop; a context manager around the training loop.
 
-    With several processes, `jax.distributed` receives the signal on any of them and makes all of
-    them stop after the same train step.
+    SIGINT and SIGHUP before the end of the first train step end the process at once, because there
+    is nothing to save. With several processes, `jax.distributed` receives SIGTERM on any of them
+    and makes all of them stop after the same train step; the other signals are passed on as
+    SIGTERM.
+
+    Attributes:
+      received: number of the first signal, or None. With several processes, SIGTERM isn't seen
+        here.
     """
 
     def __init__(self) -> None:
-        self._received = False
-        # The handler before this one, as `signal.signal` returns it.
-        self._previous: Any = None
+        self.received: int | None = None
+        self._single, self._has_run = jax.process_count() == 1, False
+        self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        single_process = jax.process_count() == 1
-        # Python sets signal handlers only in the main thread.
-        if single_process and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+        # Only jax.distributed may handle SIGTERM, if it does.
+        numbers = [n for n in signals.NUMBERS if self._single or n != signal.SIGTERM]
+        self._entered.enter_context(signals.received_by(self._receive, tuple(numbers)))
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._entered.close()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+    def _receive(self, number: int) -> None:
+        if self._single and not self._has_run and number != signal.SIGTERM:
+            signals.end(number)
+        if self.received is None:
+            self.received = number
+            name = signal.Signals(number).name
+            signals.print_line(f"{name}: saving a checkpoint; Ctrl-C ends at once, without saving")
+        if not self._single and number != signal.SIGTERM:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def should_stop(self, train_step: int) -> bool:
         """Return whether to save and stop after this train step. Call it after every step."""
-        if jax.process_count() > 1:
+        self._has_run = True
+        if not self._single:
             return multihost_utils.reached_preemption_sync_point(train_step)
-        return self._received
+        return self.received is not None
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Raise `Interrupted` in the block if a signal was or is received.
+
+        Not with several processes: all of them must reach the end of the block.
+        """
+        with signals.raising() if self._single else contextlib.nullcontext():
+            yield
 
 
 class Watchdog:

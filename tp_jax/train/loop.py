@@ -1,6 +1,7 @@
 """The training loop: check the config, build the train step, restore, then loop over batches."""
 
 import contextlib
+import signal
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from tp_jax.cli.signals import Interrupted
 from tp_jax.messages.progress import say
 from tp_jax.models.flops import train_step_flops
 from tp_jax.models.parameters import Params
@@ -35,6 +37,7 @@ def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = Fa
       UserError: the config, the data, the base or the workdir is wrong. Nothing has been written.
       TrainingError: a loss or gradient isn't finite, or a checkpoint can't be written. Earlier
         checkpoints are kept.
+      Interrupted: SIGINT or SIGHUP was received. A checkpoint is saved.
     """
     checked = check(config, workdir)
     model = checked.model
@@ -51,10 +54,18 @@ def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = Fa
         writer.write_texts(start.first, {"config": markdown(config)})
         for text in start_lines(checked, program, start.first):
             say(text)
-        last = _loop(checked, program, start, checkpoints, window, writer)
+        last, received = _loop(checked, program, start, checkpoints, window, writer)
     checked.iterator.close()
-    if last < config.train.steps:
-        say(f"stopped by SIGTERM after step {last}, which is saved: run the same command to resume")
+    if received is not None or last < config.train.steps:
+        # With several processes, only one may have received the signal.
+        number = received or signal.SIGTERM
+        say(
+            f"stopped by {signal.Signals(number).name} after step {last}, which is saved: run the "
+            f"same command to resume"
+        )
+        # Launchers take exit code 0 and a log without "done:" as a preemption.
+        if number != signal.SIGTERM:
+            raise Interrupted(number)
     else:
         seconds = metrics.duration(window.seconds)
         compiling = metrics.duration(window.compile_seconds)
@@ -77,8 +88,12 @@ def _loop(
     checkpoints: Checkpoints,
     window: metrics.Window,
     writer: metrics.TensorBoardWriter,
-) -> int:
-    """Run until the last step or until SIGTERM. Return the last train step that was run."""
+) -> tuple[int, int | None]:
+    """Run until the last step or until a signal arrives.
+
+    Returns:
+      The last train step that was run, and the number of the signal that this process received.
+    """
     config, steps, train_step = checked.config, checked.config.train.steps, start.first
     schedule = make_schedule(config.optimizer, steps)
     log = Log(Every(config.train.log_every, steps), window, schedule, writer)
@@ -86,7 +101,8 @@ def _loop(
     save = Save(saved_every, window, checkpoints, checked.iterator)
     actions, state = _actions(checked, writer), start.take_state()
     watchdog = Watchdog(config.train.hang_seconds)
-    with checkpoints, Preemption() as preemption, watchdog:
+    # Signals are handled until the last save, which the exit of the checkpoints waits for.
+    with Preemption() as preemption, checkpoints, watchdog:
         for train_step in range(start.first + 1, steps + 1):
             state, step_metrics = _update(checked, program, state, train_step)
             window.add(train_step, step_metrics)
@@ -103,9 +119,14 @@ def _loop(
                 break
             for action in actions:
                 if action.due(train_step):
-                    with watchdog.paused(), window.paused():
+                    with (
+                        contextlib.suppress(Interrupted),
+                        preemption.ending(),
+                        watchdog.paused(),
+                        window.paused(),
+                    ):
                         action.run(train_step, _ema_params(state, program))
-    return train_step
+    return train_step, preemption.received
 
 
 def _actions(checked: Checked, writer: metrics.TensorBoardWriter) -> list[EmaAction]:
