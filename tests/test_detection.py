@@ -192,6 +192,49 @@ def test_colours_equal_those_of_the_clip_forward_pass(torch, tmp_path):
     assert len(set(expected)) > 1
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 492265168\n"
+
+
+@pytest.mark.text
+def test_clip_folders_with_bad_files_are_refused(torch, tmp_path):
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    folder = save_clip(transformers, tmp_path / "c")
+    weights = dict(load_file(folder / "model.safetensors"))
+    key = "text_projection.weight"
+    for change, match in (
+        ({key: None}, f"{key} is missing"),
+        ({"extra.weight": np.ones(2)}, "extra.weight isn't used"),
+        ({key: weights[key] * np.nan}, rf"{key} has the value nan at \[0, 0\]"),
+        ({key: weights[key][:4]}, r"has shape \[4, 16\], expected \[8, 16\]"),
+    ):
+        state = {name: a for name, a in (weights | change).items() if a is not None}
+        save_file(state, folder / "model.safetensors")
+        with pytest.raises(UserError, match=rf"\A[^\n]*CLIPModel: [^\n]*{match}[^\n]*\Z"):
+            detection.load_colour_classifier(folder)
+    indices = {"text_model.embeddings.position_ids": np.arange(77)[None]}
+    save_file(weights | indices, folder / "model.safetensors")
+    detection.load_colour_classifier(folder, "cpu")
+    for name in ("config.json", "vocab.json", "tokenizer_config.json", "model.safetensors"):
+        content = (folder / name).read_bytes()
+        for stand_in, match in ((b"", "is empty"), (POINTER, "run `git lfs pull` in")):
+            (folder / name).write_bytes(stand_in)
+            with pytest.raises(UserError, match=rf"\A[^\n]*{name}[^\n]*{match}[^\n]*\Z"):
+                detection.load_colour_classifier(folder)
+        (folder / name).write_bytes(content)
+    # Torch's own file is read too, and checked, if there is no .safetensors file.
+    torch.save(transformers.CLIPModel.from_pretrained(folder).state_dict(), folder / "w")
+    (folder / "model.safetensors").unlink()
+    (folder / "w").rename(folder / "pytorch_model.bin")
+    detection.load_colour_classifier(folder, "cpu")
+    content = (folder / "pytorch_model.bin").read_bytes()
+    for stand_in, match in ((POINTER, "git lfs pull"), (content[: len(content) // 2], "is cut")):
+        (folder / "pytorch_model.bin").write_bytes(stand_in)
+        with pytest.raises(UserError, match=rf"\A[^\n]*pytorch_model.bin[^\n]*{match}[^\n]*\Z"):
+            detection.load_colour_classifier(folder)
+
+
 @pytest.mark.text
 def test_folders_of_other_models_are_refused(torch, tmp_path):
     import transformers

@@ -279,7 +279,7 @@ def check_tokenizer_files(folder: epath.Path) -> None:
 
 def _check_merges(vocabulary: epath.Path, merges: epath.Path) -> None:
     """Check that every token of a byte-pair encoding is a symbol, a special token or a merge."""
-    lines = merges.read_text().splitlines()
+    lines = merges.read_bytes().decode().split("\n")
     pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
     for pair in pairs:
         if len(pair) != 2:
