@@ -157,8 +157,12 @@ def test_the_flag_of_convert_and_fine_tuning_from_the_folder(tmp_path):
     theirs = torch_state("dit")["y_embedder.embedding_table.weight"]
     np.testing.assert_array_equal(found, theirs)
     # The table has 11 rows in both models.
-    with pytest.raises(UserError, match="has num_classes=11, but config.model.num_classes=10"):
-        load_base(str(out), wanted, fields | {"num_classes": 10, "null_class": True})
+    for changes, match in (
+        ({"null_class": True}, "has null_class=False, but config.model.null_class=True"),
+        ({"num_classes": 10}, "has num_classes=11, but config.model.num_classes=10"),
+    ):
+        with pytest.raises(UserError, match=match):
+            load_base(str(out), wanted, fields | changes)
 
 
 def test_convert_says_that_the_last_row_is_taken_as_the_null_class(converted):
