@@ -298,7 +298,11 @@ def test_convert_carries_the_scale_into_the_folder(tmp_path, capsys):
     assert (config["scale"], config["shift"]) == (0.3611, 0.1159)
     assert "(z - 0.1159)·0.3611" in capsys.readouterr().err
     for change, match in (
-        ({"_class_name": "AutoencoderTiny"}, "describes the model AutoencoderTiny, not Auto"),
+        (
+            {"_class_name": "AutoencoderTiny"},
+            "describes a AutoencoderTiny, not a AutoencoderKL: give",
+        ),
+        ({"_class_name": "SD3Transformer2DModel"}, "--kind=sd3 converts it"),
         ({"scaling_factor": 1.5305}, None),
     ):
         (folder / "config.json").write_text(json.dumps(fields | change))

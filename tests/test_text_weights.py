@@ -147,7 +147,7 @@ def test_published_layouts_give_the_same_numbers(part, change, original, reposit
         (f"{BIG}/model.safetensors", "", "is empty"),
         ("tokenizer/merges.txt", "", "is empty"),
         ("tokenizer/merges.txt", "#version: 0.2\n", "lacks the merges of"),
-        ("tokenizer/vocab.json", "{", "is cut or isn't JSON"),
+        ("tokenizer/vocab.json", "{", "vocab.json is damaged"),
         ("tokenizer_2/special_tokens_map.json", "", "is empty"),
         ("tokenizer_3/tokenizer.json", POINTER, "is a Git LFS pointer"),
         ("tokenizer_3/tokenizer.json", "{}", "download it again"),

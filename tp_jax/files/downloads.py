@@ -4,12 +4,12 @@ A download often leaves another file than the wanted one: an empty or a cut file
 or the web page of an error. Libraries read some of these without a word, or raise long errors.
 """
 
-import json
 import zipfile
 from typing import Any
 
 from etils import epath
 
+from tp_jax.files.jsonl import read_json
 from tp_jax.files.safetensors import read_safetensors
 from tp_jax.messages.errors import UserError
 
@@ -41,8 +41,11 @@ def check_download(path: epath.Path) -> None:
     """
     if path.is_dir() or not path.exists():
         raise UserError(f"{path}: there is no such file; download it")
-    with path.open("rb") as file:
-        head = file.read(512)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
     if not head:
         raise UserError(
             f"{path} is damaged or isn't a {path.suffix} file (it is empty): download it again"
@@ -76,13 +79,11 @@ def read_downloaded_json(path: epath.Path) -> dict[str, Any]:
     Raises:
       UserError: the file is cut, or isn't a JSON object.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is cut or isn't JSON: download it again") from None
-    if not isinstance(content, dict) or content.keys() == {"error"}:
-        wanted = "an index of .safetensors files" if ".index." in path.name else "a JSON object"
-        raise UserError(f"{path} isn't {wanted}: download it again")
+    is_index = ".index." in path.name
+    problem = "isn't an index of .safetensors files" if is_index else "is damaged"
+    content = read_json(path, remedy="download it again", problem=problem)
+    if content.keys() == {"error"}:
+        raise UserError(f"{path} {problem} (it holds only an error message): download it again")
     return content
 
 

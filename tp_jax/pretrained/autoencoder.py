@@ -109,8 +109,14 @@ def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAu
     """
     description, params = load_folder(epath.Path(folder), KIND)
     fields: dict[str, Any] = dict(description.config)
-    fields["block_widths"] = tuple(fields["block_widths"])
-    config = AutoencoderConfig(**fields)
+    try:
+        fields["block_widths"] = tuple(fields["block_widths"])
+        config = AutoencoderConfig(**fields)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: the config in description.json isn't that of an autoencoder: convert the "
+            f"weights again"
+        ) from error
     return LoadedAutoencoder(Autoencoder(config, dtype), params, config, description.identity)
 
 

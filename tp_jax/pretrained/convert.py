@@ -75,7 +75,8 @@ def convert(conversion: Conversion) -> None:
             raise UserError(f"--{flag}={value} doesn't apply to --kind={name}: leave it out")
     check_new_or_empty(out)
     file = find_file(conversion.source, kind.subfolder)
-    published = read_published_config(file, kind.classes)
+    owners = {owner: other for other, row in KINDS.items() for owner in row.classes}
+    published = read_published_config(file, kind.classes, owners)
     notes: list[str] = []
     state = load_state_dict(file, notes.append)
     try:

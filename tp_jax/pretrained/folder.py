@@ -5,7 +5,6 @@ The description is written last, so a folder that has one is complete.
 
 import dataclasses
 import hashlib
-import json
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from etils import epath
 
 from tp_jax.files.atomic import write_json
 from tp_jax.files.folders import can_resume
+from tp_jax.files.jsonl import read_json
 from tp_jax.files.orbax import absolute, save_weights, stored_shapes
 from tp_jax.messages.errors import UserError
 from tp_jax.models.parameters import check_finite_params
@@ -87,12 +87,9 @@ def read_description(folder: epath.Path, kind: str) -> Description:
     path = folder / DESCRIPTION_FILE
     if not path.exists():
         raise UserError(f"{folder} isn't a complete folder of converted weights: {command}")
-    try:
-        fields = json.loads(path.read_text())
-        fields["identity"] = fields.pop("sha256")
-        description = Description(**fields)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: convert the weights again") from error
+    wanted = {"kind": str, "config": dict, "sha256": str, "source": str}
+    fields = read_json(path, wanted, "convert the weights again")
+    description = Description(fields["kind"], fields["config"], fields["sha256"], fields["source"])
     if description.kind != kind:
         raise UserError(f"{folder} holds weights of {description.kind}, not of {kind}: {command}")
     return description
@@ -110,7 +107,7 @@ def load_folder(folder: epath.Path, kind: str) -> tuple[Description, Any]:
 
     Raises:
       UserError: the folder doesn't exist, is incomplete or damaged, holds another kind of weights,
-        or a weight is NaN or infinite.
+        or weights with another SHA-256, NaN or infinity.
     """
     description = read_description(folder, kind)
     stored = stored_shapes(absolute(folder))
@@ -122,6 +119,11 @@ def load_folder(folder: epath.Path, kind: str) -> tuple[Description, Any]:
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{folder} is damaged: convert the weights again") from error
     check_finite_params(str(folder), params, "convert the weights again")
+    if weights_identity(params) != description.identity:
+        raise UserError(
+            f"{folder} is damaged: its weights aren't those that {DESCRIPTION_FILE} gives the "
+            f"SHA-256 of; convert them again"
+        )
     return description, params
 
 

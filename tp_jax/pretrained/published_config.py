@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from etils import epath
@@ -58,12 +59,15 @@ class PublishedConfig:
             )
 
 
-def read_published_config(weights: epath.Path, classes: Collection[str]) -> PublishedConfig:
+def read_published_config(
+    weights: epath.Path, classes: Collection[str], others: Mapping[str, str] = MappingProxyType({})
+) -> PublishedConfig:
     """Read the config.json beside a file of weights, if diffusers wrote it.
 
     Args:
       weights: the file of weights, or the index of shards.
       classes: the classes of diffusers that it may describe.
+      others: the --kind of other classes, for the error message.
 
     Raises:
       UserError: it is damaged, or describes another model.
@@ -77,8 +81,7 @@ def read_published_config(weights: epath.Path, classes: Collection[str]) -> Publ
     if "model_type" in fields and name is None:
         return PublishedConfig()  # That of a text encoder, written by transformers.
     if name not in (None, *classes):
-        raise UserError(
-            f"{path} describes the model {name}, not {' or '.join(classes)}: give the weights of "
-            f"such a model, in a folder with their own config.json"
-        )
+        remedy = "give the weights of such a model, in a folder with their own config.json"
+        remedy = f"--kind={others[name]} converts it" if name in others else remedy
+        raise UserError(f"{path} describes a {name}, not a {' or '.join(classes)}: {remedy}")
     return PublishedConfig(str(path), fields)

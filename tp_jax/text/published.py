@@ -240,7 +240,9 @@ def load_tokenizer(folder: epath.Path, name: str, vocabulary: int) -> Any:
 
     check_tokenizer_files(folder)
     with _readable(folder), _quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     tokens = len(tokenizer)
     padded = -(-tokens // VOCABULARY_UNIT) * VOCABULARY_UNIT
     if not tokens <= vocabulary <= padded:
