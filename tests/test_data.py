@@ -1,8 +1,12 @@
 """The input pipeline: order, sharding over hosts, resuming, decoding."""
 
 import io
+import os
 import pathlib
 import runpy
+import signal
+import subprocess
+import sys
 
 import grain
 import numpy as np
@@ -13,7 +17,9 @@ from sklearn.datasets import load_digits
 
 from tp_jax import config as config_lib
 from tp_jax import data
-from tp_jax.data.transforms import DecodeImage, centre_crop
+from tp_jax.data.prepare import _ReadPixels
+from tp_jax.data.transforms import DecodeImage, ReadExample, centre_crop
+from tp_jax.data.workers import EndsWithParent
 from tp_jax.messages.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -224,3 +230,20 @@ def test_a_folder_of_images_without_class_folders_has_no_classes(tmp_path):
         data.open_source(folder_config(tmp_path / "images"))
     with pytest.raises(UserError, match="empty has neither images nor class folders"):
         data.open_source(folder_config(tmp_path / "images" / "empty"))
+
+
+def test_workers_end_with_their_parent_also_after_sigkill():
+    assert issubclass(ReadExample, EndsWithParent) and issubclass(_ReadPixels, EndsWithParent)
+    script = [sys.executable, ROOT / "tests" / "orphaned_workers.py"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE) as run:
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+        try:
+            # Signals to the group of a terminal don't reach the workers.
+            assert [os.getpgid(worker) for worker in workers] == workers and len(workers) == 1
+            run.kill()
+            # The workers inherited the pipe, so it ends when all of them have.
+            assert run.communicate(timeout=20)[0] == b""
+        except (AssertionError, subprocess.TimeoutExpired):
+            for pid in (run.pid, *workers):
+                os.kill(pid, signal.SIGKILL)
+            raise

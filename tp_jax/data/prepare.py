@@ -20,6 +20,7 @@ from tp_jax.data.sources import open_named
 from tp_jax.data.sources.captions import CaptionSource, EncodedText, check_captions, encode_captions
 from tp_jax.data.sources.latents import PLAN, LatentsPlan, plan_from_json
 from tp_jax.data.transforms import DECODE_ERRORS, decode_pixels, why_unreadable
+from tp_jax.data.workers import EndsWithParent
 from tp_jax.files.atomic import write_json
 from tp_jax.files.differences import first_difference
 from tp_jax.files.finite import check_finite
@@ -268,7 +269,7 @@ def encode_images(
 
 
 @dataclasses.dataclass(frozen=True)
-class _ReadPixels(grain.transforms.Map):
+class _ReadPixels(EndsWithParent, grain.transforms.Map):
     """Read an image: index -> {"image": uint8 [S, S, 3], "name", "error", "label" or "captions"}.
 
     If it can't be read, the image is black, "error" says why, and "label" and "captions" are

@@ -10,6 +10,7 @@ import grain
 import numpy as np
 from PIL import Image
 
+from tp_jax.data.workers import EndsWithParent
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.decoding import BACKGROUND, UnreadableImage, decode_image
 
@@ -144,7 +145,7 @@ class DecodeImage:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadExample(grain.transforms.RandomMap):
+class ReadExample(EndsWithParent, grain.transforms.RandomMap):
     """Read and decode the record with a given index.
 
     Attributes:
