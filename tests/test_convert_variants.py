@@ -316,7 +316,7 @@ def test_convert_carries_the_scale_into_the_folder(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_layers", 2), ("num_attention_heads", 2), ("attention_head_dim", 64),
+        ("num_layers", 2), ("attention_head_dim", 64),
         ("joint_attention_dim", 9), ("pooled_projection_dim", 9), ("pos_embed_max_size", 192),
         ("sample_size", 128), ("patch_size", 4), ("in_channels", 9), ("out_channels", 9),
         ("caption_projection_dim", 9), ("dual_attention_layers", [0]), ("qk_norm", None),
@@ -327,13 +327,13 @@ def test_a_config_json_that_contradicts_an_sd3_is_refused(field, value):
     state, theirs = torch_state("sd35"), json.loads(str(golden("sd35")["config"]))
     assert infer_sd3(state, None, PublishedConfig("c", theirs)) == infer_sd3(state)
     with pytest.raises(UserError, match=f"c: {field}="):
-        infer_sd3(state, 4 if "heads" in field else None, PublishedConfig("c", {field: value}))
+        infer_sd3(state, None, PublishedConfig("c", {field: value}))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_layers", 28), ("num_attention_heads", 16), ("attention_head_dim", 72),
+        ("num_layers", 28), ("attention_head_dim", 72),
         ("sample_size", 32), ("num_embeds_ada_norm", 1000), ("in_channels", 3),
         ("out_channels", 4), ("patch_size", 4), ("activation_fn", "gelu"),
         ("norm_type", "ada_norm"), ("attention_bias", False), ("norm_elementwise_affine", True),
@@ -344,3 +344,14 @@ def test_a_config_json_that_contradicts_a_dit_is_refused(field, value):
     infer_dit(state, None, PublishedConfig("c", DIT_CONFIG))
     with pytest.raises(UserError, match=f"c: {field}="):
         infer_dit(state, 4, PublishedConfig("c", {field: value}))
+
+
+def test_heads_are_those_of_config_json_and_the_flag_must_not_contradict():
+    eight = PublishedConfig("c", {"num_attention_heads": 8})
+    assert infer_dit(torch_state("dit"), None, eight).heads == 8
+    assert infer_sd3(torch_state("sd3"), None, eight).heads == 8
+    for infer, name in ((infer_dit, "dit"), (infer_sd3, "sd3")):
+        with pytest.raises(UserError, match="--heads=4, but c says num_attention_heads=8: leave"):
+            infer(torch_state(name), 4, eight)
+        with pytest.raises(UserError, match='c: num_attention_heads="8" isn.t a number'):
+            infer(torch_state(name), None, PublishedConfig("c", {"num_attention_heads": "8"}))

@@ -132,7 +132,7 @@ def _convert_dit(source: Source) -> Converted:
     flags, published = source.flags, source.published
     model = infer_dit(source.state, flags.heads, published, null_class=flags.null_class)
     notes = []
-    if model.null_class:
+    if model.null_class and not published.fields.get("num_embeds_ada_norm"):
         rows = model.label_rows
         notes.append(
             f"the {rows} rows of the label table are read as {rows - 1} classes and the null "

@@ -94,7 +94,7 @@ def infer_dit(
     (outputs,) = weights.shape(f"{names.final[1]}.bias", 1)
     (hidden,) = weights.shape(f"{names.block}0.{names.mlp[0]}.bias", 1)
     rows, _ = weights.shape(names.labels, 2)
-    heads = published.get("num_attention_heads") if heads is None else heads
+    heads = published.heads(heads)
     if names.position_table in weights or names is ORIGINAL:
         _, tokens, width = weights.shape(names.position_table, 3)
         image_size = patch * square_side(tokens, names.position_table)
@@ -143,7 +143,6 @@ def _open_layout(state: Mapping[str, np.ndarray]) -> tuple[StateDict, WeightName
 def _check_published(published: PublishedConfig, config: DiTConfig) -> None:
     """Raise a UserError if diffusers' config.json contradicts the weights, or isn't our DiT."""
     implied = dict(
-        num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
         num_layers=config.depth,
         in_channels=config.channels,

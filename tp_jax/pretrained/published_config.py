@@ -40,6 +40,20 @@ class PublishedConfig:
             raise UserError(f"{self.path}: {name}={json.dumps(value)} isn't a number")
         return kind(value)
 
+    def heads(self, given: int | None) -> int | None:
+        """Return the number of attention heads of --heads or of this file; None if neither has it.
+
+        Raises:
+          UserError: they contradict each other.
+        """
+        told = self.get("num_attention_heads")
+        if None not in (given, told) and given != told:
+            raise UserError(
+                f"--heads={given}, but {self.path} says num_attention_heads={told}: leave the flag "
+                f"out, or give the config.json of these weights"
+            )
+        return told if given is None else given
+
     def check(self, name: str, implied: Any) -> None:
         """Raise a UserError if a field is given and isn't what the weights imply."""
         value = self.fields.get(name)

@@ -123,7 +123,7 @@ def infer_sd3(
     weights.shape(f"{names.block}0.{names.adaln}.bias", 1)  # Raises if there is no block.
     qk_norm = weights.count(rf"{names.block}(\d+)\.{names.norms}") > 0
     head = weights.shape(f"{names.block}0.{names.norms}q.weight", 1)[0] if qk_norm else HEAD_WIDTH
-    heads = published.get("num_attention_heads") if heads is None else heads
+    heads = published.heads(heads)
     if heads is None and width % head:
         raise UserError(
             f"width {width} isn't a multiple of {head}, the features per attention head of SD3: "
@@ -153,7 +153,6 @@ def _check_published(published: PublishedConfig, config: MMDiTConfig) -> None:
     """Raise a UserError if diffusers' config.json contradicts the weights."""
     implied = dict(
         num_layers=config.depth,
-        num_attention_heads=config.heads,
         attention_head_dim=config.width // config.heads,
         caption_projection_dim=config.width,
         in_channels=config.channels,
