@@ -16,7 +16,7 @@ from tp_jax.files.orbax import save_weights
 from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, build_model
 from tp_jax.models.parameters import abstract_params, check_finite_params
-from tp_jax.pretrained.autoencoder import convert_autoencoder
+from tp_jax.pretrained.autoencoder import convert_autoencoder, load_autoencoder
 from tp_jax.pretrained.dit import infer_dit, read_dit
 from tp_jax.pretrained.folder import load_folder, save_folder
 from tp_jax.pretrained.inception import convert_inception
@@ -93,6 +93,17 @@ def test_a_folder_whose_weights_are_not_those_of_its_identity_is_refused(tmp_pat
     (second / "description.json").write_text((first / "description.json").read_text())
     with pytest.raises(UserError, match=r"second is damaged: its weights aren't those that desc"):
         load_folder(second, "inception")
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"block_widths": 3}, {"depth": 2, "block_widths": [32]},
+               {"scale": float("nan"), "block_widths": [32]}],
+)  # fmt: skip
+def test_an_autoencoder_with_a_wrong_config_is_refused(config, tmp_path):
+    folder = epath.Path(tmp_path / "vae")
+    save_folder(folder, {"a": np.zeros(3)}, "sd-vae", config, "file")
+    with pytest.raises(UserError, match=r"vae: the config in description.json isn't that of an"):
+        load_autoencoder(folder)
 
 
 def test_checkpoints_with_bad_weights_are_refused_for_sampling(tmp_path):

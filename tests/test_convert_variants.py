@@ -248,8 +248,10 @@ def test_scale_and_shift_are_those_of_config_json():
         ({"act_fn": "relu"}, 'act_fn="relu" isn\'t supported, only "silu"'),
         ({"latents_mean": [0.0] * 4}, "latents_mean gives a value for every latent channel"),
         ({"latents_std": [1.0] * 4}, "latents_std gives a value for every"),
-        ({"scaling_factor": float("nan")}, "scaling_factor=nan must be more than 0"),
-        ({"scaling_factor": -1.0}, "scaling_factor=-1.0 must be more than 0"),
+        ({"scaling_factor": float("nan")}, "scaling_factor=nan: must be 1e-06 to"),
+        ({"scaling_factor": -1.0}, "scaling_factor=-1.0: must be 1e-06 to"),
+        ({"scaling_factor": 1e300}, "scaling_factor=1e.300: must be 1e-06 to"),
+        ({"shift_factor": float("inf")}, "shift_factor=inf: must be -1e.06 to 1e.06"),
         ({"scaling_factor": "big"}, 'scaling_factor="big" isn\'t a number'),
         ({"given": LatentScale(0.18215)}, "--scale=0.18215, but config.json says 0.13025"),
         ({"given": LatentScale(None, 0.5)}, "--shift=0.5, but config.json says 0.0"),
@@ -264,7 +266,7 @@ def test_a_config_json_that_contradicts_the_weights_is_refused(changes, match):
 
 
 def test_bad_scales_are_refused():
-    for scale, shift in ((0, None), (-1, 0), (float("nan"), 0), (1, float("inf"))):
+    for scale, shift in ((0, None), (-1, 0), (float("nan"), 0), (1, float("inf")), (1e300, 0)):
         with pytest.raises(UserError, match="--scale=|--shift="):
             LatentScale(scale, shift)
 
@@ -300,7 +302,7 @@ def test_convert_carries_the_scale_into_the_folder(tmp_path, capsys):
     for change, match in (
         (
             {"_class_name": "AutoencoderTiny"},
-            "describes a AutoencoderTiny, not a AutoencoderKL: give",
+            "describes the class AutoencoderTiny, not AutoencoderKL: g",
         ),
         ({"_class_name": "SD3Transformer2DModel"}, "--kind=sd3 converts it"),
         ({"scaling_factor": 1.5305}, None),

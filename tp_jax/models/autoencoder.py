@@ -20,6 +20,22 @@ from tp_jax.models.layers import QKV, dense
 LOG_VARIANCE = (-30.0, 20.0)
 
 
+# Bounds of the scale and shift of latents, which float32 must be able to divide by and add.
+LARGEST = 1e6
+
+
+def check_scale(name: str, scale: float) -> None:
+    """Raise a UserError unless a scale of latents is a positive number of usual size."""
+    if not 1 / LARGEST <= scale <= LARGEST:
+        raise UserError(f"{name}={scale}: must be {1 / LARGEST:g} to {LARGEST:g}")
+
+
+def check_shift(name: str, shift: float) -> None:
+    """Raise a UserError unless a shift of latents is a number of usual size."""
+    if not abs(shift) <= LARGEST:
+        raise UserError(f"{name}={shift}: must be {-LARGEST:g} to {LARGEST:g}")
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
     """Sizes of an autoencoder; the defaults are those of Stable Diffusion 1.
@@ -34,7 +50,7 @@ class AutoencoderConfig:
       quant_convs: whether a 1×1 convolution follows the encoder and precedes the decoder.
 
     Raises:
-      UserError: `norm_groups` does not divide a width.
+      UserError: `norm_groups` does not divide a width, or scale or shift is out of range.
     """
 
     channels: int = 4
@@ -46,6 +62,8 @@ class AutoencoderConfig:
     quant_convs: bool = True
 
     def __post_init__(self) -> None:
+        check_scale("the autoencoder's scale", self.scale)
+        check_shift("the autoencoder's shift", self.shift)
         if any(width % self.norm_groups for width in self.block_widths):
             raise UserError(
                 f"an autoencoder with block_widths={self.block_widths}: each must be a multiple "

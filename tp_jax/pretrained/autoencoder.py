@@ -1,7 +1,6 @@
 """Convert the weights of Stable Diffusion's autoencoder, from diffusers' or the original layout."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.messages.errors import UserError
-from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig
+from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig, check_scale, check_shift
 from tp_jax.pretrained.folder import load_folder
 from tp_jax.pretrained.published_config import PublishedConfig
 from tp_jax.pretrained.recognise import find_prefix
@@ -112,10 +111,10 @@ def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAu
     try:
         fields["block_widths"] = tuple(fields["block_widths"])
         config = AutoencoderConfig(**fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(
-            f"{folder}: the config in description.json isn't that of an autoencoder: convert the "
-            f"weights again"
+            f"{folder}: the config in description.json isn't that of an autoencoder ({error}): "
+            f"convert the weights again"
         ) from error
     return LoadedAutoencoder(Autoencoder(config, dtype), params, config, description.identity)
 
@@ -132,11 +131,10 @@ class LatentScale:
     shift: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("scale", self.scale), ("shift", self.shift)):
-            if value is not None and not math.isfinite(value):
-                raise UserError(f"--{name}={value}: give a finite number")
-        if self.scale is not None and self.scale <= 0:
-            raise UserError(f"--scale={self.scale}: must be more than 0")
+        if self.scale is not None:
+            check_scale("--scale", self.scale)
+        if self.shift is not None:
+            check_shift("--shift", self.shift)
 
 
 def convert_autoencoder(
@@ -250,8 +248,9 @@ def latent_scale(
                 f"--{name}={flag}, but {published.path} says {field}: leave the flag out, or give "
                 f"the config.json of these weights"
             )
-    if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise UserError(f"{published.path}: scaling_factor={scale} must be more than 0")
+    if scale is not None:
+        check_scale(f"{published.path}: scaling_factor", scale)
+        check_shift(f"{published.path}: shift_factor", shift or 0.0)
     scale = given.scale if scale is None else scale
     shift = given.shift if shift is None else shift
     if scale is not None:

@@ -97,5 +97,5 @@ def read_published_config(
     if name not in (None, *classes):
         remedy = "give the weights of such a model, in a folder with their own config.json"
         remedy = f"--kind={others[name]} converts it" if name in others else remedy
-        raise UserError(f"{path} describes a {name}, not a {' or '.join(classes)}: {remedy}")
+        raise UserError(f"{path} describes the class {name}, not {' or '.join(classes)}: {remedy}")
     return PublishedConfig(str(path), fields)
