@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 """
 # Prints a line when it waits. Its first argument is a mode, its second a file.
 PROGRAM = f"""{DEFAULTS}
-import multiprocessing, pathlib, time
+import fcntl, multiprocessing, pathlib, termios, time
 from tp_jax.cli import signals
 if sys.argv[1] == "ignoring":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -28,6 +29,10 @@ def wait():
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
 with signals.handled():
+    if mode == "terminal":
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # It becomes the terminal of this process.
+    if mode == "library":
+        signal.set_wakeup_fd(-1)
     if mode == "received":
         with signals.received_by(lambda number: signals.print_line(f"received {{number}}")):
             wait()
@@ -82,6 +87,24 @@ def test_a_signal_ends_the_command_after_it_has_written_what_it_keeps(name, code
     os.killpg(process.pid, signal.Signals[name])
     assert ended(process, code) == LINE
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_closed_terminal_ends_the_command(tmp_path):
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-c", PROGRAM, "terminal", tmp_path / "file"]
+    process = subprocess.Popen(command, stdin=side, stderr=side, start_new_session=True)
+    os.close(side)
+    assert os.read(terminal, 100).startswith(b"ready")
+    os.close(terminal)
+    assert process.wait(timeout=60) == 129
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_libraries_may_replace_how_python_wakes_up(name, code, start):
+    process = start("library")
+    process.send_signal(signal.Signals[name])
+    assert ended(process, code) == LINE
 
 
 def test_a_signal_that_was_ignored_stays_ignored(start):

@@ -4,11 +4,14 @@ A command ends at once, with one line and exit code 128 + the number of the sign
 on disk, as for a kill. `before_end` registers what must be written first, and training takes over
 with `received_by`. A second Ctrl-C always ends at once.
 
-A thread of its own receives the signals, because Python runs handlers only when the main thread
-returns to Python, and a compilation takes minutes. The other threads block SIGINT and SIGHUP, and
-so do the processes that they start, such as data workers, which leave the end to their parent.
+Python runs handlers only when the main thread returns to Python, and a compilation takes minutes.
+So all threads block SIGINT and SIGHUP, and one waits for them. The processes that they start, such
+as data workers, block them too, and leave the end to their parent. SIGTERM isn't blocked, because
+it ends workers: a second thread gets it through `signal.set_wakeup_fd`, or the main thread if a
+library has replaced that.
 """
 
+import _thread
 import contextlib
 import os
 import signal
@@ -38,29 +41,32 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Handling:
-    """The handlers and the thread; there is at most one, in `_current`."""
+    """The handlers and the threads; there is at most one, in `_current`."""
 
     def __init__(self, numbers: tuple[int, ...]) -> None:
         # A signal that is ignored stays so, as under nohup.
         self.numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
         self.receivers: list[Receiver] = []
         self.cleanups: list[Callable[[], None]] = []
-        self.raising, self.seen = False, 0
-        self._ending = threading.Lock()
+        self.raising, self.seen, self._echo = False, 0, 0
+        self._first, self._removed, self._ending = 0.0, False, threading.Lock()
+        self._blocked = {number for number in self.numbers if number != signal.SIGTERM}
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
+        self._threads: list[threading.Thread] = []
         self._before: Any = None
 
     def install(self) -> None:
-        threading.Thread(target=self._watch, daemon=True).start()
         fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         handlers = {number: signal.getsignal(number) for number in self.numbers}
         self.set_handlers()
         self._before = fd, handlers, self.block()
+        for wait in (self._wait_for_blocked, self._wait_for_others):
+            self._threads.append(threading.Thread(target=wait, daemon=True))
+            self._threads[-1].start()
 
     def block(self) -> Any:
-        blocked = {n for n in self.numbers if n != signal.SIGTERM}
-        return signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        return signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
 
     def set_handlers(self) -> None:
         for number in self.numbers:
@@ -68,31 +74,52 @@ class _Handling:
 
     def remove(self) -> None:
         fd, handlers, mask = self._before
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        self._removed = True
+        if self._blocked:
+            signal.pthread_kill(self._threads[0].ident or 0, min(self._blocked))
         signal.set_wakeup_fd(fd)
         os.close(self._pipe[1])
+        for thread in self._threads:
+            thread.join()
+        os.close(self._pipe[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _wait_for_blocked(self) -> None:
+        while self._blocked:
+            number = signal.sigwait(self._blocked)
+            if self._removed:
+                return
+            self._receive(number)
+
+    def _wait_for_others(self) -> None:
+        while received := os.read(self._pipe[0], 1):
+            if received[0] in self.numbers:
+                self._receive(received[0])
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
-        self.seen = number
+        if signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False) != self._pipe[1]:
+            self._receive(number)
         if self.raising:
             self.raising = False
             raise Interrupted(number)
 
-    def _watch(self) -> None:
-        first = 0.0
-        while received := os.read(self._pipe[0], 1):
-            number, now = received[0], time.monotonic()
-            if number not in self.numbers:
-                continue
-            if first and number == signal.SIGINT and now - first > REPEATED_SECONDS:
-                os._exit(128 + number)
-            first = first or now
-            receive = self.receivers[-1] if self.receivers else self.end
-            # In a thread of its own, so that this one sees a second Ctrl-C.
-            threading.Thread(target=receive, args=(number,), daemon=True).start()
-        os.close(self._pipe[0])
+    def _receive(self, number: int) -> None:
+        if self._echo == number:
+            self._echo = 0
+            return
+        now, self.seen = time.monotonic(), number
+        if self._first and number == signal.SIGINT and now - self._first > REPEATED_SECONDS:
+            os._exit(128 + number)
+        self._first = self._first or now
+        receive = self.receivers[-1] if self.receivers else self.end
+        # In a thread of its own, so that this one sees a second Ctrl-C.
+        threading.Thread(target=receive, args=(number,), daemon=True).start()
+        if self.raising:
+            # It also makes Python report a signal, which isn't a second one.
+            self._echo = number
+            _thread.interrupt_main(signal.Signals(number))
 
     def end(self, number: int) -> None:
         if not self._ending.acquire(blocking=False):
@@ -115,7 +142,9 @@ _current: _Handling | None = None
 def print_line(text: str) -> None:
     """Print one line on stderr, from any thread, below a progress bar or the terminal's ^C."""
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
-    os.write(2, f"{chr(10) if len(bars) or os.isatty(2) else ''}{text}\n".encode())
+    start = "\n" if len(bars) or os.isatty(2) else ""
+    with contextlib.suppress(OSError):  # The terminal is gone.
+        os.write(2, f"{start}{text}\n".encode())
 
 
 @contextlib.contextmanager
