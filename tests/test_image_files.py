@@ -69,7 +69,10 @@ DECODED = {
     "RGBX TIFF": (saved(Image.new("RGBX", (1, 1), (1, 2, 3, 0)), "TIFF"), [(1, 2, 3)]),
     "CMYK TIFF": (saved(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), [RED]),
     "CMYK JPEG": (saved(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "JPEG"), [RED]),
-    "YCbCr TIFF": (saved(Image.new("YCbCr", (1, 1), (200, 128, 128)), "TIFF"), [200]),
+    "YCbCr TIFF": (
+        saved(Image.new("YCbCr", (8, 8), (200, 128, 128)), "TIFF", compression="jpeg"),
+        [200] * 8,
+    ),
     "LAB TIFF": (saved(Image.new("LAB", (1, 1), (200, 128, 128)), "TIFF"), [194]),
     "animated GIF": (saved(Image.new("RGB", (2, 1), RED), "GIF", **TWO), [RED] * 2),
     "animated PNG": (saved(Image.new("RGB", (2, 1), RED), "PNG", **TWO), [RED] * 2),
@@ -96,7 +99,7 @@ def test_files_are_decoded_by_their_bit_depth_over_white(name, tmp_path):
 ZIP_BOMB = zlib.compress(bytes(70_000_000))
 UNREADABLE = {
     "float TIFF": (saved(array([0, 0.5, 1], np.float32), "TIFF"), "floating-point numbers, whose"),
-    "PFM": (b"Pf\n1 1\n-1.0\n" + bytes(4), "floating-point numbers, whose"),
+    "PFM": (b"Pf\n1 1\n-1.0\n" + bytes(4), "floating-point numbers, whose|format"),
     "float TIFF, 64 bits": (tiff(64, 3, bytes(8), 1), "format"),
     "negative, 16 bits": (tiff(16, 2, b"\xff\xff", 1), "negative numbers, whose range"),
     "negative, 32 bits": (saved(array([-1, 9], np.int32), "TIFF"), "negative numbers, whose range"),
@@ -108,8 +111,8 @@ UNREADABLE = {
     "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "format isn't one"),
     "truncated JPEG": (saved(Image.new("RGB", (99, 99)), "JPEG")[:-30], "truncated"),
     "huge header": (png(60_000, 8, 2, b"", height=60_000), "3600000000 pixels.*bomb"),
-    "text that expands": (png(1, 8, 2, b"abc", b"zTXta\0\0" + ZIP_BOMB), "too large"),
-    "profile that expands": (png(1, 8, 2, b"abc", b"iCCPa\0\0" + ZIP_BOMB), "too large"),
+    "text that expands": (png(1, 8, 2, b"abc", b"zTXta\0\0" + ZIP_BOMB), "[Tt]oo [Ll]arge"),
+    "profile that expands": (png(1, 8, 2, b"abc", b"iCCPa\0\0" + ZIP_BOMB), "[Tt]oo [Ll]arge"),
 }
 
 
@@ -207,16 +210,26 @@ def adm_crop(image, size):
     return pixels[top : top + size, left : left + size]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_the_crop_is_that_of_adm(seed):
     rng = np.random.default_rng(seed)
     size, short = int(rng.choice([8, 33, 64])), int(rng.integers(1, 200))
-    long = int(short * np.exp(rng.uniform(0, np.log(80))))
+    long = int(short * np.exp(rng.uniform(0, np.log(15))))
     shape = (short, long, 3) if seed % 2 else (long, short, 3)
     image = Image.fromarray(rng.integers(0, 256, shape, np.uint8))
+    np.testing.assert_array_equal(np.asarray(centre_crop(image, size)), adm_crop(image, size))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_crop_of_a_long_image_is_close_to_that_of_adm(seed):
+    rng = np.random.default_rng(seed)
+    size, short = int(rng.choice([8, 33, 64])), int(rng.integers(1, 100))
+    long = int(short * np.exp(rng.uniform(np.log(20), np.log(90))))
+    colours = rng.integers(0, 256, (1 + long // 20, 1 + short // 20, 3), np.uint8)
+    image = Image.fromarray(colours).resize((short, long), Image.Resampling.BICUBIC)
+    image = image.transpose(Image.Transpose.TRANSPOSE) if seed % 2 else image
     found, wanted = np.asarray(centre_crop(image, size)), adm_crop(image, size)
-    # Long images are cropped first, which may round another way.
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=0 if long < 15 * short else 2)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2)
 
 
 def test_long_images_take_no_more_memory_than_their_crop():

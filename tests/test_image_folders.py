@@ -78,7 +78,7 @@ def test_what_is_left_out_is_counted_and_named(root, capsys):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ((), r"1 class folders without images: 'birds' \(empty\): add"),
+        ((), r"has class folders without images: 'birds' \(empty\); add"),
         (("0.heic", "1.txt"), r"'birds' \(only 2 files \(.heic 1, .txt 1\)\)"),
         (("._0.png",), r"'birds' \(only 1 file \(.png 1\)\)"),
         (("young/0.png",), r"'birds' \(only 1 folder\).* if the folders are splits.*data.split"),

@@ -41,8 +41,8 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
     The image is halved with a box filter while its smaller side is at least 2·`size`, then resized
     with bicubic interpolation, then cropped. An image that is more than `MAX_ASPECT` times as long
-    as it is wide is cropped before it is resized, which bounds the memory; a few of its pixels then
-    differ from ADM's by 1 or 2 of 255, because Pillow rounds the crop's edges to float32.
+    as it is wide is cropped before it is resized, which bounds the memory; its pixels may then
+    differ slightly from ADM's, because Pillow may resize the axes in another order.
 
     Source: openai/guided-diffusion, `image_datasets.py`, which DiT also uses.
 
@@ -78,19 +78,8 @@ def _crop_before_resizing(image: Image.Image, new_size: tuple[int, int], size: i
         edges.append((low, high, start - low, end - low))
     (left, right, *horizontal), (top, bottom, *vertical) = edges
     part = image.crop((left, top, right, bottom))
-    # One axis after the other, in the order in which Pillow resizes the whole image.
-    passes = [
-        ((size, part.height), (horizontal[0], 0, horizontal[1], part.height)),
-        ((size, size), (0, vertical[0], size, vertical[1])),
-    ]
-    if new_size[1] < image.height and image.height > image.width:
-        passes = [
-            ((part.width, size), (0, vertical[0], part.width, vertical[1])),
-            ((size, size), (horizontal[0], 0, horizontal[1], size)),
-        ]
-    for shape, box in passes:
-        part = part.resize(shape, Image.Resampling.BICUBIC, box)
-    return part
+    box = (horizontal[0], vertical[0], horizontal[1], vertical[1])
+    return part.resize((size, size), Image.Resampling.BICUBIC, box)
 
 
 def decode_pixels(

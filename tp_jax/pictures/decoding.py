@@ -89,7 +89,8 @@ def decode_image(
         with Image.open(io.BytesIO(data)) as image:
             unpacked = image.tile[0][3] if image.tile else None
             image.load()
-            orientation = _orientation(image) if upright else 1
+            # Pillow itself makes a TIFF upright.
+            orientation = _orientation(image) if upright and image.format != "TIFF" else 1
             decoded = _opaque(_eight_bits(image), unpacked, background).convert(mode)
         return decoded.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else decoded
     except UnreadableImage:

@@ -139,10 +139,11 @@ def _check_classes(
         if not images
     ]
     if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise UserError(
-            f"{root} has {len(empty)} class folders without images: {', '.join(empty[:5])}: add "
-            f"images to them ({', '.join(IMAGE_SUFFIXES)}) or remove them; if the folders are "
-            f"splits, name one in {section}.split"
+            f"{root} has class folders without images: {', '.join(empty[:5])}{more}; add images "
+            f"to them ({', '.join(IMAGE_SUFFIXES)}) or remove them; if the folders are splits, "
+            f"name one in {section}.split"
         )
     by_key: dict[str, list[str]] = {}
     for name in found:
