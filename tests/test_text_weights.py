@@ -169,6 +169,14 @@ def test_a_tokenizer_of_another_model_is_refused(repository):
         load_sd3_encoder(repository)
 
 
+def test_a_token_without_a_row_in_the_embedding_is_refused(repository):
+    path = repository / "tokenizer" / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    path.write_text(json.dumps(vocabulary | {"cat</w>": 900}))
+    with pytest.raises(UserError, match="tokenizer has 901 tokens, but CLIP-L has 74"):
+        load_sd3_encoder(repository)
+
+
 def test_the_identity_is_of_the_files_that_are_read(repository):
     first = load_sd3_encoder(repository).space.identity
     # transformers prefers one file to shards, so that these don't count.

@@ -1,1 +1,1 @@
-"""Atomic writes, output folders, JSON and JSONL files, checks of arrays, Orbax folders."""
+"""Atomic writes, output folders, JSON files, downloaded files, checks of arrays, Orbax folders."""

@@ -243,7 +243,7 @@ def load_tokenizer(folder: epath.Path, name: str, vocabulary: int) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    tokens = len(tokenizer)
+    tokens = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
     padded = -(-tokens // VOCABULARY_UNIT) * VOCABULARY_UNIT
     if not tokens <= vocabulary <= padded:
         raise UserError(
