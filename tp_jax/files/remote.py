@@ -1,0 +1,67 @@
+"""Paths on Google Cloud Storage: whether they can be reached."""
+
+import importlib.util
+import threading
+
+from etils import epath
+
+from tp_jax.messages.errors import UserError
+
+PREFIX = "gs://"
+# Seconds that the store may take for its first answer. gcsfs tries several times within 50.
+ANSWER_SECONDS = 60
+REMEDY = (
+    "check the network, the name of the bucket and the credentials "
+    "(`gcloud auth application-default login`), or give a local folder"
+)
+# The modules whose exceptions mean that an object store failed.
+_MODULES = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.", "google.cloud.")
+
+
+def check_answers(path: str, name: str) -> None:
+    """Check that a gs:// path can be reached; whether something is there doesn't matter.
+
+    Args:
+      path: a path that begins with gs://.
+      name: the flag that holds it, for the error message.
+
+    Raises:
+      UserError: gcsfs isn't installed, or the store doesn't answer or refuses the credentials.
+    """
+    if not any(importlib.util.find_spec(library) for library in ("gcsfs", "tensorflow")):
+        raise UserError(f"{name}={path}: gs:// paths need gcsfs: pip install 'tp_jax[gcs]'")
+    errors: list[BaseException | None] = []
+
+    def ask() -> None:
+        try:
+            epath.Path(path).exists()
+            errors.append(None)
+        except BaseException as error:  # The client raises many types, some of them not Exceptions.
+            errors.append(error)
+
+    # A thread, because the client can't be given a limit of time for all its tries.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    error = errors[0] if errors else TimeoutError(f"no answer within {ANSWER_SECONDS} s")
+    if error is not None:
+        raise UserError(f"{name}={path} can't be reached ({first_line(error)}): {REMEDY}")
+
+
+def store_error(error: BaseException) -> str | None:
+    """Return a message if an exception comes from an object store; None for other exceptions."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        following = following.__cause__ or following.__context__
+    for cause in chain:
+        if f"{type(cause).__module__}.".startswith(_MODULES):
+            return f"Google Cloud Storage failed ({first_line(cause)}): {REMEDY}"
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 200 characters, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
