@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -121,7 +121,7 @@ def _whole_number(name: str) -> int:
 
 
 @contextlib.contextmanager
-def _reported(waiting: str) -> Iterator[None]:
+def _reported(waiting: str) -> Generator[None, None, None]:
     """Say from a thread what the block waits for, and end the process when it waits too long.
 
     Args:

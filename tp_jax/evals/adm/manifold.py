@@ -94,7 +94,8 @@ def _split_into_blocks(features: np.ndarray, block: int) -> list[_Block]:
         for start in range(0, len(of_part), size):
             rows = np.asarray(of_part[start : start + size], np.float32)
             padded = jnp.asarray(np.pad(rows, ((0, size - len(rows)), (0, 0))))
-            blocks.append(_Block(*_with_norms(padded), len(rows), part))
+            values, norms, half_rows, half_norms = _with_norms(padded)
+            blocks.append(_Block(values, norms, half_rows, half_norms, len(rows), part))
     return blocks
 
 
