@@ -16,6 +16,7 @@ from tp_jax.pictures.reading import open_images
 from tp_jax.sampling import draw
 from tp_jax.sampling.description import changed_field, claim, path_beside
 from tp_jax.sampling.draw import Drawing, draw_samples
+from tp_jax.sampling.generator import Generator
 
 FIRST = {"seed": 0, "weights": "a", "files": ["0.png", "b/1.png"]}
 KINDS = ("folder", "suite", "npz")
@@ -185,3 +186,17 @@ def test_geneval_images_that_the_description_does_not_list_are_left_out(tmp_path
     path_beside(out).write_text(json.dumps({"files": [*files, "00000/samples/0003.png"]}))
     with pytest.raises(UserError, match="has 2 of 3 images: run the command"):
         layout.find_images(out)
+
+
+def test_samples_before_one_that_is_not_finite_are_kept(trained, tmp_path, monkeypatch):
+    drawing, batches = Drawing(trained, epath.Path(tmp_path / "a.npz"), num=6), Generator.batches
+
+    def with_nan(*arguments, **fields):
+        for images in batches(*arguments, **fields):
+            yield images[:4]
+            yield images[4:] * np.nan
+
+    monkeypatch.setattr(Generator, "batches", with_nan)
+    with pytest.raises(UserError, match="sample 4 has the value nan"):
+        draw_samples(drawing)
+    assert [np.load(path).shape for path in tmp_path.glob("a.npz.parts/*.npy")] == [(4, 8, 8, 1)]

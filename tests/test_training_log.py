@@ -5,13 +5,15 @@ import types
 import numpy as np
 import pytest
 from conftest import tiny_config
+from etils import epath
 from resuming import FakeWriter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tp_jax.pictures.grids import to_uint8
 from tp_jax.pictures.reading import read_rgb
 from tp_jax.train import metrics, summary
 from tp_jax.train.optimizer import make_schedule
-from tp_jax.train.periodic import Every, Log
+from tp_jax.train.periodic import Evaluation, Every, Log, SampleGrid
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,24 @@ def test_report_lines_are_aligned_and_at_most_120_characters_wide(blocks, expert
 def test_the_log_says_whether_the_base_is_frozen(trainable, expected, trained):
     config = tiny_config(trainable=trainable)
     config.init.base = str(trained)
-    line = summary._base(types.SimpleNamespace(config=config))
+    line = summary._base(types.types.SimpleNamespace(config=config))
     assert expected.format(base=trained) in line
     # Blocks 1 and 2 of the base think.
     assert line.endswith("its own thinking layers are not used")
+
+
+def test_pictures_that_are_not_finite_do_not_end_training(tmp_path, capsys):
+    nan = np.full((2, 8, 8, 1), np.nan)
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(seed=0), workdir=epath.Path(tmp_path)
+    )
+    grid = object.__new__(SampleGrid)
+    grid._generator = types.SimpleNamespace(batches=lambda *arguments: [nan])
+    grid._model, grid._conditions, grid._writer = model, {}, None
+    grid.run(3, {})
+    model.with_params = lambda params, train_step: None
+    Evaluation(None, model, lambda loaded, out: to_uint8(nan), FakeWriter()).run(4, {})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("warning: no picture of the samples of step 3: sample 0 has the val")
+    assert lines[1].startswith("warning: no evaluation of step 4: sample 0 has the value nan at [0")
+    assert not list(tmp_path.iterdir())
