@@ -95,6 +95,7 @@ def test_training_goes_on_without_sample_grids_and_curves(full_disk, monkeypatch
     monkeypatch.setattr(metrics, "FLUSH_SECONDS", 0)
     full_disk(".png")
     config = small_config(steps=6)
+    config.model.thinking.layers = ()
     config.train.update(samples=2, sample_every=2, log_every=2)
     train(config, epath.Path(tmp_path / "run"))
     stderr = capsys.readouterr().err

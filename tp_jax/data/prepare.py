@@ -34,6 +34,7 @@ from tp_jax.parallel.mesh import create_mesh, padded_batch_size
 from tp_jax.parallel.processes import run_on_first
 from tp_jax.parallel.sharding import batch_sharding
 from tp_jax.text import TextEncoder, load_encoder
+from tp_jax.workdir.lock import hold
 
 
 def prepare(config: ConfigDict, folder: epath.Path) -> None:
@@ -50,8 +51,15 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
     Raises:
       UserError: config, source, autoencoder, text encoder and folder don't fit each other, or a
         caption is too long; then nothing has been written. Or an image can't be read; then finished
-        shards are kept. Or a latent isn't finite in float16.
+        shards are kept. Or a latent isn't finite in float16, or another process writes to the
+        folder.
     """
+    can_resume(folder, folder / PLAN, str(folder), "tp_jax.prepare")
+    with hold(folder, str(folder)):
+        _prepare(config, folder)
+
+
+def _prepare(config: ConfigDict, folder: epath.Path) -> None:
     built = config_lib.build(config)
     if config.autoencoder.pool or not config.autoencoder.path:
         raise UserError(

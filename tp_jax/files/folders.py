@@ -7,6 +7,9 @@ from etils import epath
 
 from tp_jax.messages.errors import UserError
 
+# Names the process that writes to a folder, see `workdir.lock`; other files of the lock begin so.
+HOLDER = "holder.json"
+
 
 def make_folder(folder: epath.Path, name: str) -> None:
     """Create a folder and its parents.
@@ -44,9 +47,9 @@ def can_resume(folder: epath.Path, marker: epath.Path | None, name: str, owner: 
         raise UserError(f"{name} is a file: name a folder")
     if marker is not None and marker.exists():
         return True
-    # A run that is killed while it writes the marker leaves the marker's temporary file.
-    known = {f"{marker.name}.tmp"} if marker is not None else set()
-    if any(path.name not in known for path in folder.iterdir()):
+    # A run that is killed before or while it writes the marker leaves these files.
+    known = (f"{marker.name}.tmp", HOLDER) if marker is not None else ()
+    if not all(path.name.startswith(known) for path in folder.iterdir()):
         missing = f"files but no {marker.name}" if marker is not None else "files already"
         missing += f", so it wasn't created by {owner}" if owner else ""
         raise UserError(f"{name} holds {missing}: name a new or empty folder")

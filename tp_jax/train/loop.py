@@ -22,7 +22,8 @@ from tp_jax.train.periodic import EmaAction, Evaluation, Every, Log, SampleGrid,
 from tp_jax.train.setup import Checked, Program, Start, build, check, restore
 from tp_jax.train.state import TrainState, to_device_memory
 from tp_jax.train.summary import markdown, start_lines
-from tp_jax.workdir.record import write_workdir
+from tp_jax.workdir.lock import Held, hold
+from tp_jax.workdir.record import is_run, write_workdir
 
 
 def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = False) -> None:
@@ -36,9 +37,15 @@ def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = Fa
     Raises:
       UserError: the config, the data, the base or the workdir is wrong. Nothing has been written.
       TrainingError: a loss or gradient isn't finite, or a checkpoint can't be written. Earlier
-        checkpoints are kept.
+        checkpoints are kept. Or another run has taken over the workdir.
       Interrupted: SIGINT or SIGHUP was received. A checkpoint is saved.
     """
+    is_run(workdir)
+    with hold(workdir, f"--workdir={workdir}") as held:
+        _train(config, workdir, held, allow_unchecked)
+
+
+def _train(config: ConfigDict, workdir: epath.Path, held: Held, allow_unchecked: bool) -> None:
     checked = check(config, workdir)
     model = checked.model
     program = build(config, model.model, model.built.objective, model.mesh)
@@ -54,7 +61,7 @@ def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = Fa
         writer.write_texts(start.first, {"config": markdown(config)})
         for text in start_lines(checked, program, start.first):
             say(text)
-        last, received = _loop(checked, program, start, checkpoints, window, writer)
+        last, received = _loop(checked, program, start, checkpoints, window, writer, held)
     checked.iterator.close()
     if received is not None or last < config.train.steps:
         # With several processes, only one may have received the signal.
@@ -88,6 +95,7 @@ def _loop(
     checkpoints: Checkpoints,
     window: metrics.Window,
     writer: metrics.TensorBoardWriter,
+    held: Held,
 ) -> tuple[int, int | None]:
     """Run until the last step or until a signal arrives.
 
@@ -113,7 +121,9 @@ def _loop(
             if log.due(train_step):
                 log.run(train_step)
             stopping = preemption.should_stop(train_step) and train_step < steps
+            held.check(read=False)
             if save.due(train_step) or stopping:
+                held.check()
                 save.run(state)
             if stopping:
                 break

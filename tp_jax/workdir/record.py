@@ -37,6 +37,15 @@ FREE = (
 )  # fmt: skip
 
 
+def is_run(workdir: epath.Path) -> bool:
+    """Return whether a workdir holds a run; False if it is new or empty.
+
+    Raises:
+      UserError: the folder holds other files but no run.
+    """
+    return can_resume(workdir, workdir / CONFIG, f"--workdir={workdir}", "tp_jax")
+
+
 def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
     """Check, without writing, that a run with this config may start or resume in a workdir.
 
@@ -46,7 +55,7 @@ def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
     Raises:
       UserError: the folder holds other files but no run, or a field changed that can't change.
     """
-    if not can_resume(workdir, workdir / CONFIG, f"--workdir={workdir}", "tp_jax"):
+    if not is_run(workdir):
         return []
     old, new = config_lib.flat(read_config(workdir)), config_lib.flat(config)
     changes = sorted(differences(old, new))
