@@ -20,6 +20,14 @@ flags.DEFINE_boolean(
 )
 
 
+flags.DEFINE_list(
+    "allow_change",
+    [],
+    "fields or sections of the config, or classes, images, latents, autoencoder, text, that may "
+    "change when a run resumes, though this makes it another run",
+)
+
+
 def main() -> None:
     from tp_jax.train.loop import train
 
@@ -27,6 +35,7 @@ def main() -> None:
         start.required_config(),
         epath.Path(required("workdir")),
         allow_unchecked=flags.FLAGS.allow_unchecked,
+        allow_change=flags.FLAGS.allow_change,
     )
 
 

@@ -48,6 +48,11 @@ class Source:
         """The text space of the encoder, if examples hold encoded text and the encoder is known."""
         return None
 
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """What identifies prepared data, as JSON, with their `mean` and `std`; None for others."""
+        return None
+
     def decoder(self, size: int, flip: bool) -> Decode:
         """Return the function from a record to an example.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -22,17 +23,26 @@ from tp_jax.train.periodic import EmaAction, Evaluation, Every, Log, SampleGrid,
 from tp_jax.train.setup import Checked, Program, Start, build, check, restore
 from tp_jax.train.state import TrainState, to_device_memory
 from tp_jax.train.summary import markdown, start_lines
+from tp_jax.workdir.changes import write_run
 from tp_jax.workdir.lock import Held, hold
 from tp_jax.workdir.record import is_run, write_workdir
 
 
-def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = False) -> None:
+def train(
+    config: ConfigDict,
+    workdir: epath.Path,
+    *,
+    allow_unchecked: bool = False,
+    allow_change: Collection[str] = (),
+) -> None:
     """Train until `config.train.steps`, from the newest checkpoint in the workdir if there is one.
 
     Args:
       config: the config of the run, from `tp_jax.config.default`.
       workdir: the folder for checkpoints, metrics and samples; created if it doesn't exist.
       allow_unchecked: use checkpoints, also of the base, whose checksums are missing or damaged.
+      allow_change: fields and sections of the config, and facts of `workdir.changes`, that may
+        change though this makes another run.
 
     Raises:
       UserError: the config, the data, the base or the workdir is wrong. Nothing has been written.
@@ -42,17 +52,19 @@ def train(config: ConfigDict, workdir: epath.Path, *, allow_unchecked: bool = Fa
     """
     is_run(workdir)
     with hold(workdir, f"--workdir={workdir}") as held:
-        _train(config, workdir, held, allow_unchecked)
+        checked = check(config, workdir, allow_change)
+        _train(checked, workdir, held, allow_unchecked)
 
 
-def _train(config: ConfigDict, workdir: epath.Path, held: Held, allow_unchecked: bool) -> None:
-    checked = check(config, workdir)
-    model = checked.model
+def _train(checked: Checked, workdir: epath.Path, held: Held, allow_unchecked: bool) -> None:
+    config, model = checked.config, checked.model
     program = build(config, model.model, model.built.objective, model.mesh)
     start = restore(checked, program, allow_unchecked=allow_unchecked)
     if start is None:
         return
     write_workdir(workdir, config, checked.text_space)
+    if jax.process_index() == 0:
+        write_run(workdir, checked.facts, checked.changes)
     # The config was written first: a folder with checkpoints but no config isn't accepted as a
     # workdir when a killed run resumes.
     checkpoints = start.checkpoints or Checkpoints(workdir, config.checkpoint)

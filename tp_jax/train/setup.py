@@ -1,7 +1,7 @@
 """The three phases before the first train step: check, build, and restore or initialize."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +16,7 @@ from tp_jax import config as config_lib
 from tp_jax import data
 from tp_jax.diffusion.objective import Objective
 from tp_jax.evals.suite import EvaluateInTraining
+from tp_jax.files.differences import Difference
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.progress import say
 from tp_jax.models import build_model
@@ -30,6 +31,7 @@ from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.periodic import open_evaluation
 from tp_jax.train.state import TrainState, abstract_state, make_state
 from tp_jax.train.step import JittedStep, choose_gradient, jit_train_step
+from tp_jax.workdir.changes import Facts, changed_facts, check_allowed, check_changes
 from tp_jax.workdir.checkpoints import FOLDER, load_base
 from tp_jax.workdir.record import check_text_space, check_workdir
 
@@ -40,7 +42,8 @@ class Checked:
 
     Attributes:
       model: the model, its config, mesh and codec.
-      changes: one line for each config field that changed since the last start in this workdir.
+      changes: the config fields and facts that changed since the last start in this workdir.
+      facts: what is known about the data, and must stay the same.
       images: number of records of the data source.
       class_names: names of the classes of the data source, if it has classes.
       text_space: identifies the text encoder; None if the data have no text.
@@ -51,7 +54,8 @@ class Checked:
     """
 
     model: ModelOnMesh
-    changes: list[str]
+    changes: list[Difference]
+    facts: Facts
     images: int
     class_names: tuple[str, ...]
     text_space: TextSpace | None
@@ -66,8 +70,13 @@ class Checked:
         return self.model.config
 
 
-def check(config: ConfigDict, workdir: epath.Path) -> Checked:
+def check(config: ConfigDict, workdir: epath.Path, allow_change: Collection[str] = ()) -> Checked:
     """Check config, workdir, data and evaluation, and open the data and the autoencoder.
+
+    Args:
+      config: the config of the run.
+      workdir: the folder of the run.
+      allow_change: fields and sections of the config, and facts, that may change when it resumes.
 
     Raises:
       UserError: one of them is wrong. Nothing has been written.
@@ -75,20 +84,28 @@ def check(config: ConfigDict, workdir: epath.Path) -> Checked:
     built = config_lib.build(config)
     mesh = create_mesh(config.mesh)
     check_batches(config, mesh)
-    changes = check_workdir(workdir, config)
+    allowed = check_allowed(allow_change, config)
+    changes = check_workdir(workdir, config, allowed)
     codec = load_codec(config.autoencoder, mesh)
     space = codec.space if codec else None
     source = data.open_source(config, space)
     encoder = data.open_text(source, config)
     text_space = encoder.space if encoder else source.text_space
-    check_text_space(workdir, text_space)
+    if "text" not in allowed:
+        check_text_space(workdir, text_space)
+    facts = Facts(
+        source.class_names, len(source.records), space and space.identity, source.identity
+    )
+    changed = changed_facts(workdir, facts)
+    check_changes(workdir, changed, allowed)
     if config.init.base:
         check_text_space(epath.Path(config.init.base), text_space, "config.init.base")
     iterator = data.make_iterator(source, config, space, encoder)
     model = ModelOnMesh(build_model(built.model), built, mesh, codec, config, workdir)
     return Checked(
         model=model,
-        changes=changes,
+        changes=[*changes, *changed],
+        facts=facts,
         images=len(source.records),
         class_names=source.class_names,
         text_space=text_space,

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tp_jax.parallel.sharding import device_bytes
 from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.train.setup import Checked, Program
+from tp_jax.workdir.changes import as_text
 from tp_jax.workdir.record import CONFIG, read_config
 
 # Number of class names in the log.
@@ -33,7 +34,7 @@ def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
     if checked.config.model.thinking.layers:
         lines.append(_dispatch(checked))
     lines.append(_memory(checked, program))
-    lines += [f"changed since the last start: {change}" for change in checked.changes]
+    lines += [f"changed since the last start: {as_text(change)}" for change in checked.changes]
     if first:
         lines.append(f"resuming from the checkpoint of train step {first}")
     else:

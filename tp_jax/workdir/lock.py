@@ -104,7 +104,9 @@ class Held:
     def __init__(self, folder: epath.Path, name: str) -> None:
         self._folder, self._path, self._name = folder, folder / HOLDER, name
         self._me = _this_process()
+        # Folders that don't exist yet, and the times of the folder if it does.
         self._new: list[epath.Path] = []
+        self._times: os.stat_result | None = None
         self._taken_by: str | None = None
         self._ended, self._renewing = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._show_life, daemon=True)
@@ -118,11 +120,12 @@ class Held:
         if not _in_bucket(self._folder):
             parents = [self._folder, *self._folder.parents]
             self._new = [path for path in parents if not path.exists()]
+            self._times = None if self._new else os.stat(self._folder)
         make_folder(self._folder, self._name)
         try:
             self._take()
         except (OSError, WriteError) as error:
-            self._remove_new_folders()
+            self._leave_as_it_was()
             raise UserError(f"{self._name} can't be written to: {error}") from error
         self._thread.start()
 
@@ -150,12 +153,15 @@ class Held:
             holder = _parse(_read(self._path))
             if holder and holder.token == self._me.token:
                 self._path.unlink(missing_ok=True)
-        self._remove_new_folders()
+        self._leave_as_it_was()
 
-    def _remove_new_folders(self) -> None:
+    def _leave_as_it_was(self) -> None:
+        """Remove new folders that are empty; an old empty one gets its times of change back."""
         with contextlib.suppress(OSError, ValueError):  # epath's error for files inside
             for folder in self._new:
                 folder.rmdir()
+            if self._times and not any(self._folder.iterdir()):
+                os.utime(self._folder, ns=(self._times.st_atime_ns, self._times.st_mtime_ns))
 
     def _take(self) -> None:
         while not self._create(self._path):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -18,22 +19,13 @@ from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.renamed import with_new_keys
 from tp_jax.text import TextSpace
+from tp_jax.workdir.changes import check_changes
 
 CONFIG, VERSIONS, TEXT = "config.json", "versions.json", "text.json"
 TEXT_FIELDS = {"identity": str, "tokens": int, "width": int, "pooled_width": int}
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "clu", "numpy",
     "ml_collections", "tensorflow-datasets",
-)  # fmt: skip
-
-# Config fields that can't change when a run resumes: its weights or their meaning depend on them.
-FIXED = ("model", "diffusion", "frozenlake", "train.trainable", "init.base")
-# Exceptions inside `FIXED`: fields that change the computation or the loss, but not what the
-# weights mean.
-FREE = (
-    "model.remat", "model.scan_blocks", "model.attention", "model.dtype",
-    "model.thinking.dispatch", "model.thinking.balance_weight",
-    "frozenlake.frames_weight", "frozenlake.read_sigma",
 )  # fmt: skip
 
 
@@ -46,31 +38,28 @@ def is_run(workdir: epath.Path) -> bool:
     return can_resume(workdir, workdir / CONFIG, f"--workdir={workdir}", "tp_jax")
 
 
-def check_workdir(workdir: epath.Path, config: ConfigDict) -> list[str]:
+def check_workdir(
+    workdir: epath.Path, config: ConfigDict, allowed: Collection[str] = ()
+) -> list[Difference]:
     """Check, without writing, that a run with this config may start or resume in a workdir.
 
+    Args:
+      workdir: the workdir.
+      config: the config of this start.
+      allowed: fields and sections that --allow_change names.
+
     Returns:
-      One line for each field that changed since the last start and is allowed to.
+      The fields that changed since the last start and are allowed to.
 
     Raises:
-      UserError: the folder holds other files but no run, or a field changed that can't change.
+      UserError: the folder holds other files but no run, or a field changed that mustn't change.
     """
     if not is_run(workdir):
         return []
     old, new = config_lib.flat(read_config(workdir)), config_lib.flat(config)
     changes = sorted(differences(old, new))
-    refused = [change for change in changes if _is_fixed(change.name)]
-    if refused:
-        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-        raise UserError(
-            f"--workdir={workdir} was trained with another config: {_as_text(refused[0])}{more}; "
-            f"use the old value or name a new workdir"
-        )
-    return [_as_text(change) for change in changes]
-
-
-def _as_text(change: Difference) -> str:
-    return f"{change.name}: {change.old!r} -> {change.new!r}"
+    check_changes(workdir, changes, allowed)
+    return changes
 
 
 def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "--workdir") -> None:
@@ -94,13 +83,6 @@ def check_text_space(workdir: epath.Path, text: TextSpace | None, name: str = "-
             f"{str(changed.old)[:20]}, now {str(changed.new)[:20]}; use that encoder and "
             f"its settings, or name a new workdir"
         )
-
-
-def _is_fixed(name: str) -> bool:
-    def under(prefixes):
-        return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
-
-    return under(FIXED) and not under(FREE)
 
 
 def write_workdir(workdir: epath.Path, config: ConfigDict, text: TextSpace | None = None) -> None:

@@ -12,6 +12,7 @@ moments, then n (int32), then for each caption its text [L, width] and its poole
 import dataclasses
 import hashlib
 import io
+import json
 import zipfile
 from typing import Any, cast
 
@@ -298,6 +299,13 @@ class LatentSource(Source):
     folder: str
     pixels = False
     remedy = "delete that shard and run the same tp_jax.prepare again"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Settings of the preparation, except how images are divided into shards; statistics."""
+        plan = {k: v for k, v in self.header.plan.to_json().items() if k != "records_per_shard"}
+        digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+        return {"plan": digest, "mean": list(self.header.mean), "std": list(self.header.std)}
 
     def decoder(self, size: int, flip: bool) -> Decode:
         """Return the decoder; `size` is ignored, because latents aren't cropped."""
