@@ -62,7 +62,7 @@ HARMLESS = {
     "train.steps": 9, "train.log_every": 1, "checkpoint.keep": 5, "train.samples": 2,
     "data.workers": 1, "data.dir": "/moved", "mesh.data": 2, "train.hang_seconds": 1.0,
     "optimizer.learning_rate": 1e-3, "sampling.steps": 4, "evaluation.suite": "adm",
-    "autoencoder.path": "/moved", "text.path": "/moved", "model.scan_blocks": True,
+    "autoencoder.path": "/moved", "text.path": "/moved", "model.attention": "pallas",
     "train.batch_size": 4,
 }  # fmt: skip
 

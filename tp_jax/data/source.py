@@ -50,7 +50,7 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """What identifies prepared data, as JSON, with their `mean` and `std`; None for others."""
+        """The header of prepared data, with `plan`, `mean` and `std`; None for other sources."""
         return None
 
     def decoder(self, size: int, flip: bool) -> Decode:

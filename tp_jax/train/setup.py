@@ -31,7 +31,13 @@ from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.periodic import open_evaluation
 from tp_jax.train.state import TrainState, abstract_state, make_state
 from tp_jax.train.step import JittedStep, choose_gradient, jit_train_step
-from tp_jax.workdir.changes import Facts, changed_facts, check_allowed, check_changes
+from tp_jax.workdir.changes import (
+    Facts,
+    changed_facts,
+    check_allowed,
+    check_changes,
+    identify_latents,
+)
 from tp_jax.workdir.checkpoints import FOLDER, load_base
 from tp_jax.workdir.record import check_text_space, check_workdir
 
@@ -94,7 +100,10 @@ def check(config: ConfigDict, workdir: epath.Path, allow_change: Collection[str]
     if "text" not in allowed:
         check_text_space(workdir, text_space)
     facts = Facts(
-        source.class_names, len(source.records), space and space.identity, source.identity
+        source.class_names,
+        len(source.records),
+        space and space.identity,
+        identify_latents(source.identity),
     )
     changed = changed_facts(workdir, facts)
     check_changes(workdir, changed, allowed)

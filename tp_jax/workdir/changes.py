@@ -6,6 +6,8 @@ workdir keeps them in `run.json`, with the changes that were allowed.
 
 import dataclasses
 import datetime
+import hashlib
+import json
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -70,6 +72,19 @@ class Facts:
     images: int
     autoencoder: str | None
     latents: dict[str, Any] | None
+
+
+def identify_latents(header: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what identifies prepared latents: a hash of their plan, and statistics.
+
+    Args:
+      header: the header as JSON; None without prepared latents.
+    """
+    if header is None:
+        return None
+    plan = {k: v for k, v in header["plan"].items() if k != "records_per_shard"}
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return {"plan": digest, "mean": list(header["mean"]), "std": list(header["std"])}
 
 
 def rule_of(name: str) -> str | None:

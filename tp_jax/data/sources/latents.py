@@ -12,7 +12,6 @@ moments, then n (int32), then for each caption its text [L, width] and its poole
 import dataclasses
 import hashlib
 import io
-import json
 import zipfile
 from typing import Any, cast
 
@@ -31,10 +30,9 @@ from tp_jax.pictures.decoding import BACKGROUND
 from tp_jax.text import TextSpace
 
 HEADER, PLAN, NULL_TEXT = "header.json", "plan.json", "null_text.npz"
-FORMAT = 1
+FORMAT, CROP = 1, "adm-centre"
 # Fields of the plan that older folders don't have.
 ADDED_LATER = ("num", "seed", "text", "captions", "background")
-CROP = "adm-centre"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,10 +300,8 @@ class LatentSource(Source):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Settings of the preparation, except how images are divided into shards; statistics."""
-        plan = {k: v for k, v in self.header.plan.to_json().items() if k != "records_per_shard"}
-        digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-        return {"plan": digest, "mean": list(self.header.mean), "std": list(self.header.std)}
+        """The header."""
+        return self.header.to_json()
 
     def decoder(self, size: int, flip: bool) -> Decode:
         """Return the decoder; `size` is ignored, because latents aren't cropped."""
