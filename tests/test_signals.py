@@ -154,6 +154,13 @@ COMMANDS = {
 }
 
 
+def test_signals_are_handled_before_the_imports_of_a_command():
+    # While Python looks for the module of python -m, this is the name of the program.
+    code = "import signal, sys; sys.argv[0] = '-m'; import tp_jax; print(signal.getsignal(15))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "_in_main_thread" in done.stdout, done.stderr
+
+
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
     ("entry", "jax"), [*((entry, False) for entry in COMMANDS), ("sample", True)]
@@ -190,7 +197,9 @@ def test_workers_leave_the_end_to_their_parent(name, start):
     process = start("child")
     worker = int(process.stdout.readline())
     os.kill(worker, signal.Signals[name])
-    time.sleep(0.1)
-    os.kill(worker, 0)  # It raises an error if there is no such process.
+    time.sleep(0.5)
+    # A worker that has ended would be a zombie, whose name ps marks so.
+    name_of = ["ps", "-o", "args=", "-p", str(worker)]
+    assert "defunct" not in subprocess.run(name_of, capture_output=True, text=True).stdout
     process.send_signal(signal.SIGINT)
     assert ended(process, 130) == LINE
