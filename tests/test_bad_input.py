@@ -49,6 +49,10 @@ def refused_config(refused, tmp_path):
         ("main", ["--workdir={new}", "--config.seed=1"], "flag 'config.seed'.*--help"),
         ("main", ["--config={config}"], "--workdir is missing: folder for"),
         ("main", ["--config={config}", "--workdir="], "--workdir is missing: folder for"),
+        ("evaluate", ["--flagfile=nowhere"], "--flagfile can't be read: .*'nowhere'"),
+        ("main", ["--flagfile=nowhere"], "--flagfile can't be read: .*'nowhere'"),
+        ("main", ["--flagfile={binary}"], "--flagfile can't be read: .*codec"),
+        ("sample", ["--flagfile={new}/.."], "--flagfile can't be read"),
         ("sample", ["--out={new}"], "--workdir is missing: workdir of a training run"),
         ("sample", ["--workdir={new}"], "--out is missing: FILE.npz, or a folder"),
         ("sample", ["--workdir={new}", "--out={new}", "--nums=3"], "'nums'. Did you mean: num"),
@@ -58,7 +62,9 @@ def refused_config(refused, tmp_path):
     ],
 )
 def test_wrong_flags_are_refused(module, arguments, match, refused, tmp_path):
+    (tmp_path / "binary").write_bytes(b"--seed=\xff\n")
     names = dict(config=config_file(tmp_path), new=tmp_path / "place" / "new")
+    names["binary"] = tmp_path / "binary"
     refused(module, *(argument.format(**names) for argument in arguments), match=match)
 
 
@@ -218,7 +224,7 @@ def refused_samples(refused, loaded, trained, tmp_path, monkeypatch):
         ("--num=0", "num=0: must be 1 or more"),
         ("--num=-3", "num=-3: must be 1 or more"),
         ("--batch_size=6", "batch_size=6 does not divide over the mesh: make it a multiple of 4"),
-        ("--batch_size=0", "flag --batch_size=0: 0 is not a positive integer"),
+        ("--batch_size=0", "flag --batch_size=0: must be 1 or more"),
         ("--sampler=ddim", "'ddim' does not sample a RectifiedFlow: choose one of euler, heun"),
         ("--sampler=dpm", "'dpm' is unknown: choose one of ddpm, ddim, euler, heun"),
         ("--sampler_steps=0", "sampler_steps=0: must be 1 or more"),

@@ -176,5 +176,7 @@ def test_a_sweep_from_the_command_line(trained, reference, tmp_path):
     )  # fmt: skip
     assert code == 0, errors
     assert len([line for line in output.splitlines() if line.strip().startswith("1 ")]) == 2, output
-    code, _, errors = run_entry("evaluate", "--sweep", "--guidance_scales=a", "--workdir=W")
+    code, _, errors = run_entry("evaluate", "--sweep", "--guidance_scales=1", "--workdir=W")
     assert code == 2 and "--out is missing" in errors
+    code, _, errors = run_entry("evaluate", "--sweep", "--guidance_scales=a", "--workdir=W")
+    assert code == 2 and "--guidance_scales=a: give numbers" in errors

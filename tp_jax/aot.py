@@ -5,31 +5,33 @@ communication and an upper bound on speed.
 """
 
 from absl import flags
-from etils import epath
-from ml_collections import config_flags
 
 from tp_jax.cli import start
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import define, define_config, output_file, required
+from tp_jax.values.kinds import Path, Size, Word
 
-config_flags.DEFINE_config_file("config", None, "a config file, such as configs/imagenet256.py")
-flags.DEFINE_string(
-    "topology", None, "KIND:SHAPE of a slice in chips, such as v5e:4x4 or v5p:4x4x8"
+define_config("a config file, such as configs/imagenet256.py")
+define("topology", Word, None, "KIND:SHAPE of a slice in chips, such as v5e:4x4 or v5p:4x4x8")
+define("slices", Size, 1, "number of such slices; sets config.mesh.slices")
+define(
+    "job",
+    Word,
+    "train",
+    "train: one training step; sample: one batch of config.train.batch_size samples",
 )
-flags.DEFINE_integer("slices", 1, "number of such slices; sets config.mesh.slices")
-flags.DEFINE_string(
-    "job", "train", "train: one training step; sample: one batch of config.train.batch_size samples"
-)
-flags.DEFINE_boolean(
+define(
     "full",
+    bool,
     False,
     "compile with all optimizations, as training does; takes about four times as long",
 )
-flags.DEFINE_boolean(
+define(
     "advise",
+    bool,
     True,
     "if the program doesn't fit into memory, search for a config change that makes it fit",
 )
-flags.DEFINE_string("json", None, "FILE.json for the report")
+define("json", Path, None, "FILE.json for the report")
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
         AotOptions(
             start.required_config(),
             required("topology"),
-            json=epath.Path(values["json"]) if values["json"] else None,
+            json=output_file("json", ".json"),
             **{name: values[name] for name in ("slices", "job", "full", "advise")},
         )
     )

@@ -1,22 +1,27 @@
 """Speed: python -m tp_jax.bench --what=prepare|evaluate [--seconds=30 --json=FILE]."""
 
+from typing import Annotated
+
 from absl import flags
-from etils import epath
 
 from tp_jax.cli import start
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import define, output_file, required
+from tp_jax.values import Range
+from tp_jax.values.kinds import Dtype, Images, Path, Size, Word
 
-flags.DEFINE_string(
-    "what", None, "prepare: from JPEG to latents; evaluate: from images to statistics"
+define("what", Word, None, "prepare: from JPEG to latents; evaluate: from images to statistics")
+SECONDS = Annotated[float, Range(0, 10**6)]
+define("seconds", SECONDS, 30.0, "how long to measure, after compilation")
+define("image_size", Size, 256, "height and width of the images in pixels")
+define("batch_size", Images, 64, "batch size over all devices")
+define(
+    "workers",
+    Annotated[int, Range(0, 1024)],
+    0,
+    "processes that decode images; 0 decodes in threads of this process",
 )
-flags.DEFINE_float("seconds", 30, "how long to measure, after compilation")
-flags.DEFINE_integer("image_size", 256, "height and width of the images in pixels")
-flags.DEFINE_integer("batch_size", 64, "batch size over all devices", 1)
-flags.DEFINE_integer(
-    "workers", 0, "processes that decode images; 0 decodes in threads of this process"
-)
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute dtype of the autoencoder")
-flags.DEFINE_string("json", None, "FILE.json for the result")
+define("dtype", Dtype, "float32", "compute dtype of the autoencoder")
+define("json", Path, None, "FILE.json for the result")
 
 
 def main() -> None:
@@ -24,8 +29,8 @@ def main() -> None:
 
     values = flags.FLAGS.flag_values_dict()
     names = ("seconds", "image_size", "batch_size", "workers", "dtype")
-    out = epath.Path(values["json"]) if values["json"] else None
-    run_bench(BenchOptions(required("what"), json=out, **{name: values[name] for name in names}))
+    options = {name: values[name] for name in names}
+    run_bench(BenchOptions(required("what"), json=output_file("json", ".json"), **options))
 
 
 if __name__ == "__main__":

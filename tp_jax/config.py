@@ -9,9 +9,8 @@ setting a field that doesn't exist is an error.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ml_collections import ConfigDict
 
@@ -22,28 +21,12 @@ from tp_jax.models.dit_config import check_decodable
 from tp_jax.parallel.axes import DATA_PARALLEL
 from tp_jax.pictures.decoding import BACKGROUND, parse_colour
 from tp_jax.thinking import ThinkingConfig
+from tp_jax.values import Choice, annotations, checked
+from tp_jax.values.config_fields import ALLOWED
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
 
 if TYPE_CHECKING:
     from tp_jax.diffusion.objective import Objective
-
-TRAINABLE = ("thinking", "all")
-SCHEDULES = ("constant", "cosine")
-# The smallest allowed value of fields that no dataclass checks.
-MINIMUM = {
-    1: (
-        "train.steps", "train.batch_size", "train.accumulate", "train.log_every",
-        "train.sample_every", "checkpoint.every_steps", "checkpoint.keep", "model.mlp_ratio",
-        "prepare.records_per_shard", "prepare.batch_size", "evaluation.every_steps",
-        "evaluation.batch_size",
-    ),
-    0: (
-        "seed", "data.workers", "train.samples", "train.hang_seconds", "sampling.guidance_channels",
-        "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.clip_norm",
-        "checkpoint.keep_every_steps", "autoencoder.tile", "autoencoder.pool",
-        "prepare.num", "prepare.captions",
-    ),
-}  # fmt: skip
 
 
 def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
@@ -247,6 +230,8 @@ class Built:
 def build(config: ConfigDict) -> Built:
     """Build and check everything that needs no device, data or file.
 
+    The ~ and $NAME of paths are expanded in place.
+
     Raises:
       UserError: a value is out of range, or two values contradict each other.
     """
@@ -289,13 +274,11 @@ def build(config: ConfigDict) -> Built:
 
 def check_guidance(sampler: SamplerConfig, model: TransformerConfig) -> None:
     """Raise a UserError if the guidance doesn't fit the model."""
-    if not 0 <= sampler.guidance_channels <= model.channels:
+    if sampler.guidance_channels > model.channels:
         raise UserError(
             f"guidance_channels={sampler.guidance_channels}: the model has {model.channels} "
             f"channels; 0 guides all"
         )
-    if not math.isfinite(sampler.guidance_scale):
-        raise UserError(f"guidance_scale={sampler.guidance_scale}: give a finite number")
     if sampler.guidance_scale != 1 and model.unconditional:
         raise UserError(
             f"guidance_scale={sampler.guidance_scale}: guidance needs classes or text, and this "
@@ -330,18 +313,36 @@ def build_model_config(fields: ConfigDict, objective: Objective) -> TransformerC
 
 
 def _choice(name: str, value: str | None, choices: Collection[str]) -> str:
-    if value is None or value not in choices:
-        listed = ", ".join(choice or "''" for choice in choices)
-        raise UserError(f"{name}={value!r}: choose one of {listed}")
-    return value
+    return checked(name, value, Annotated[str, Choice(*choices)])
+
+
+def allowed_values(model: str, diffusion: str) -> dict[str, Any]:
+    """Return the type annotation of each field, which says what `values.checked` allows.
+
+    Args:
+      model, diffusion: as for `default`.
+    """
+    found = {name: type(value) for name, value in flat(default(model, diffusion)).items()}
+    found |= {name: annotation for annotation, names in ALLOWED.items() for name in names}
+    sections = {
+        "model": MODELS[model][0],
+        "model.thinking": ThinkingConfig,
+        "diffusion": OBJECTIVES[diffusion][0],
+        "sampling": SamplerConfig,
+        "frozenlake": FrozenLakeConfig,
+    }
+    for section, config_class in sections.items():
+        fields = annotations(config_class).items()
+        found |= {f"{section}.{name}": a for name, a in fields if f"{section}.{name}" in found}
+    return found
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """Check the names of the fields, since a config file may have unlocked its config."""
+    """Check names and values of the fields, since a config file may have unlocked its config."""
     found = flat(config)
     model = _choice("config.model.kind", found.get("model.kind"), MODELS)
     diffusion = _choice("config.diffusion.kind", found.get("diffusion.kind"), OBJECTIVES)
-    wanted = flat(default(model, diffusion))
+    wanted = allowed_values(model, diffusion)
     for name in sorted(wanted.keys() | found.keys()):
         if name not in wanted:
             problem = "is unknown"
@@ -353,28 +354,19 @@ def _check_fields(config: ConfigDict) -> None:
             f"config.{name} {problem}: start the config file with default({model!r}, "
             f"{diffusion!r}), and change only values"
         )
+    for name, annotation in wanted.items():
+        value = checked(f"config.{name}", found[name], annotation)
+        if value != found[name]:
+            config.update_from_flattened_dict({name: value})
 
 
 def _check_train(config: ConfigDict) -> None:
-    _choice("config.train.trainable", config.train.trainable, TRAINABLE)
-    _choice("config.optimizer.schedule", config.optimizer.schedule, SCHEDULES)
-    _choice("config.text.null", config.text.null, ("empty", "zeros"))
     parse_colour("config.data.background", config.data.background)
-    for section in ("autoencoder", "text"):
-        _choice(f"config.{section}.dtype", config[section].dtype, ("float32", "bfloat16"))
-    fields = flat(config)
-    for minimum, names in MINIMUM.items():
-        for name in names:
-            if fields.get(name, minimum) < minimum:
-                raise UserError(f"config.{name}={fields[name]}: must be {minimum} or more")
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"config.train.accumulate={config.train.accumulate} does not divide "
             f"config.train.batch_size={config.train.batch_size}: choose a divisor"
         )
-    for field in ("ema_decay", "condition_dropout"):
-        if not 0 <= config.train[field] < 1:
-            raise UserError(f"config.train.{field}={config.train[field]}: must be in [0, 1)")
     if config.optimizer.warmup_steps >= config.train.steps and config.optimizer.warmup_steps:
         raise UserError(
             f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} must be less than "

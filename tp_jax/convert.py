@@ -1,30 +1,33 @@
 """Convert: python -m tp_jax.convert --kind=dit|sd3|sd-vae|inception --source=FILE --out=DIR."""
 
 from absl import flags
-from etils import epath
 
 from tp_jax.cli import start
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import define, output_folder, required, required_path
+from tp_jax.values.kinds import Number, Path, Positive, Size, Word
 
-flags.DEFINE_string("kind", None, "what the weights belong to: dit, sd3, sd-vae or inception")
-flags.DEFINE_string(
+define("kind", Word, None, "what the weights belong to: dit, sd3, sd-vae or inception")
+define(
     "source",
+    Path,
     None,
     "file with torch weights (.pt, .pth, .ckpt or .safetensors), or folder of shards",
 )
-flags.DEFINE_string("out", None, "a new or empty folder")
-flags.DEFINE_integer(
-    "heads", None, "number of attention heads of a DiT or SD3 whose size isn't a published one"
+define("out", Path, None, "a new or empty folder")
+define(
+    "heads",
+    Size,
+    None,
+    "number of attention heads of a DiT or SD3 whose size isn't a published one",
 )
-flags.DEFINE_float(
+define(
     "scale",
+    Positive,
     None,
     "scale of an autoencoder's latents, (z - shift)*scale, if no config.json tells it",
 )
-flags.DEFINE_float("shift", None, "shift of an autoencoder's latents, if no config.json has it")
-flags.DEFINE_boolean(
-    "null_class", True, 'whether the last row of a DiT\'s label table is "no class"'
-)
+define("shift", Number, None, "shift of an autoencoder's latents, if no config.json has it")
+define("null_class", bool, True, 'whether the last row of a DiT\'s label table is "no class"')
 
 
 def main() -> None:
@@ -33,8 +36,8 @@ def main() -> None:
     convert(
         Conversion(
             kind=required("kind"),
-            source=epath.Path(required("source")),
-            out=epath.Path(required("out")),
+            source=required_path("source"),
+            out=output_folder("out"),
             heads=flags.FLAGS["heads"].value,
             scale=flags.FLAGS["scale"].value,
             shift=flags.FLAGS["shift"].value,

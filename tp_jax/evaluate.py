@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from tp_jax.cli import start
+from tp_jax.cli.flags import define
 from tp_jax.evals import SUITES, SuiteCommand, find_suite, owners_of_flag
+from tp_jax.values.kinds import Word
 
 DEFAULT = next(iter(SUITES))
-flags.DEFINE_string(
-    "suite", DEFAULT, "; ".join(f"{key}: {command.summary}" for key, command in SUITES.items())
-)
+SUMMARIES = "; ".join(f"{key}: {command.summary}" for key, command in SUITES.items())
+define("suite", Word, DEFAULT, SUMMARIES)
 
 
 def name() -> str:

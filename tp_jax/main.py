@@ -5,16 +5,16 @@ the configs, and where all their fields are documented.
 """
 
 from absl import flags
-from etils import epath
-from ml_collections import config_flags
 
 from tp_jax.cli import start
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import define, define_config, output_folder
+from tp_jax.values.kinds import Path
 
-config_flags.DEFINE_config_file("config", None, "a config file, such as configs/quickstart.py")
-flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and samples")
-flags.DEFINE_boolean(
+define_config("a config file, such as configs/quickstart.py")
+define("workdir", Path, None, "folder for checkpoints, metrics and samples")
+define(
     "allow_unchecked",
+    bool,
     False,
     "resume from a checkpoint whose checksums are missing or damaged, without checking its files",
 )
@@ -33,7 +33,7 @@ def main() -> None:
 
     train(
         start.required_config(),
-        epath.Path(required("workdir")),
+        output_folder("workdir"),
         allow_unchecked=flags.FLAGS.allow_unchecked,
         allow_change=flags.FLAGS.allow_change,
     )

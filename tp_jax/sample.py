@@ -1,22 +1,20 @@
 """Sample: python -m tp_jax.sample --workdir=W --out=FILE.npz|DIR [--labels=0,1 | --prompts=…]."""
 
 from absl import flags
-from etils import epath
 
 from tp_jax.cli import start
-from tp_jax.cli.flags import integers, required
+from tp_jax.cli.flags import Integers, define, required_path
 from tp_jax.cli.sampling_flags import (
     define_overwrite_flag,
     define_prompt_flags,
     define_sampling_flags,
 )
+from tp_jax.values.kinds import Path
 
-flags.DEFINE_string("out", None, "FILE.npz, or a folder for PNGs and grid.png")
-flags.DEFINE_list("labels", [], "classes to cycle through, such as 0,1,2; all classes by default")
-flags.DEFINE_boolean(
-    "uniform", False, "choose the classes at random instead of cycling through them"
-)
-flags.DEFINE_string("prompts", None, "a prompt, or a file with one prompt per line")
+define("out", Path, None, "FILE.npz, or a folder for PNGs and grid.png")
+define("labels", Integers, (), "classes to cycle through, such as 0,1,2; all classes by default")
+define("uniform", bool, False, "choose the classes at random instead of cycling through them")
+define("prompts", str, None, "a prompt, or a file with one prompt per line")
 define_sampling_flags(flags.FLAGS, "number of samples; by default one per prompt, or 64")
 define_prompt_flags(flags.FLAGS)
 define_overwrite_flag(flags.FLAGS)
@@ -30,8 +28,8 @@ def main() -> None:
     values = flags.FLAGS.flag_values_dict()
     draw_samples(
         Drawing(
-            out=epath.Path(required("out")),
-            labels=integers("labels"),
+            out=required_path("out"),
+            labels=values["labels"],
             uniform=values["uniform"],
             prompts=() if values["prompts"] is None else read_prompts(values["prompts"]),
             **request_fields(values),

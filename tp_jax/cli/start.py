@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from tp_jax import __version__
 from tp_jax.cli import signals
+from tp_jax.cli.flags import read_flag_files
 from tp_jax.cli.flags import required as required_value
 from tp_jax.files.atomic import disk_error
 from tp_jax.messages.errors import TrainingError, UserError, WriteError
@@ -52,6 +53,7 @@ def run(
     logging.getLogger("absl").setLevel(logging.ERROR)
     with signals.handled():
         try:
+            read_flag_files()
             if define_flags:
                 define_flags()
             _parse_flags(usage, explain_unknown or (lambda flag: None))
@@ -79,6 +81,10 @@ def run(
 
 def _exit(code: int, error: Exception) -> None:
     message = " ".join(str(error).split())
+    # A value in the message may have characters that a terminal would act on, or can't show.
+    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    # Longer than any path: a value that would hide the rest.
+    message = re.sub(r"\S{1000,}", lambda found: f"{found[0][:100]}…", message)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -91,7 +97,7 @@ def peek(name: str) -> str | None:
 def _given() -> dict[str, str]:
     """Return the flags on the command line as {name: value}."""
     given: dict[str, str] = {}
-    arguments = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
+    arguments = read_flag_files()
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-"):

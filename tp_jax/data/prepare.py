@@ -26,6 +26,7 @@ from tp_jax.files.differences import first_difference
 from tp_jax.files.finite import check_finite
 from tp_jax.files.folders import can_resume, make_folder
 from tp_jax.files.jsonl import read_json
+from tp_jax.files.outputs import output_folder
 from tp_jax.latents.codec import Codec, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar, say
@@ -37,7 +38,7 @@ from tp_jax.text import TextEncoder, load_encoder
 from tp_jax.workdir.lock import hold
 
 
-def prepare(config: ConfigDict, folder: epath.Path) -> None:
+def prepare(config: ConfigDict, folder: epath.Path | None = None) -> None:
     """Encode the images of `config.prepare.source` as latents in a folder, or resume doing so.
 
     Captions are encoded with `config.text` and stored with the latents. With n processes, each
@@ -46,7 +47,7 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
 
     Args:
       config: a whole config; `config.prepare` selects the images.
-      folder: the folder for the latents.
+      folder: the folder for the latents; None is `config.data.dir`.
 
     Raises:
       UserError: config, source, autoencoder, text encoder and folder don't fit each other, or a
@@ -61,6 +62,9 @@ def prepare(config: ConfigDict, folder: epath.Path) -> None:
 
 def _prepare(config: ConfigDict, folder: epath.Path) -> None:
     built = config_lib.build(config)
+    if not (folder or config.data.dir):
+        raise UserError("--workdir is missing: folder for the latents; config.data.dir by default")
+    folder = folder or output_folder("config.data.dir", epath.Path(config.data.dir))
     if config.autoencoder.pool or not config.autoencoder.path:
         raise UserError(
             "config.autoencoder.path is empty: name a folder written by tp_jax.convert "

@@ -4,9 +4,17 @@ This module doesn't import jax, so that commands can show their help and check a
 """
 
 import dataclasses
-from typing import ClassVar, cast
+import math
+from typing import Annotated, ClassVar
 
 from tp_jax.messages.errors import UserError
+from tp_jax.values import Ascending, Choice, Range, check_fields
+from tp_jax.values.kinds import Number, Positive, SizeOrZero
+
+# A smaller β is lost in 1 - β.
+Beta = Annotated[float, Range(1e-8, 1, below=True)]
+# If less of the data is left at the last timestep, float32 can't hold the factor that restores it.
+LEAST_SIGNAL = 1e-70
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,17 +23,34 @@ class GaussianConfig:
 
     Attributes:
       num_timesteps: number of timesteps of the forward process.
-      beta_start, beta_end: first and last β of the linear schedule.
+      beta_start, beta_end: first and last β of the linear schedule, which must not descend.
+
+    Raises:
+      UserError: a value is out of range, or the schedule leaves nothing of the data; the message
+        names the field.
 
     Example:
       >>> GaussianConfig().prediction_type, GaussianConfig().out_channels(4)
       ('noise', 8)
     """
 
-    num_timesteps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    num_timesteps: Annotated[int, Range(2, 100_000)] = 1000
+    beta_start: Beta = 1e-4
+    beta_end: Beta = 0.02
     default_sampler: ClassVar[str] = "ddpm"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "config.diffusion.")
+        schedule = f"config.diffusion.beta_start={self.beta_start} and beta_end={self.beta_end}"
+        if self.beta_start > self.beta_end:
+            raise UserError(f"{schedule}: beta_start must not be above beta_end")
+        betas = (self.beta_start + i / 100 * (self.beta_end - self.beta_start) for i in range(101))
+        log_signal = self.num_timesteps * sum(math.log1p(-beta) for beta in betas) / 101
+        if log_signal < math.log(LEAST_SIGNAL):
+            raise UserError(
+                f"{schedule} leave nothing of the data after config.diffusion.num_timesteps="
+                f"{self.num_timesteps} timesteps: choose smaller ones, or fewer timesteps"
+            )
 
     @property
     def prediction_type(self) -> str:
@@ -57,10 +82,10 @@ class FlowConfig:
       ('velocity', 4)
     """
 
-    shift: float = 3.0
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    prediction: str = "velocity"
+    shift: Positive = 3.0
+    time_mean: Number = 0.0
+    time_std: Positive = 1.0
+    prediction: Annotated[str, Choice("velocity", "data"), "choose velocity or data"] = "velocity"
     default_sampler: ClassVar[str] = "euler"
 
     @property
@@ -68,16 +93,8 @@ class FlowConfig:
         """Return `prediction`."""
         return self.prediction
 
-    def __post_init__(self):
-        if self.shift <= 0 or self.time_std <= 0:
-            raise UserError(
-                f"config.diffusion.shift={self.shift} and "
-                f"config.diffusion.time_std={self.time_std}: both must be above 0"
-            )
-        if self.prediction not in ("velocity", "data"):
-            raise UserError(
-                f"config.diffusion.prediction={self.prediction!r}: choose velocity or data"
-            )
+    def __post_init__(self) -> None:
+        check_fields(self, "config.diffusion.")
 
     def out_channels(self, channels: int) -> int:
         """Return the output channels of the model: as many as the data has."""
@@ -94,7 +111,8 @@ class SamplerConfig:
       steps: number of sampler steps.
       guidance_scale: scale of classifier-free guidance; 1 is no guidance.
       guidance_channels: number of output channels, from the first, that are guided; 0 is all.
-      guidance_interval: (low, high); guidance applies where low ≤ timestep / 1000 ≤ high.
+      guidance_interval: (low, high) with 0 ≤ low ≤ high ≤ 1; guidance applies where
+        low ≤ timestep / 1000 ≤ high.
       spacing: of the timesteps of Gaussian diffusion: "even" (DiT) or "stride" (ADM's "ddimN").
       eta: noise scale η of DDIM; 0 is deterministic.
       clip: clip the predicted data to [-1, 1] (Gaussian diffusion of pixels).
@@ -108,21 +126,16 @@ class SamplerConfig:
     """
 
     sampler: str = "ddpm"
-    steps: int = 250
-    guidance_scale: float = 1.0
-    guidance_channels: int = 0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    spacing: str = "even"
-    eta: float = 0.0
+    steps: Annotated[int, Range(1, 100_000)] = 250
+    guidance_scale: Number = 1.0
+    guidance_channels: SizeOrZero = 0
+    guidance_interval: Annotated[
+        tuple[float, float], Range(0, 1), Ascending(),
+        "must be two numbers from 0 to 1, the smaller one first, such as 0.0,1.0",
+    ] = (0.0, 1.0)  # fmt: skip
+    spacing: Annotated[str, Choice("even", "stride")] = "even"
+    eta: Annotated[float, Range(0, 1)] = 0.0
     clip: bool = False
 
-    def __post_init__(self):
-        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
-        given = cast("tuple[object, ...]", self.guidance_interval)
-        numbers = [value for value in given if isinstance(value, int | float)]
-        if len(numbers) != 2 or len(self.guidance_interval) != 2:
-            raise UserError(
-                f"guidance_interval={self.guidance_interval}: must be two numbers, such as 0.0,1.0"
-            )
-        if self.spacing not in ("even", "stride"):
-            raise UserError(f"spacing={self.spacing!r}: choose even or stride")
+    def __post_init__(self) -> None:
+        check_fields(self, "")

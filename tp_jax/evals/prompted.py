@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import output_folder
 from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.suite import Suite, path_of
 from tp_jax.messages.errors import UserError, WriteError
@@ -21,7 +21,7 @@ from tp_jax.pictures.reading import FILES, to_rgb
 from tp_jax.sampling.description import claim, describe, path_beside
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
-from tp_jax.sampling.prompts import EncodedPrompts, encode_prompts, load_text_encoder
+from tp_jax.sampling.prompts import EncodedPrompts, check_prompts, encode_prompts, load_text_encoder
 from tp_jax.sampling.request import (
     Request,
     matmul_precision,
@@ -99,7 +99,7 @@ class PromptedSuite(Suite):
           out: folder for the images; None is --out.
         """
         return PromptedRequest(
-            out=out or epath.Path(required("out")),
+            out=out or output_folder("out"),
             suite=self.name,
             prompts=path_of(values, "prompts") if "prompts" in values else None,
             samples_per_prompt=values["samples_per_prompt"],
@@ -148,6 +148,8 @@ class PromptedSuite(Suite):
             "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
             FILES: self.files(prompts, samples),
         }
+        # Before anything is written.
+        check_prompts(encoder, texts, request.negative_prompt)
         path = path_beside(request.out)
         claim(request.out, path, description, overwrite=request.overwrite)
         encoded = encode_prompts(loaded, texts, request.negative_prompt, encoder)

@@ -2,11 +2,13 @@
 
 from absl import flags
 
+from tp_jax.cli.flags import define
 from tp_jax.cli.sampling_flags import (
     define_overwrite_flag,
     define_prompt_flags,
     define_sampling_flags,
 )
+from tp_jax.values.kinds import Images
 
 flags.disclaim_key_flags()
 
@@ -21,8 +23,6 @@ def define_drawing_flags(values: flags.FlagValues, samples: int) -> None:
     define_sampling_flags(values, "number of prompts, the first ones; all by default")
     define_prompt_flags(values)
     define_overwrite_flag(values)
-    flags.DEFINE_boolean("make", False, "generate the images into --out", flag_values=values)
-    flags.DEFINE_integer(
-        "samples_per_prompt", None, f"number of images per prompt; {samples} by default",
-        flag_values=values,
-    )  # fmt: skip
+    define("make", bool, False, "generate the images into --out", values)
+    text = f"number of images per prompt; {samples} by default"
+    define("samples_per_prompt", Images, None, text, values)

@@ -6,15 +6,19 @@ and check a config quickly.
 
 import abc
 import dataclasses
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from tp_jax.messages.errors import UserError
 from tp_jax.thinking import ThinkingConfig
+from tp_jax.values import Choice, Range, check_fields
+from tp_jax.values.kinds import Dtype, Size
 
 AttentionImplementation = Literal["auto", "xla", "cudnn"]
-ATTENTION: tuple[AttentionImplementation, ...] = get_args(AttentionImplementation)
 # The keys of `stack.REMAT_POLICIES`.
 REMAT = ("none", "dots", "full")
+Depth = Annotated[int, Range(1, 4096)]
+# Twice the channels, with a learned variance.
+OutChannels = Annotated[int, Range(1, 2**17)]
 # What a model is conditioned on: a class label, encoded text, or a frame and a label.
 ConditionKind = Literal["label", "text", "frame"]
 
@@ -59,23 +63,21 @@ class TransformerConfig(abc.ABC):
       UserError: a value is out of range; the message names the field.
     """
 
-    image_size: int = 32
-    channels: int = 4
-    out_channels: int = 8
-    patch: int = 2
-    depth: int = 28
-    width: int = 1152
-    heads: int = 16
-    dtype: str = "float32"
-    remat: str = "none"
+    image_size: Size = 32
+    channels: Size = 4
+    out_channels: OutChannels = 8
+    patch: Size = 2
+    depth: Depth = 28
+    width: Size = 1152
+    heads: Size = 16
+    dtype: Dtype = "float32"
+    remat: Annotated[str, Choice(*REMAT)] = "none"
     scan_blocks: bool = True
     attention: AttentionImplementation = "auto"
     thinking: ThinkingConfig = dataclasses.field(default_factory=ThinkingConfig)
 
     def __post_init__(self) -> None:
-        for field in ("image_size", "channels", "out_channels", "patch", "depth", "width", "heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"config.model.{field}={getattr(self, field)}: must be 1 or more")
+        check_fields(self, "config.model.")
         if self.image_size % self.patch:
             raise UserError(
                 f"config.model.patch={self.patch} does not divide "
@@ -86,17 +88,6 @@ class TransformerConfig(abc.ABC):
                 f"config.model.width={self.width} must be a multiple of "
                 f"config.model.heads={self.heads} and of 4"
             )
-        choices = {
-            "dtype": ("float32", "bfloat16"),
-            "remat": REMAT,
-            "attention": ATTENTION,
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"config.model.{field}={getattr(self, field)!r}: "
-                    f"choose one of {', '.join(allowed)}"
-                )
         self.thinking.check_depth(self.depth)
 
     @property

@@ -1,9 +1,11 @@
 """The fields of `config.model` for a DiT."""
 
 import dataclasses
+from typing import Annotated
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models.config import ConditionKind, TransformerConfig, attention_flops
+from tp_jax.values import Choice, Range
 
 # The sizes that facebookresearch/DiT published.
 SIZES = {
@@ -34,10 +36,12 @@ class DiTConfig(TransformerConfig):
       (256, 'label', 1000)
     """
 
-    mlp_ratio: int = 4
-    num_classes: int = 1000
+    mlp_ratio: Annotated[int, Range(1, 1024)] = 4
+    num_classes: Annotated[int, Range(0, 10**6)] = 1000
     null_class: bool = True
-    frame: str = ""
+    frame: Annotated[
+        str, Choice("", "channels", "tokens"), "choose channels or tokens, or leave it empty"
+    ] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,10 +49,6 @@ class DiTConfig(TransformerConfig):
             raise UserError(
                 f"config.model.null_class=False needs config.model.num_classes of 1 or more, not "
                 f"{self.num_classes}: a model without classes has only the null class"
-            )
-        if self.frame not in ("", "channels", "tokens"):
-            raise UserError(
-                f"config.model.frame={self.frame!r}: choose channels or tokens, or leave it empty"
             )
 
     @property

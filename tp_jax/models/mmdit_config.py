@@ -1,9 +1,19 @@
 """The fields of `config.model` for an MMDiT."""
 
 import dataclasses
+from typing import Annotated
 
 from tp_jax.messages.errors import UserError
-from tp_jax.models.config import ConditionKind, TextShape, TransformerConfig, attention_flops
+from tp_jax.models.config import (
+    ConditionKind,
+    Depth,
+    OutChannels,
+    TextShape,
+    TransformerConfig,
+    attention_flops,
+)
+from tp_jax.values import Range
+from tp_jax.values.kinds import Size, SizeOrZero
 
 # The sizes that Stability AI published.
 SIZES = {
@@ -35,23 +45,23 @@ class MMDiTConfig(TransformerConfig):
       (4096, 'text', TextShape(tokens=154, width=4096, pooled_width=2048))
     """
 
-    image_size: int = 128
-    channels: int = 16
-    out_channels: int = 16
-    depth: int = 24
-    width: int = 1536
-    heads: int = 24
-    text_width: int = 4096
-    pooled_width: int = 2048
-    text_tokens: int = 154
+    image_size: Size = 128
+    channels: Size = 16
+    out_channels: OutChannels = 16
+    depth: Depth = 24
+    width: Size = 1536
+    heads: Size = 24
+    text_width: Size = 4096
+    pooled_width: Size = 2048
+    text_tokens: Size = 154
     qk_norm: bool = False
-    dual_attention_layers: int = 0
-    max_grid: int = 192
-    base_grid: int = 64
+    dual_attention_layers: SizeOrZero = 0
+    max_grid: Annotated[int, Range(1, 4096)] = 192
+    base_grid: Annotated[int, Range(1, 4096)] = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.dual_attention_layers < self.depth:
+        if self.dual_attention_layers >= self.depth:
             raise UserError(
                 f"config.model.dual_attention_layers={self.dual_attention_layers}: "
                 f"must be 0 to {self.depth - 1}"

@@ -10,7 +10,7 @@ from etils import epath
 
 from tp_jax.files.atomic import write_text
 from tp_jax.files.folders import make_folder
-from tp_jax.messages.errors import UserError
+from tp_jax.files.outputs import is_output_file
 from tp_jax.messages.progress import progress_bar, say
 from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.pictures.galleries import make_captioned_grid, make_class_grid
@@ -53,10 +53,7 @@ def draw_samples(drawing: Drawing) -> None:
         `out` has images of another request or other files; nothing is written then. Or a sample
         isn't finite; the samples before it are kept.
     """
-    as_file = drawing.out.suffix == ".npz"
-    if drawing.out.exists() and drawing.out.is_dir() == as_file:
-        kind = "folder" if as_file else "file"
-        raise UserError(f"--out={drawing.out} is a {kind}: give FILE.npz or a folder")
+    as_file = is_output_file("--out", drawing.out, ".npz")
     loaded, generator = open_generator(drawing)
     plan = plan_samples(
         loaded,

@@ -1,6 +1,7 @@
 """Load the trained model of a workdir onto the devices of this machine."""
 
 import dataclasses
+import os
 
 import flax.linen as nn
 from etils import epath
@@ -15,6 +16,8 @@ from tp_jax.models.parameters import Params, abstract_params
 from tp_jax.parallel.axes import DATA_PARALLEL
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.sharding import tree_shardings, with_shardings
+from tp_jax.values import checked
+from tp_jax.values.kinds import Path
 from tp_jax.workdir import checkpoints as checkpoint_lib
 from tp_jax.workdir.record import read_config
 
@@ -61,7 +64,7 @@ class Loaded(ModelOnMesh):
 
 
 def load(
-    workdir: epath.Path,
+    workdir: str | os.PathLike[str],
     train_step: int | None = None,
     *,
     ema: bool = True,
@@ -74,7 +77,7 @@ def load(
     """Load the model of a workdir onto all devices of this machine, data-parallel.
 
     Args:
-      workdir: a local folder or a gs:// path.
+      workdir: a local folder or a gs:// path; a leading ~ is the home folder.
       train_step: train step of the checkpoint; by default that of the newest one.
       ema: load the moving average of the parameters; if False, the parameters themselves.
       dtype: compute dtype of the model, "float32" or "bfloat16"; by default the config's.
@@ -86,6 +89,9 @@ def load(
     Raises:
       UserError: the workdir, the checkpoint or the autoencoder doesn't exist or doesn't fit.
     """
+    workdir = epath.Path(checked("workdir", os.fspath(workdir), Path))
+    autoencoder = checked("autoencoder", autoencoder or "", Path)
+    text = checked("text", text or "", Path)
     config = read_config(workdir)
     config.model.dtype = dtype or config.model.dtype
     config.autoencoder.path = autoencoder or config.autoencoder.path

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel.mesh import padded_batch_size
@@ -19,6 +18,8 @@ from tp_jax.sampling.loaded import Loaded, load, without_thinking
 from tp_jax.sampling.plan import SamplePlan, plan_samples
 from tp_jax.sampling.request import make_generator
 from tp_jax.thinking import ThinkingConfig
+from tp_jax.values import checked
+from tp_jax.values.kinds import Images, Seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Model:
         """Load the model of a workdir onto all devices of this machine.
 
         Args:
-          workdir: a local folder or a gs:// path.
+          workdir: a local folder or a gs:// path; a leading ~ is the home folder.
           checkpoint: train step of the checkpoint; by default the newest one.
           ema: load the moving average of the parameters; if False, the parameters themselves.
           dtype: compute dtype of the model, "float32" or "bfloat16"; by default the config's.
@@ -92,7 +93,7 @@ class Model:
         """
         with _without_warnings():
             loaded = load(
-                epath.Path(workdir),
+                workdir,
                 checkpoint,
                 ema=ema,
                 dtype=dtype,
@@ -152,7 +153,7 @@ class Model:
         Raises:
           UserError: the model doesn't support something that was requested.
         """
-        plan = self._plan(num, labels, prompts, negative_prompt)
+        plan = self._plan(num, labels, prompts, negative_prompt, seed)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
         loaded, generator = self._generator(
             changes, latent_steps, thinking, height, width, batch_size
@@ -190,7 +191,7 @@ class Model:
         """
         if not self.thinking.layers:
             raise UserError("config.model.thinking.layers is empty: the model has no routing")
-        plan = self._plan(num, labels, prompts, negative_prompt)
+        plan = self._plan(num, labels, prompts, negative_prompt, seed)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
         loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
         images, traces = [], []
@@ -217,12 +218,17 @@ class Model:
         labels: Sequence[int],
         prompts: Sequence[str],
         negative_prompt: str,
+        seed: int,
     ) -> SamplePlan:
+        checked("seed", seed, Seed)
         for name, values in (("labels", labels), ("prompts", prompts)):
             if isinstance(values, str | int):
                 raise UserError(f"{name}={values!r}: give a list, such as [{values!r}]")
         if num is None and not prompts:
             num = len(labels) or self.loaded.built.model.classes or 1
+        if num is not None:
+            checked("num", num, Images)
+        labels = checked("labels", np.asarray(labels).tolist(), tuple[int, ...])
         return plan_samples(
             self.loaded, num, labels=labels, prompts=prompts, negative_prompt=negative_prompt
         )
@@ -237,6 +243,7 @@ class Model:
         batch_size: int,
     ) -> tuple[Loaded, Generator]:
         """Return a model and its generator, which keeps its compiled program for later calls."""
+        checked("batch_size", batch_size, Images)
         batch_size = padded_batch_size(self.loaded.mesh, batch_size)
         key = (*changes.values(), latent_steps, thinking, height, width, batch_size)
         if key not in self._generators:

@@ -12,6 +12,7 @@ from tp_jax.files.jsonl import read_text
 from tp_jax.messages.errors import UserError
 from tp_jax.sampling.loaded import ModelOnMesh
 from tp_jax.text import TextEncoder, load_encoder
+from tp_jax.values.texts import read_path
 from tp_jax.workdir.record import check_text_space
 
 
@@ -73,8 +74,7 @@ def encode_prompts(
     encoder = encoder or load_text_encoder(loaded)
     if not texts:
         raise UserError("--prompts is empty: give a prompt, or a file with one prompt per line")
-    for text in (*texts, negative):
-        encoder.check(text)
+    check_prompts(encoder, texts, negative)
     null = {f"null_{name}": array for name, array in encoder.encode([negative]).items()}
     # float16 halves the memory, and is the dtype that prepared training data has.
     batches = [
@@ -91,6 +91,12 @@ def encode_prompts(
     return EncodedPrompts(tuple(texts), conditions, encoder.space.identity)
 
 
+def check_prompts(encoder: TextEncoder, texts: Sequence[str], negative: str) -> None:
+    """Raise a UserError if the encoder refuses a prompt or the negative prompt."""
+    for text in (*texts, negative):
+        encoder.check(text)
+
+
 def read_prompts(given: str) -> tuple[str, ...]:
     """Return the non-empty lines of a file, or the argument itself if it is a prompt.
 
@@ -103,8 +109,8 @@ def read_prompts(given: str) -> tuple[str, ...]:
     """
     if not given.strip():
         raise UserError("--prompts is empty: give a prompt, or a file with one prompt per line")
-    path = epath.Path(given).expanduser()
-    if not _exists(path):
+    path = _existing(given)
+    if path is None:
         if _looks_like_a_path(given):
             raise UserError(
                 f"--prompts={given}: there is no such file; if it is a prompt, write it into a "
@@ -126,16 +132,18 @@ def check_is_text(name: str, given: str) -> None:
       name: the flag, such as "negative_prompt".
       given: its value.
     """
-    if given and (_looks_like_a_path(given) or _exists(epath.Path(given).expanduser())):
+    if given and (_looks_like_a_path(given) or _existing(given)):
         raise UserError(f"--{name}={given} looks like a file: give the text itself")
 
 
-def _exists(path: epath.Path) -> bool:
+def _existing(text: str) -> epath.Path | None:
+    """Return the file or folder that a text names; None if it doesn't name one."""
     try:
-        return path.exists()
-    # The name is too long, or has a null character; or a scheme such as s3:// isn't supported.
+        path = epath.Path(read_path(text))
+        return path if path.exists() else None
+    # A prompt needn't be a valid path, and a scheme such as s3:// may not be supported.
     except (OSError, ValueError, ImportError, KeyError):
-        return False
+        return None
 
 
 # Endings of files that people keep prompts in.
@@ -167,4 +175,4 @@ def _looks_like_a_path(text: str) -> bool:
     if words == 1 and re.search(r"/$|\.[A-Za-z]\w{0,9}$", text):
         return True
     parent = epath.Path(text).parent
-    return str(parent) not in (".", "/") and _exists(parent)
+    return str(parent) not in (".", "/") and _existing(str(parent)) is not None

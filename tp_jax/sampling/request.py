@@ -10,7 +10,7 @@ import jax
 from etils import epath
 
 from tp_jax import config as config_lib
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import required_path
 from tp_jax.diffusion import SamplerConfig
 from tp_jax.diffusion.samplers import check_sampler
 from tp_jax.messages.errors import UserError
@@ -219,7 +219,7 @@ def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     check_is_text("negative_prompt", values.get("negative_prompt") or "")
     known = {field.name for field in dataclasses.fields(Request)} - {"out", "workdir"}
     return {
-        "workdir": epath.Path(required("workdir")),
+        "workdir": required_path("workdir"),
         "sampler_changes": {
             "sampler": values["sampler"],
             "steps": values["sampler_steps"],

@@ -1,15 +1,12 @@
 """The fields of `config.model.thinking`."""
 
 import dataclasses
-from typing import cast
+from typing import Annotated
 
 from tp_jax.messages.errors import UserError
+from tp_jax.values import Choice, check_fields, checked
+from tp_jax.values.kinds import LatentSteps, NonNegative, Positive, Size
 
-CHOICES = {
-    "gate": ("learned", "random", "first"),
-    "base_input": ("modulated", "recursed"),
-    "dispatch": ("auto", "dense", "grouped", "expert_parallel"),
-}
 GATE_INPUTS = ("token", "time", "condition")
 
 
@@ -52,55 +49,39 @@ class ThinkingConfig:
       tp_jax.messages.errors.UserError: config.model.thinking.experts=0: must be 1 or more
     """
 
-    layers: tuple[int, ...] = (12,)
-    experts: int = 2
-    rank: int = 128
-    latent_steps: int = 2
-    temperature: float = 5.0
-    gate: str = "learned"
-    gate_inputs: tuple[str, ...] = GATE_INPUTS
+    layers: Annotated[tuple[int, ...], "give block numbers, as in 4,8,12"] = (12,)
+    experts: Size = 2
+    rank: Size = 128
+    latent_steps: LatentSteps = 2
+    temperature: Positive = 5.0
+    gate: Annotated[str, Choice("learned", "random", "first")] = "learned"
+    gate_inputs: Annotated[
+        tuple[str, ...], Choice(*GATE_INPUTS), f"name at least one of {', '.join(GATE_INPUTS)}"
+    ] = GATE_INPUTS
     modulate: bool = True
-    base_input: str = "modulated"
+    base_input: Annotated[str, Choice("modulated", "recursed")] = "modulated"
     base_every_step: bool = False
     share_across_steps: bool = True
-    balance_weight: float = 0.0
-    dispatch: str = "auto"
-    gate_width: int = 128
+    balance_weight: NonNegative = 0.0
+    dispatch: Annotated[str, Choice("auto", "dense", "grouped", "expert_parallel")] = "auto"
+    gate_width: Size = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_fields(self, "config.model.thinking.")
         for field in ("layers", "gate_inputs"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        if not all(isinstance(layer, int) for layer in cast("tuple[object, ...]", self.layers)):
+            values = getattr(self, field)
+            if len(set(values)) != len(values):
+                what = "a block" if field == "layers" else "an input"
+                raise UserError(f"config.model.thinking.{field}={values}: names {what} twice")
+        if not self.gate_inputs:
             raise UserError(
-                f"config.model.thinking.layers={self.layers}: give block numbers, as in 4,8,12"
+                f"config.model.thinking.gate_inputs=(): name at least one of "
+                f"{', '.join(GATE_INPUTS)}"
             )
-        for field in ("experts", "rank", "latent_steps", "gate_width"):
-            if getattr(self, field) < 1:
-                raise UserError(
-                    f"config.model.thinking.{field}={getattr(self, field)}: must be 1 or more"
-                )
-        if self.temperature <= 0:
-            raise UserError(
-                f"config.model.thinking.temperature={self.temperature}: must be above 0"
-            )
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise UserError(
-                    f"config.model.thinking.{field}={getattr(self, field)!r}: "
-                    f"choose one of {', '.join(choices)}"
-                )
-        if not self.gate_inputs or set(self.gate_inputs) - set(GATE_INPUTS):
-            raise UserError(
-                f"config.model.thinking.gate_inputs={self.gate_inputs}: "
-                f"name at least one of {', '.join(GATE_INPUTS)}"
-            )
-        if len(set(self.layers)) != len(self.layers):
-            raise UserError(f"config.model.thinking.layers={self.layers}: names a block twice")
 
     def check_latent_steps(self, steps: int) -> None:
         """Raise a UserError if the model has no experts for this many latent steps."""
-        if steps < 1:
-            raise UserError(f"latent_steps={steps}: must be 1 or more")
+        checked("latent_steps", steps, LatentSteps)
         if not self.share_across_steps and steps > self.latent_steps:
             raise UserError(
                 f"latent_steps={steps}, but with share_across_steps=False the model has experts "

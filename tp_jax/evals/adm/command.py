@@ -3,55 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from absl import flags
 
+from tp_jax.cli.flags import Numbers, define
 from tp_jax.cli.sampling_flags import define_model_flags
 from tp_jax.evals.command import SuiteCommand
+from tp_jax.values.kinds import Images, LatentSteps, Path, Word
 
 if TYPE_CHECKING:
     from tp_jax.evals.adm.suite import AdmSuite
 
 flags.disclaim_key_flags()
+LatentStepsList = Annotated[
+    tuple[LatentSteps, ...], "give numbers of latent steps from 1 to 1000, such as 1,2,4"
+]
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Define the flags for scoring images and for sweeps."""
 
-    def string(name: str, default: str | None, text: str) -> None:
-        flags.DEFINE_string(name, default, text, flag_values=values)
-
-    string("samples", None, "FILE.npz with arr_0 (uint8, NHWC), or a folder of PNGs")
-    string("reference", None, "published statistics, images, or a file of --save_statistics")
-    string("inception", None, "a folder written by tp_jax.convert --kind=inception")
-    string("protocol", "adm", "adm or pytorch-fid: whose image preprocessing is used")
-    string("out", None, "FILE.json for the scores; with --sweep, a folder")
-    string("save_statistics", None, "FILE.npz to write, which can be a --reference later")
-    flags.DEFINE_integer(
-        "num", None,
-        "number of samples: the first ones of --samples, all by default; with --sweep, samples per "
-        "cell, 50000 by default",
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_boolean(
-        "sweep", False, "score a workdir at several guidance scales and numbers of latent steps",
-        flag_values=values,
-    )  # fmt: skip
+    for name, annotation, default, text in (
+        ("samples", Path, None, "FILE.npz with arr_0 (uint8, NHWC), or a folder of PNGs"),
+        (
+            "reference", Path, None,
+            "published statistics, images, or a file of --save_statistics",
+        ),
+        ("inception", Path, None, "a folder written by tp_jax.convert --kind=inception"),
+        ("protocol", Word, "adm", "adm or pytorch-fid: whose image preprocessing is used"),
+        ("out", Path, None, "FILE.json for the scores; with --sweep, a folder"),
+        ("save_statistics", Path, None, "FILE.npz to write, which can be a --reference later"),
+        (
+            "num", Images, None,
+            "number of samples: the first ones of --samples, all by default; with --sweep, samples "
+            "per cell, 50000 by default",
+        ),
+        (
+            "sweep", bool, False,
+            "score a workdir at several guidance scales and numbers of latent steps",
+        ),
+        (
+            "guidance_scales", Numbers, (1.0, 1.25, 1.5, 2.0, 3.0),
+            "--sweep: guidance scales, such as 1,1.5,2",
+        ),
+        (
+            "latent_steps", LatentStepsList, (1, 2, 4),
+            "--sweep: numbers of latent steps T, such as 1,2,4",
+        ),
+        (
+            "base", Path, None,
+            "--sweep: base checkpoint or workdir to compare with; by default the one that the "
+            "workdir started from",
+        ),
+    ):  # fmt: skip
+        define(name, annotation, default, text, values)
     define_model_flags(values)
-    flags.DEFINE_list(
-        "guidance_scales", ["1", "1.25", "1.5", "2", "3"],
-        "--sweep: guidance scales, such as 1,1.5,2", flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_list(
-        "latent_steps", ["1", "2", "4"], "--sweep: numbers of latent steps T, such as 1,2,4",
-        flag_values=values,
-    )  # fmt: skip
-    string(
-        "base", None,
-        "--sweep: base checkpoint or workdir to compare with; by default the one that the workdir "
-        "started from",
-    )  # fmt: skip
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:

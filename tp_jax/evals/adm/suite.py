@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 import tp_jax
-from tp_jax.cli.flags import integers, numbers, required
+from tp_jax.cli.flags import output_file, output_folder, required_path
 from tp_jax.evals.adm.features import check_protocol, load_extractor
 from tp_jax.evals.adm.generator_scorer import load_scorer
 from tp_jax.evals.adm.reference import (
@@ -44,9 +44,11 @@ class AdmSuite(Suite):
             return
         score_images(
             ScoreRequest(
-                samples=epath.Path(required("samples")),
-                inception=epath.Path(required("inception")),
-                **{n: path_of(values, n) for n in ("reference", "out", "save_statistics")},
+                samples=required_path("samples"),
+                inception=required_path("inception"),
+                reference=path_of(values, "reference"),
+                out=output_file("out", ".json"),
+                save_statistics=output_file("save_statistics", ".npz"),
                 **{n: values[n] for n in ("protocol", "batch_size", "num")},
             )
         )
@@ -58,11 +60,10 @@ class AdmSuite(Suite):
         )  # fmt: skip
         run_sweep(
             Sweep(
-                **{
-                    n: epath.Path(required(n)) for n in ("workdir", "out", "reference", "inception")
-                },
-                guidance_scales=numbers("guidance_scales"),
-                latent_steps=integers("latent_steps"),
+                out=output_folder("out"),
+                **{n: required_path(n) for n in ("workdir", "reference", "inception")},
+                guidance_scales=values["guidance_scales"],
+                latent_steps=values["latent_steps"],
                 sampler_changes={
                     name: values[flag]
                     for name, flag in (("steps", "sampler_steps"), ("guidance_channels",) * 2)

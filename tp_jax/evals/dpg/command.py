@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tp_jax.cli.flags import define
 from tp_jax.evals.command import SuiteCommand
 from tp_jax.evals.prompted_flags import define_drawing_flags
+from tp_jax.values.kinds import Path
 
 if TYPE_CHECKING:
     from tp_jax.evals.dpg.suite import DpgSuite
@@ -22,13 +24,13 @@ def define_flags(values: flags.FlagValues) -> None:
     """Define the flags for generating images and for reading results."""
     define_drawing_flags(values, SAMPLES_PER_PROMPT)
 
-    def string(name: str, text: str) -> None:
-        flags.DEFINE_string(name, None, text, flag_values=values)
+    def path(name: str, text: str) -> None:
+        define(name, Path, None, text, values)
 
-    string("out", "--make: folder for the images; otherwise FILE.json for the scores")
-    string("prompts", "--make: your copy of DPG-Bench's folder of prompts")
-    string("results", "FILE.txt written by the official scorer, or FILE.jsonl with answers")
-    string("questions", "your copy of dpg_bench.csv")
+    path("out", "--make: folder for the images; otherwise FILE.json for the scores")
+    path("prompts", "--make: your copy of DPG-Bench's folder of prompts")
+    path("results", "FILE.txt written by the official scorer, or FILE.jsonl with answers")
+    path("questions", "your copy of dpg_bench.csv")
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import output_file, required_path
 from tp_jax.evals.dpg import results as dpg_results
 from tp_jax.evals.dpg.command import SAMPLES_PER_PROMPT
 from tp_jax.evals.dpg.grids import image_path, join_tiles
@@ -49,8 +49,8 @@ class DpgSuite(PromptedSuite):
         if choose_mode(values, ("make", "results")) == "make":
             self.make_images(self.request(values))
             return
-        results = epath.Path(required("results"))
-        score_dpg(results, path_of(values, "questions"), path_of(values, "out"))
+        results = required_path("results")
+        score_dpg(results, path_of(values, "questions"), output_file("out", ".json"))
 
 
 def score_dpg(

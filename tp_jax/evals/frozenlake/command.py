@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tp_jax.cli.flags import define
 from tp_jax.cli.sampling_flags import define_sampling_flags
 from tp_jax.evals.command import SuiteCommand
+from tp_jax.values.kinds import Path
 
 if TYPE_CHECKING:
     from tp_jax.evals.frozenlake.suite import FrozenLakeSuite
@@ -31,11 +33,9 @@ def define_flags(values: flags.FlagValues) -> None:
             "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds",
         ),
     ):
-        flags.DEFINE_string(name, None, text, flag_values=values)
-    flags.DEFINE_boolean(
-        "look", False, "continue from the true frame instead of the last generated frame",
-        flag_values=values,
-    )  # fmt: skip
+        define(name, Path, None, text, values)
+    text = "continue from the true frame instead of the last generated frame"
+    define("look", bool, False, text, values)
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import output_folder, required_output_file
 from tp_jax.evals.frozenlake.films import save_films
 from tp_jax.evals.frozenlake.plays import OUTCOMES
 from tp_jax.evals.frozenlake.walking import (
@@ -59,11 +59,11 @@ class FrozenLakeSuite(Suite):
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Generate and score walks, or summarise scores over seeds."""
-        out = epath.Path(required("out"))
         if values["collect"]:
-            collect(epath.Path(values["collect"]), out, self.name, columns)
+            table = required_output_file("out", ".json")
+            collect(epath.Path(values["collect"]), table, self.name, columns)
             return
-        maps = path_of(values, "maps")
+        out, maps = output_folder("out"), path_of(values, "maps")
         walk_workdir(WalkRequest(out=out, maps=maps, look=values["look"], **request_fields(values)))
 
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tp_jax.cli.flags import define
 from tp_jax.evals.command import SuiteCommand
 from tp_jax.evals.prompted_flags import define_drawing_flags
+from tp_jax.values.kinds import Path
 
 if TYPE_CHECKING:
     from tp_jax.evals.geneval.suite import GenEvalSuite
@@ -22,18 +24,16 @@ def define_flags(values: flags.FlagValues) -> None:
     """Define the flags for generating images, reading results, and scoring here."""
     define_drawing_flags(values, SAMPLES_PER_PROMPT)
 
-    def string(name: str, text: str) -> None:
-        flags.DEFINE_string(name, None, text, flag_values=values)
+    def path(name: str, text: str) -> None:
+        define(name, Path, None, text, values)
 
-    string("out", "--make: folder for the images; otherwise FILE.json for the scores")
-    string("prompts", "your copy of GenEval's evaluation_metadata.jsonl")
-    string("results", "FILE.jsonl written by the official scorer; with --score, file to write")
-    flags.DEFINE_boolean(
-        "score", False, "judge the images here, with Mask2Former and CLIP", flag_values=values
-    )
-    string("samples", "--score: folder with the images")
-    string("detector", "--score: folder with Mask2Former's weights")
-    string("clip", "--score: folder with CLIP's weights")
+    path("out", "--make: folder for the images; otherwise FILE.json for the scores")
+    path("prompts", "your copy of GenEval's evaluation_metadata.jsonl")
+    path("results", "FILE.jsonl written by the official scorer; with --score, file to write")
+    define("score", bool, False, "judge the images here, with Mask2Former and CLIP", values)
+    path("samples", "--score: folder with the images")
+    path("detector", "--score: folder with Mask2Former's weights")
+    path("clip", "--score: folder with CLIP's weights")
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import output_file, required_path
 from tp_jax.evals.geneval.base import GenEvalLayoutSuite
 from tp_jax.evals.geneval.command import SAMPLES_PER_PROMPT
 from tp_jax.evals.geneval.prompts import read_prompts
@@ -35,11 +35,11 @@ class GenEvalSuite(GenEvalLayoutSuite):
             choose_mode(values, ("make", "score", "results"))
             self.make_images(self.request(values))
             return
-        results, images = epath.Path(required("results")), None
+        results, images = required_path("results"), None
         if values["score"]:
             names = ("samples", "detector", "clip")
-            images = JudgeRequest(**{name: epath.Path(required(name)) for name in names})
-        score_geneval(results, path_of(values, "prompts"), path_of(values, "out"), images)
+            images = JudgeRequest(**{name: required_path(name) for name in names})
+        score_geneval(results, path_of(values, "prompts"), output_file("out", ".json"), images)
 
 
 @dataclasses.dataclass(frozen=True)

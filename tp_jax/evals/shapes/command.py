@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tp_jax.cli.flags import define
 from tp_jax.evals.command import SuiteCommand
 from tp_jax.evals.prompted_flags import define_drawing_flags
+from tp_jax.values.kinds import Path
 
 if TYPE_CHECKING:
     from tp_jax.evals.shapes.suite import ShapesSuite
@@ -22,12 +24,12 @@ def define_flags(values: flags.FlagValues) -> None:
     """Define the flags for generating images, scoring them, and summaries over seeds."""
     define_drawing_flags(values, SAMPLES_PER_PROMPT)
 
-    def string(name: str, text: str) -> None:
-        flags.DEFINE_string(name, None, text, flag_values=values)
+    def path(name: str, text: str) -> None:
+        define(name, Path, None, text, values)
 
-    string("out", "folder for the scores; --make: folder for the images; --collect: FILE.json")
-    string("samples", "folder of images generated with --make: score these")
-    string(
+    path("out", "folder for the scores; --make: folder for the images; --collect: FILE.json")
+    path("samples", "folder of images generated with --make: score these")
+    path(
         "collect",
         "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds",
     )

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from tp_jax.cli.flags import required
+from tp_jax.cli.flags import output_folder, required_output_file, required_path
 from tp_jax.evals.geneval.base import GenEvalLayoutSuite
 from tp_jax.evals.geneval.layout import find_images
 from tp_jax.evals.geneval.prompts import PROMPTS_PER_TAG
@@ -49,17 +49,18 @@ class ShapesSuite(GenEvalLayoutSuite):
         """Generate images, score them, or both; or summarise scores over seeds."""
         mode = choose_mode(values, ("make", "collect"))
         if mode == "collect":
-            collect(epath.Path(values["collect"]), epath.Path(required("out")), self.name, columns)
+            table = required_output_file("out", ".json")
+            collect(epath.Path(values["collect"]), table, self.name, columns)
         elif mode == "make":
             self.make_images(self.request(values))
         elif values["workdir"]:
-            out = epath.Path(required("out"))
+            out = output_folder("out")
             images = out / "images"
             self.make_images(self.request(values, images))
             if jax.process_index() == 0:
                 score_shapes(images, out)
         else:
-            score_shapes(epath.Path(required("samples")), epath.Path(required("out")))
+            score_shapes(required_path("samples"), output_folder("out"))
 
     def in_training(self, model: ModelOnMesh) -> EvaluateInTraining:
         """Return a function that generates one image per prompt and scores the images."""

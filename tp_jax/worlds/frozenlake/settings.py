@@ -1,14 +1,19 @@
 """The fields of `config.frozenlake`, and the canvas that they describe."""
 
 import dataclasses
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
 from tp_jax.messages.errors import UserError
+from tp_jax.values import Ascending, Range, check_fields
+from tp_jax.values.kinds import NonNegative
 from tp_jax.worlds.frozenlake.frames import Canvas, check_tile
 
 # With more holes, gymnasium's generator rarely finds a solvable map.
 MIN_FROZEN = 0.5
+# Larger maps take too long to generate.
+Sides = Annotated[tuple[int, ...], Range(2, 64), "must be integers >= 2, up to 64"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +32,18 @@ class FrozenLakeConfig:
       UserError: a value is out of range; the message names the field.
     """
 
-    sizes: tuple[int, ...] = (3, 4, 5)
-    unseen_sizes: tuple[int, ...] = (6,)
-    frozen: tuple[float, float] = (0.6, 0.9)
-    tile: int = 8
-    frames_weight: float = 4.0
-    read_sigma: float = 0.1
+    sizes: Sides = (3, 4, 5)
+    unseen_sizes: Sides = (6,)
+    frozen: Annotated[
+        tuple[float, float], Range(MIN_FROZEN, 1), Ascending(),
+        f"must be two probabilities from {MIN_FROZEN} to 1, the smaller one first, e.g. 0.6,0.9",
+    ] = (0.6, 0.9)  # fmt: skip
+    tile: Annotated[int, Range(1, 1024)] = 8
+    frames_weight: NonNegative = 4.0
+    read_sigma: Annotated[float, Range(0, 1, above=True, below=True)] = 0.1
 
     def __post_init__(self) -> None:
-        for field in ("sizes", "unseen_sizes", "frozen"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
-        for field in ("sizes", "unseen_sizes"):
-            sizes = getattr(self, field)
-            if not all(isinstance(size, int) and size >= 2 for size in sizes):
-                raise UserError(f"config.frozenlake.{field}={sizes}: must be integers >= 2")
+        check_fields(self, "config.frozenlake.")
         if not self.sizes:
             raise UserError("config.frozenlake.sizes is empty: set at least one size, e.g. 3,4,5")
         both = sorted(set(self.sizes) & set(self.unseen_sizes))
@@ -49,17 +52,6 @@ class FrozenLakeConfig:
                 f"config.frozenlake.sizes and .unseen_sizes both name {both}: a size is either for "
                 f"training or only for tests"
             )
-        if len(self.frozen) != 2 or not MIN_FROZEN <= self.frozen[0] <= self.frozen[1] <= 1:
-            raise UserError(
-                f"config.frozenlake.frozen={self.frozen}: must be two probabilities from "
-                f"{MIN_FROZEN} to 1, the smaller one first, e.g. 0.6,0.9"
-            )
-        if self.tile < 1:
-            raise UserError(f"config.frozenlake.tile={self.tile}: must be 1 or more")
-        if self.frames_weight < 0:
-            raise UserError(f"config.frozenlake.frames_weight={self.frames_weight}: must be >= 0")
-        if not 0 < self.read_sigma < 1:
-            raise UserError(f"config.frozenlake.read_sigma={self.read_sigma}: must be in (0, 1)")
 
 
 def make_canvas(config: ConfigDict) -> Canvas:

@@ -1,0 +1,115 @@
+"""Tell whether the path of an output is a file or a folder, from its ending."""
+
+from etils import epath
+
+from tp_jax.messages.errors import UserError
+
+# Endings that a folder may not have, because the user takes it for a file. A new folder may have
+# other dots in its name, as run-1.5 does.
+FILE_ENDINGS = frozenset(
+    [
+        ".npz",
+        ".npy",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".gif",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".svg",
+        ".pdf",
+        ".mp4",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".txt",
+        ".md",
+        ".html",
+        ".log",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".xml",
+        ".py",
+        ".ipynb",
+        ".zip",
+        ".tar",
+        ".gz",
+        ".tgz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".7z",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".bin",
+        ".safetensors",
+        ".h5",
+        ".hdf5",
+        ".pkl",
+        ".pickle",
+        ".msgpack",
+        ".parquet",
+        ".tfrecord",
+    ]
+)
+
+
+def output_file(name: str, path: epath.Path, ending: str) -> epath.Path:
+    """Return the path of a file to write.
+
+    Args:
+      name: the flag or field, for the error message.
+      path: its value.
+      ending: the ending that it must have, such as ".json", in any case.
+
+    Raises:
+      UserError: it has another ending, or is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{name}={path} is a folder: name a file FILE{ending}")
+    if path.suffix.lower() != ending:
+        raise UserError(f"{name}={path}: name a file FILE{ending}")
+    return path
+
+
+def output_folder(name: str, path: epath.Path) -> epath.Path:
+    """Return the path of a folder to write files to; it needn't exist.
+
+    Args:
+      name: the flag or field, for the error message.
+      path: its value.
+
+    Raises:
+      UserError: it is a file, or doesn't exist and has the ending of a file.
+    """
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{name}={path} is a file: name a folder")
+    if path.suffix.lower() in FILE_ENDINGS:
+        raise UserError(f"{name}={path}: name a folder, not a {path.suffix} file")
+    return path
+
+
+def is_output_file(name: str, path: epath.Path, ending: str) -> bool:
+    """Return whether an output that may be a file or a folder is a file.
+
+    Args:
+      name: the flag or field, for the error message.
+      path: its value.
+      ending: the ending of files, such as ".npz", in any case.
+
+    Raises:
+      UserError: a file has another ending, or a folder has that of a file.
+    """
+    as_file, wanted = path.suffix.lower() == ending, f"give FILE{ending} or a folder"
+    if path.exists() and path.is_dir() == as_file:
+        raise UserError(f"{name}={path} is a {'folder' if as_file else 'file'}: {wanted}")
+    if not (as_file or path.is_dir()) and path.suffix.lower() in FILE_ENDINGS:
+        raise UserError(f"{name}={path}: {wanted}")
+    return as_file
