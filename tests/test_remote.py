@@ -1,10 +1,11 @@
 """Paths on object stores that can't be reached: one line, and what is supported."""
 
-import sys
+import re
 import threading
 import types
 
 import pytest
+from conftest import run_entry
 
 from tp_jax.files import remote
 from tp_jax.messages.errors import UserError
@@ -19,8 +20,7 @@ RefusedError.__module__ = "gcsfs.retry"
 
 @pytest.fixture
 def installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
-    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(remote, "_has_client", lambda: True)
 
 
 def answer(monkeypatch, act):
@@ -59,7 +59,7 @@ def test_a_store_that_answers_passes(there, installed, monkeypatch):
 
 
 def test_a_missing_client_is_named(monkeypatch):
-    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(remote, "_has_client", lambda: False)
     with pytest.raises(
         UserError, match=r"--out=gs://x: .* need gcsfs: pip install 'tp_jax\[gcs\]'"
     ):
@@ -78,3 +78,28 @@ def test_only_errors_of_a_store_are_taken_for_one():
     assert "Google Cloud Storage failed (403)" in remote.store_error(found.value)
     assert remote.store_error(OSError("disk")) is None
     assert remote.store_error(ValueError("x")) is None
+
+
+CONFIG = "--config=configs/quickstart.py"
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--workdir=s3://b/run"], r"--workdir=s3://b/run: s3:// isn't supported: .*gs://BUCKET"),
+        (["--workdir=az://b/run"], "az:// isn't supported.*mounted as folders"),
+        (["--workdir=gs://b/run"], "--workdir=gs://b/run: .* pip install 'tp_jax.gcs.'"),
+        (["--workdir=y", "--config.init.base=gs://b"], "--config.init.base=gs://b: .*need gcsfs"),
+    ],
+)
+def test_every_path_of_a_command_is_checked_first(flags, match, monkeypatch):
+    monkeypatch.setattr(remote, "_has_client", lambda: False)
+    code, _, errors = run_entry("main", CONFIG, *flags)
+    assert code == 2 and re.search(match, errors), errors
+
+
+def test_a_store_that_fails_later_ends_the_command_in_one_line(monkeypatch):
+    monkeypatch.setattr("tp_jax.train.loop.train", lambda *_, **__: fail(RefusedError("403")))
+    code, _, errors = run_entry("main", CONFIG, "--workdir=y")
+    assert code == 1
+    assert errors.startswith("error: Google Cloud Storage failed (403): check the network")

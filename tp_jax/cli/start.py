@@ -8,7 +8,8 @@ import logging
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from tp_jax.cli import signals
 from tp_jax.cli.flags import read_flag_files
 from tp_jax.cli.flags import required as required_value
 from tp_jax.files.atomic import disk_error
+from tp_jax.files.remote import STORE, check_answers, store_error
 from tp_jax.messages.errors import TrainingError, UserError, WriteError
 from tp_jax.messages.renamed import CONFIG_KEYS, config_key_hint
 
@@ -36,7 +38,8 @@ def run(
 
     The exit code is 2 for a UserError or a wrong flag; 1 for a TrainingError, a WriteError or an
     OSError of a full or read-only disk; and 128 + the number of a signal, as `cli.signals` says;
-    with one line on stderr. Any other exception is a bug and keeps its traceback.
+    with one line on stderr. An exception of an object store's client also gives one line and exit
+    code 1. Any other exception is a bug and keeps its traceback.
 
     Args:
       main: runs the command. It imports the modules that do the work, which import jax.
@@ -62,6 +65,7 @@ def run(
                     required_config()
                 else:
                     required_value(name)
+            _check_stores()
             if processes:
                 from tp_jax.parallel.processes import join_processes
 
@@ -75,8 +79,13 @@ def run(
             _exit(1, error)
         except signals.Interrupted as interrupted:
             sys.exit(128 + interrupted.number)
-        except OSError as error:
-            _exit(1, disk_error(error))
+        except Exception as error:
+            message = store_error(error)
+            if message:
+                _exit(1, TrainingError(message))
+            if isinstance(error, OSError):
+                _exit(1, disk_error(error))
+            raise
 
 
 def _exit(code: int, error: Exception) -> None:
@@ -87,6 +96,22 @@ def _exit(code: int, error: Exception) -> None:
     message = re.sub(r"\S{1000,}", lambda found: f"{found[0][:100]}…", message)
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _check_stores() -> None:
+    """Raise a UserError for the first gs:// path of a flag or the config that can't be reached."""
+    for name, value in _texts({f"--{name}": flags.FLAGS[name].value for name in flags.FLAGS}):
+        if value.startswith(STORE):
+            check_answers(value, name)
+
+
+def _texts(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the value of each text, also in the sections of a config."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, ConfigDict):
+            yield from _texts({f"{name}.{key}": inner for key, inner in value.items()})
 
 
 def peek(name: str) -> str | None:

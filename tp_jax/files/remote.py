@@ -1,15 +1,18 @@
 """Paths on Google Cloud Storage: whether they can be reached."""
 
 import importlib.util
+import logging
+import sys
 import threading
 
 from etils import epath
 
 from tp_jax.messages.errors import UserError
 
-PREFIX = "gs://"
-# Seconds that the store may take for its first answer. gcsfs tries several times within 50.
-ANSWER_SECONDS = 60
+STORE = "gs://"
+# Seconds that the store may take for its first answer, and until the user is told of the wait.
+# gcsfs tries several times within 50 seconds.
+ANSWER_SECONDS, SILENT_SECONDS = 60, 5
 REMEDY = (
     "check the network, the name of the bucket and the credentials "
     "(`gcloud auth application-default login`), or give a local folder"
@@ -28,8 +31,11 @@ def check_answers(path: str, name: str) -> None:
     Raises:
       UserError: gcsfs isn't installed, or the store doesn't answer or refuses the credentials.
     """
-    if not any(importlib.util.find_spec(library) for library in ("gcsfs", "tensorflow")):
+    if not _has_client():
         raise UserError(f"{name}={path}: gs:// paths need gcsfs: pip install 'tp_jax[gcs]'")
+    # The clients log every try, with a traceback. The exception is enough.
+    for logger in ("gcsfs", "google.auth"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     errors: list[BaseException | None] = []
 
     def ask() -> None:
@@ -42,10 +48,19 @@ def check_answers(path: str, name: str) -> None:
     # A thread, because the client can't be given a limit of time for all its tries.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
+    thread.join(min(SILENT_SECONDS, ANSWER_SECONDS))
+    if thread.is_alive():
+        print(
+            f"waiting for an answer to {name}={path}, at most {ANSWER_SECONDS} s", file=sys.stderr
+        )
+        thread.join(ANSWER_SECONDS)
     error = errors[0] if errors else TimeoutError(f"no answer within {ANSWER_SECONDS} s")
     if error is not None:
         raise UserError(f"{name}={path} can't be reached ({first_line(error)}): {REMEDY}")
+
+
+def _has_client() -> bool:
+    return any(importlib.util.find_spec(library) for library in ("gcsfs", "tensorflow"))
 
 
 def store_error(error: BaseException) -> str | None:

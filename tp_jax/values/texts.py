@@ -40,16 +40,18 @@ def read_path(text: str) -> str:
       ('gs://bucket/~/runs', 'runs/a.b/')
       >>> read_path("file:///runs")
       Traceback (most recent call last):
-      ValueError: file:// isn't supported: give a local path, such as /runs, or gs://BUCKET/PATH
+      ValueError: file:// isn't supported: give a local path, such as /runs, or gs://BUCKET/PATH;
+      other object stores can be mounted as folders
     """
     text = read_word(text)
     remote = _REMOTE.match(text)
     if remote:
-        if remote[1] not in ("gs", "s3"):
+        if remote[1] != "gs":
             local = text.removeprefix("file://")
             example = f", such as {local}," if local != text else ""
             raise ValueError(
-                f"{remote[1]}:// isn't supported: give a local path{example} or gs://BUCKET/PATH"
+                f"{remote[1]}:// isn't supported: give a local path{example} or gs://BUCKET/PATH; "
+                f"other object stores can be mounted as folders"
             )
         return text
     if "\\" in text:
