@@ -213,9 +213,9 @@ def names_it(case, line):
 
     A flag or field that is left empty may be missing, or let another one be needed.
     """
-    name = OTHER_NAMES.get((case.base, case.name), case.name.rpartition(".")[2].removesuffix("s"))
-    value = case.value[:50]
-    return name in line or not value or value in line or repr(value)[1:-1] in line
+    name = case.name.rpartition(".")[2].removesuffix("s")
+    value, other = case.value[:50], OTHER_NAMES.get((case.base, case.name), name)
+    return name in line or other in line or not value or value in line or repr(value)[1:-1] in line
 
 
 def judge(case, watched, baseline):

@@ -156,6 +156,7 @@ def test_outputs_are_told_from_their_endings(tmp_path, monkeypatch):
     [
         ("main", ["--config={config}", "--workdir=run.json"], "--workdir=run.json: name a folder"),
         ("prepare", ["--config={config}", "--workdir=x.npz"], "--workdir=x.npz: name a folder"),
+        ("prepare", ["--config={config}"], "--workdir is missing: folder for the latents"),
         (
             "prepare", ["--config={config}", "--config.data.dir=x.zip"],
             "config.data.dir=x.zip: name a folder",

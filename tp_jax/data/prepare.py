@@ -55,16 +55,16 @@ def prepare(config: ConfigDict, folder: epath.Path | None = None) -> None:
         shards are kept. Or a latent isn't finite in float16, or another process writes to the
         folder.
     """
-    can_resume(folder, folder / PLAN, str(folder), "tp_jax.prepare")
-    with hold(folder, str(folder)):
-        _prepare(config, folder)
-
-
-def _prepare(config: ConfigDict, folder: epath.Path) -> None:
     built = config_lib.build(config)
     if not (folder or config.data.dir):
         raise UserError("--workdir is missing: folder for the latents; config.data.dir by default")
     folder = folder or output_folder("config.data.dir", epath.Path(config.data.dir))
+    can_resume(folder, folder / PLAN, str(folder), "tp_jax.prepare")
+    with hold(folder, str(folder)):
+        _prepare(config, built, folder)
+
+
+def _prepare(config: ConfigDict, built: config_lib.Built, folder: epath.Path) -> None:
     if config.autoencoder.pool or not config.autoencoder.path:
         raise UserError(
             "config.autoencoder.path is empty: name a folder written by tp_jax.convert "
