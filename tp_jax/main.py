@@ -7,7 +7,7 @@ the configs, and where all their fields are documented.
 from absl import flags
 
 from tp_jax.cli import start
-from tp_jax.cli.flags import define, define_config, output_folder
+from tp_jax.cli.flags import Names, define, define_config, output_folder
 from tp_jax.values.kinds import Path
 
 define_config("a config file, such as configs/quickstart.py")
@@ -18,11 +18,10 @@ define(
     False,
     "resume from a checkpoint whose checksums are missing or damaged, without checking its files",
 )
-
-
-flags.DEFINE_list(
+define(
     "allow_change",
-    [],
+    Names,
+    (),
     "fields or sections of the config, or classes, images, latents, autoencoder, text, that may "
     "change when a run resumes, though this makes it another run",
 )

@@ -12,10 +12,12 @@ from tp_jax.cli.parsers import Parser
 from tp_jax.files import outputs
 from tp_jax.messages.errors import UserError
 from tp_jax.values import Range
+from tp_jax.values.kinds import Word
 from tp_jax.values.texts import read_path
 
 Integers = Annotated[tuple[int, ...], "give whole numbers, such as 0,1,2"]
 Numbers = Annotated[tuple[float, ...], Range(), "give numbers, such as 1,1.5,2"]
+Names = tuple[Word, ...]
 # absl then treats these flags as the calling entry's own and lists them in its --help.
 flags.disclaim_key_flags()
 

@@ -14,7 +14,7 @@ from tp_jax.values import allowed
 
 TRUE, FALSE = ("true", "t", "1"), ("false", "f", "0")
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
-_BARE = re.compile(r"[A-Za-z_][\w-]*")
+_BARE = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 class Parser(flags.ArgumentParser[Any]):
