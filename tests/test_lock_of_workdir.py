@@ -122,6 +122,14 @@ def test_of_many_that_start_together_exactly_one_wins(before, links, folder, mon
 
     if not links:
         monkeypatch.setattr(lock.os, "link", no_links)
+    write = lock.write_bytes
+
+    def slowly(path, content):
+        # So that all find the dead holder before one of them has replaced it.
+        time.sleep(0.05)
+        write(path, content)
+
+    monkeypatch.setattr(lock, "write_bytes", slowly)
     if before != "nothing":
         dead = write_holder(folder, pid=2**22 + 1)
         if before == "dead holder and claim":
@@ -145,12 +153,13 @@ def test_of_many_that_start_together_exactly_one_wins(before, links, folder, mon
     threads = [threading.Thread(target=start) for _ in range(12)]
     for thread in threads:
         thread.start()
-    while len(won) + len(refused) < 12:
+    end = time.monotonic() + 60
+    while len(won) + len(refused) < 12 and time.monotonic() < end:
         time.sleep(0.01)
-    assert len(won) == 1 and all("in use by" in message for message in refused)
     release.set()
     for thread in threads:
         thread.join()
+    assert len(won) == 1 and all("in use by" in message for message in refused)
     assert not folder.exists() or not list(folder.iterdir())
 
 
