@@ -90,7 +90,7 @@ def output_folder(name: str, path: epath.Path) -> epath.Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"{name}={path} is a file: name a folder")
+        raise UserError(f"{name}={path} is a file: name a folder; one can't be created there")
     if path.suffix.lower() in FILE_ENDINGS:
         raise UserError(f"{name}={path}: name a folder, not a {path.suffix} file")
     return path
