@@ -3,6 +3,7 @@
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -56,6 +57,24 @@ def test_values_that_overflow_float32_are_refused():
     key = "blocks.1.mlp.fc1.bias"
     with pytest.raises(UserError, match=f"{key} has the value inf at .0.: download"):
         CONVERTERS["dit"](state | {key: np.full(state[key].shape, 1e300)})
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.bool_, np.complex64])
+def test_quantised_weights_are_refused(dtype):
+    state, key = torch_state("dit"), "blocks.1.mlp.fc1.weight"
+    with pytest.raises(UserError, match=f"^{key} holds .*, not floating-point.*aren't quantised$"):
+        CONVERTERS["dit"](state | {key: state[key].astype(dtype)})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_any_floating_dtype_are_converted(dtype):
+    state = torch_state("dit")
+    found = CONVERTERS["dit"]({key: array.astype(dtype) for key, array in state.items()})
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8, atol=1e-6),
+        found,
+        CONVERTERS["dit"](state),
+    )
 
 
 def test_a_negative_variance_of_inception_is_refused():

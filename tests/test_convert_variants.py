@@ -17,7 +17,7 @@ from tp_jax.pretrained.dit import infer_dit, read_dit
 from tp_jax.pretrained.inception import convert_inception
 from tp_jax.pretrained.nested import find_weights
 from tp_jax.pretrained.published_config import PublishedConfig, read_published_config
-from tp_jax.pretrained.recognise import find_prefix, looks_like
+from tp_jax.pretrained.recognise import find_prefix, looks_like, without_wrappers
 from tp_jax.pretrained.sd3 import infer_sd3, read_sd3
 
 # Wrapped weights
@@ -73,6 +73,23 @@ def test_half_of_the_weights_under_a_prefix_are_not_enough():
     mixed = {("" if "blocks.2" in key else "module.") + key: a for key, a in state.items()}
     with pytest.raises(UserError, match=r"blocks\.2\..* doesn't start with 'module.' as the other"):
         read("dit", mixed)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
+def test_wrappers_of_single_blocks_are_recognised(wrapper, tmp_path):
+    state = torch_state("dit")
+    wrapped = {re.sub(r"blocks\.\d+\.", rf"\g<0>{wrapper}.", key): a for key, a in state.items()}
+    assert wrapped.keys() != state.keys()
+    for found in (wrapped, prefixed(wrapped, f"{wrapper}.")):
+        assert without_wrappers(found) == state
+    with pytest.raises(UserError, match=rf"^{wrapper}\.x\.b and x\.b are the same weight: give"):
+        without_wrappers({"x.b": 0, f"{wrapper}.x.b": 1})
+    save_file({k: np.ascontiguousarray(a) for k, a in wrapped.items()}, tmp_path / "w.safetensors")
+    source, out = epath.Path(tmp_path / "w.safetensors"), epath.Path(tmp_path / "out")
+    convert(Conversion("dit", source, out, heads=4))
+    assert (out / "description.json").exists()
 
 
 WEIGHTS = {"a.b": np.ones(2), "a.c": np.zeros((2, 3))}

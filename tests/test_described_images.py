@@ -102,9 +102,13 @@ def test_images_without_a_description_are_refused(images, tmp_path):
     images.write()
     images.path.unlink()
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=r"no .*drawing.json.*name a"):
-        images.claim(overwrite=True)
+    for overwrite in (False,) if images.npz else (False, True):
+        with pytest.raises(UserError, match=r"no .*drawing.json.*name a"):
+            images.claim(overwrite=overwrite)
     assert snapshot(tmp_path) == before
+    if images.npz:  # The user has named the one file.
+        images.claim(overwrite=True)
+        assert images.path.exists() and not images.out.exists()
 
 
 def test_images_of_earlier_versions_are_resumed_but_not_removed(tmp_path):

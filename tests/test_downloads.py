@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -13,7 +14,14 @@ from tp_jax.files.downloads import check_download
 from tp_jax.files.safetensors import read_safetensors
 from tp_jax.messages.errors import UserError
 from tp_jax.pretrained.convert import Conversion, convert
-from tp_jax.text.published import check_loaded, check_tied, check_tokenizer_files, weight_files
+from tp_jax.text.published import (
+    check_config,
+    check_loaded,
+    check_not_quantised,
+    check_tied,
+    check_tokenizer_files,
+    weight_files,
+)
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 492265168\n"
 PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
@@ -42,8 +50,6 @@ def message(call, *arguments, **options):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stand_ins_are_refused_under_every_name(name, tmp_path):
-    import re
-
     path = epath.Path(tmp_path / name)
     assert message(check_download, path) == f"{path}: there is no such file; download it"
     for content, match in STAND_INS.values():
@@ -219,3 +225,33 @@ def test_the_two_names_of_the_embedding_of_t5(tmp_path):
     assert "shared.weight and encoder.embed_tokens.weight differ" in message(check_tied, [path])
     save_file({"other": ones}, path)
     assert "shared.weight is missing" in message(check_tied, [path])
+
+
+def test_quantised_weights_of_text_encoders_are_refused(tmp_path):
+    path = epath.Path(tmp_path / "model.safetensors")
+    save_file({"position_ids": np.arange(3), "a": np.ones(2, np.float16)}, path)
+    check_not_quantised([path])
+    save_file({"fc.weight": np.ones(2, np.int8)}, path)
+    found = message(check_not_quantised, [path])
+    assert found == (
+        f"{path}: fc.weight holds int8, not floating-point numbers: give weights that aren't "
+        f"quantised"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_type": "bert"}, "describes a model of type 'bert', expected 'clip_text_model'"),
+        ({"quantization_config": {"load_in_8bit": True}}, "has a quantization_config: give"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan: download it again"),
+        ({"initializer_factor": float("-inf")}, "initializer_factor is -inf"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(change, match, tmp_path):
+    path = epath.Path(tmp_path / "config.json")
+    for good in ({}, {"model_type": "clip"}, {"quantization_config": None, "torch_dtype": "x"}):
+        path.write_text(json.dumps(good))
+        check_config("clip_text_model", path)
+    path.write_text(json.dumps(change))
+    assert re.search(match, message(check_config, "clip_text_model", path))

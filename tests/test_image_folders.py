@@ -41,6 +41,7 @@ FILES = [("cats/0.png", 0), ("cats/1.png", 0), ("dogs/0.png", 1), ("dogs/1.png",
 SYSTEM_FOLDERS = (
     ".ipynb_checkpoints", ".thumbnails", "@eaDir", "#recycle", "lost+found", "__MACOSX",
     "$RECYCLE.BIN", "System Volume Information", "@Recycle", "__pycache__",
+    "RECYCLER", "@Recently-Snapshot", "~snapshot", "Network Trash Folder", "Temporary Items",
 )  # fmt: skip
 
 
@@ -119,6 +120,16 @@ def test_classes_with_similar_names_are_warned_of(root, capsys):
     save(root / "Dogs" / "0.png")
     assert opened(root)[0] == ("Dogs", "cats", "dogs")
     assert "folders with similar names: Dogs, dogs" in capsys.readouterr().err
+
+
+def test_a_class_with_the_name_of_the_split_is_said(root, capsys):
+    save(root / "train" / "0.png")
+    source = open_folder(str(root), "train", "config.data")
+    assert source.class_names == ()
+    assert "has no class folders, for config.data.split='train'; not read: cats, dogs\n" in (
+        capsys.readouterr().err
+    )
+    assert opened(root)[0] == ("cats", "dogs", "train")
 
 
 def test_the_split_is_a_folder_beside_others(root):

@@ -128,7 +128,8 @@ def test_a_workdir_in_the_home_folder_is_loaded_in_python(trained, home):
 # Outputs: a file or a folder
 
 
-@pytest.mark.parametrize("name", ["one.png", "s.npy", "x.jpg", "x.ZIP", "x.json", "a.tar.gz"])
+@pytest.mark.parametrize("name", ["one.png", "s.npy", "x.jpg", "x.ZIP", "x.json", "a.tar.gz",
+                                  "x.heic", "x.mov", "x.docx", "x.gguf"])  # fmt: skip
 def test_samples_are_not_written_to_other_files(name, home, trained, refused):
     match = rf"--out={name}: give FILE.npz or a folder"
     refused("sample", f"--workdir={trained}", f"--out={name}", match=match, watch=[home.parent])

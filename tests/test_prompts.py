@@ -155,7 +155,9 @@ def test_prompts_are_read_from_the_flag_or_a_file(tmp_path):
         "promts.txt", "my prompts.txt", "my prompts.TXT", "prompts.jsonl", "prompts.yaml",
         "animals.prompts", "./mine", "../my prompts", "~/mine", "~ann/mine", "lists/animals",
         "lists/animals.list2", "prompts/", "C:\\texts\\mine.doc", "s3://bucket/mine",
-        "my lists/animals", "lists/two animals",
+        "my lists/animals", "lists/two animals", "'promts.txt'", '"my prompts.txt"',
+        "/nowhere/mine", "prompts.txt.gz", "prompts.parquet", "prompts.zip", "prompts.html",
+        "my prompts.pkl",
     ],
 )  # fmt: skip
 def test_what_looks_like_a_missing_file_is_not_drawn(given, tmp_path, monkeypatch):
@@ -179,6 +181,7 @@ def test_what_looks_like_a_missing_file_is_not_drawn(given, tmp_path, monkeypatc
         "a sign that says readme.txt", "Mr. Smith", "black/white", "/imagine a red bench",
         "AC/DC on stage", "w/o text", "~50 birds", "a:b", "https is a protocol", "犬" * 200,
         "a cat\0", "an open book, page 3/4", "U.S.A", "a.m.", "node.js",
+        "a cat://x", "'a cat'", "IMG_0001.CR2", "/ or not", "a text/html page",
     ],
 )  # fmt: skip
 def test_prompts_with_dots_and_slashes_are_drawn(given):

@@ -106,6 +106,7 @@ def test_weights_that_do_not_fill_an_encoder_are_refused(part, change, match, re
         (CLIP, {"hidden_size": 32}, r"has shape \[77, 16\], expected \[77, 32\]"),
         (CLIP, {"vocab_size": 99}, r"has shape \[74, 16\], expected \[99, 16\]"),
         (CLIP, {"model_type": "t5"}, "a model of type 't5', expected 'clip_text_model'"),
+        (CLIP, {"num_hidden_layers": "2"}, "num_hidden_layers.* expected int.*; download it again"),
         (T5, {"num_layers": 1}, "block.1.layer.0.SelfAttention.k.weight isn't used"),
         (T5, {"num_heads": 2}, "has shape"),
         (T5, {"feed_forward_proj": "relu"}, "DenseReluDense.wi.weight is missing"),

@@ -1,10 +1,10 @@
-"""Check arrays for NaN and infinity when they are read from files, and before they are written."""
+"""Check arrays when they are read from files, and before they are written: NaN, dtypes."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from tp_jax.messages.errors import NotFiniteError
+from tp_jax.messages.errors import NotFiniteError, UserError
 
 # Values that are checked at once, which bounds the memory of the check.
 _CHUNK = 1 << 24
@@ -37,3 +37,19 @@ def check_finite(
             index = tuple(np.add(index, [start or 0 for start in origin])) if origin else index
             where = f" at [{', '.join(map(str, index))}]" if index else ""
             raise NotFiniteError(f"{name} has the value {value}{where}: {remedy}")
+
+
+def check_floating(name: str, array: np.ndarray, remedy: str) -> None:
+    """Raise a UserError if an array holds integers or booleans, as quantised weights do.
+
+    Args:
+      name, array, remedy: as for `check_finite`.
+
+    Example:
+      >>> check_floating("W: fc.weight", np.zeros(2, np.int8), "give weights that aren't quantised")
+      Traceback (most recent call last):
+      tp_jax.messages.errors.UserError: W: fc.weight holds int8, not floating-point numbers: give
+      weights that aren't quantised
+    """
+    if array.dtype.kind in "biuc":
+        raise UserError(f"{name} holds {array.dtype}, not floating-point numbers: {remedy}")

@@ -6,57 +6,16 @@ from tp_jax.messages.errors import UserError
 
 # Endings that a folder may not have, because the user takes it for a file. A new folder may have
 # other dots in its name, as run-1.5 does.
-FILE_ENDINGS = frozenset(
-    [
-        ".npz",
-        ".npy",
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".gif",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".svg",
-        ".pdf",
-        ".mp4",
-        ".json",
-        ".jsonl",
-        ".csv",
-        ".tsv",
-        ".txt",
-        ".md",
-        ".html",
-        ".log",
-        ".yaml",
-        ".yml",
-        ".toml",
-        ".xml",
-        ".py",
-        ".ipynb",
-        ".zip",
-        ".tar",
-        ".gz",
-        ".tgz",
-        ".bz2",
-        ".xz",
-        ".zst",
-        ".7z",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".bin",
-        ".safetensors",
-        ".h5",
-        ".hdf5",
-        ".pkl",
-        ".pickle",
-        ".msgpack",
-        ".parquet",
-        ".tfrecord",
-    ]
-)
+FILE_ENDINGS = frozenset([
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".gif", ".webp", ".avif",
+    ".heic", ".bmp", ".tif", ".tiff", ".svg", ".ico", ".eps", ".ppm", ".pgm", ".tga", ".exr",
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".npz", ".npy", ".mat", ".h5", ".hdf5",
+    ".pkl", ".pickle", ".msgpack", ".parquet", ".arrow", ".tfrecord", ".tfrecords", ".pt",
+    ".pth", ".ckpt", ".bin", ".safetensors", ".gguf", ".onnx", ".json", ".jsonl", ".csv",
+    ".tsv", ".txt", ".md", ".rst", ".html", ".htm", ".log", ".yaml", ".yml", ".toml", ".xml",
+    ".py", ".ipynb", ".sh", ".pdf", ".docx", ".xlsx", ".pptx", ".zip", ".tar", ".gz", ".tgz",
+    ".bz2", ".xz", ".zst", ".7z", ".rar",
+])  # fmt: skip
 
 
 def output_file(name: str, path: epath.Path, ending: str) -> epath.Path:

@@ -17,7 +17,7 @@ from tp_jax.pretrained.files import find_file, load_state_dict
 from tp_jax.pretrained.folder import check_new_or_empty, save_folder
 from tp_jax.pretrained.inception import convert_inception
 from tp_jax.pretrained.published_config import PublishedConfig, read_published_config
-from tp_jax.pretrained.recognise import find_prefix, looks_like
+from tp_jax.pretrained.recognise import find_prefix, looks_like, without_wrappers
 from tp_jax.pretrained.sd3 import infer_sd3, read_sd3
 
 
@@ -80,6 +80,7 @@ def convert(conversion: Conversion) -> None:
     notes: list[str] = []
     state = load_state_dict(file, notes.append)
     try:
+        state = without_wrappers(state)
         notes += _note_of_prefix(state, kind)
         converted = kind.convert(Source(state, published, conversion))
     except UserError as error:

@@ -122,9 +122,9 @@ def _load_index(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def _load_torch(path: epath.Path, note: Callable[[str], None]) -> dict[str, np.ndarray]:
+    check_download(path)  # before torch, which may not be installed
     import torch
 
-    check_download(path)
     try:
         # The checkpoints of DiT's training script also contain its arguments, a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:

@@ -29,6 +29,8 @@ KNOWN = (
         "text encoders aren't converted: name their folder with config.text.path",
     ),
 )
+# What wrappers of torch put into the names of the weights of a model, also before single blocks.
+WRAPPERS = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 KIND_NAME = re.compile(r"[a-z0-9-]+")
 
 
@@ -53,6 +55,27 @@ def looks_like(names: Collection[str], kind: str) -> str:
     if KIND_NAME.fullmatch(advice):
         advice = f"--kind={advice}"
     return f" (they look like {what}: {advice or 'no --kind converts it'})"
+
+
+def without_wrappers(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Remove what wrappers such as torch.compile put into the names of weights.
+
+    Raises:
+      UserError: a weight is there with and without a wrapper.
+
+    Example:
+      >>> without_wrappers({"blocks.0._orig_mod.fc.bias": 1, "ema._fsdp_wrapped_module.x": 2})
+      {'blocks.0.fc.bias': 1, 'ema.x': 2}
+    """
+    found: dict[str, str] = {}
+    for key in state:
+        name = WRAPPERS.sub("", key)
+        if name in found:
+            raise UserError(
+                f"{key} and {found[name]} are the same weight: give a file that has it once"
+            )
+        found[name] = key
+    return {name: state[key] for name, key in found.items()}
 
 
 def find_prefix(state: Mapping[str, Any], anchors: Sequence[str]) -> str:

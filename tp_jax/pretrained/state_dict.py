@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from tp_jax.files.finite import check_finite
+from tp_jax.files.finite import check_finite, check_floating
 from tp_jax.messages.errors import UserError
 
-# Largest error of a position table: published files store values up to 1 in half precision.
-TABLE_TOLERANCE = 1e-3
+# Largest error of a position table: files may store values up to 1 in bfloat16.
+TABLE_TOLERANCE = 2**-8
 
 
 class StateDict:
@@ -77,6 +77,7 @@ class StateDict:
                 f"{self._prefix}{key} has shape {list(array.shape)}, but the other weights "
                 f"imply {list(shape)}"
             )
+        check_floating(f"{self._prefix}{key}", array, "give weights that aren't quantised")
         # A float64 that overflows becomes infinite, which `take` refuses.
         with np.errstate(over="ignore"):
             return np.asarray(self._remaining.pop(key), np.float32)

@@ -108,13 +108,13 @@ def claim(
       path: the file of the description.
       description: all settings that decide the images. Its list `FILES` has all images, relative
         to the folder.
-      overwrite: remove the images of another request if its description lists them. Other files
-        are never removed.
+      overwrite: remove the images of another request if its description lists them, and an npz
+        without a description. Other files are never removed.
       also: other files or folders that are written next to the images and belong to them.
 
     Raises:
-      UserError: there are images of another request and `overwrite` isn't set, or there are files
-        without a description.
+      UserError: there are images of another request or an npz without a description, and
+        `overwrite` isn't set; or a folder has files but no description.
     """
     folder = out.parent if out.suffix == ".npz" else out
 
@@ -124,11 +124,13 @@ def claim(
             _make_room(out, folder, old, description, overwrite, also)
         elif folder == out:
             can_resume(out, path, f"--out={out}", "this command")
-        elif out.exists():
+        elif out.exists() and not overwrite:
             raise UserError(
-                f"--out={out} exists, but has no {path.name} that says how it was made: delete it "
-                f"or name another file"
+                f"--out={out} exists, but has no {path.name} that says how it was made: name "
+                f"another file, or replace it with --overwrite"
             )
+        elif out.exists():
+            out.unlink()
         make_folder(folder, f"--out={out}")
         if old != description:
             write_json(path, description)

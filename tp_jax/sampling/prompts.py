@@ -1,6 +1,7 @@
 """Read prompts, and encode them with the text encoder that the model was trained with."""
 
 import dataclasses
+import pathlib
 import re
 from collections.abc import Sequence
 
@@ -148,7 +149,8 @@ def _existing(text: str) -> epath.Path | None:
 
 # Endings of files that people keep prompts in.
 _TEXT_FILE = re.compile(
-    r"\.(txt|text|jsonl?|csv|tsv|md|rst|ya?ml|toml|list|lst|prompts?|log|rtf|docx?|pdf|xlsx?)$",
+    r"\.(txt|text|jsonl?|csv|tsv|md|rst|ya?ml|toml|list|lst|prompts?|log|rtf|docx?|pdf|xlsx?|dat|html?"
+    r"|xml|parquet|arrow|pkl|npy|npz|zip|gz|bz2|xz|zst|tar|tgz)$",
     re.IGNORECASE,
 )
 # A longer text that ends like a file is a prompt: "a sign that says readme.txt".
@@ -164,8 +166,8 @@ def _looks_like_a_path(text: str) -> bool:
       >>> [_looks_like_a_path(text) for text in ("24/7", "and/or", "a photo at f/2.8", "a cat.")]
       [False, False, False, False]
     """
-    text, words = text.strip(), len(text.split())
-    if re.match(r"(~\w*|\.\.?)[/\\]|[A-Za-z]:\\|[a-z0-9]+://\S+$", text):
+    text, words = text.strip(" \t\n'\""), len(text.split())
+    if re.match(r"(~\w*|\.\.?)[/\\]|[A-Za-z]:\\|[a-z0-9]+://\S+$|/\w\S*$", text):
         return True
     if _TEXT_FILE.search(text) and words <= _FILE_NAME_WORDS:
         return True
@@ -174,5 +176,5 @@ def _looks_like_a_path(text: str) -> bool:
     # An ending begins with a letter, unlike that of "f/2.8".
     if words == 1 and re.search(r"/$|\.[A-Za-z]\w{0,9}$", text):
         return True
-    parent = epath.Path(text).parent
+    parent = pathlib.PurePosixPath(text).parent
     return str(parent) not in (".", "/") and _existing(str(parent)) is not None

@@ -7,6 +7,7 @@ the model.
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.files.downloads import check_download, read_downloaded_json
+from tp_jax.files.finite import check_floating
 from tp_jax.files.safetensors import read_safetensors
 from tp_jax.messages.errors import UserError
 
@@ -59,7 +61,8 @@ def load_published(
     variant, files = weight_files(folder, pickled=pickled)
     for file in (config, *files):
         check_download(file)
-    _check_kind(model_class, config)
+    check_not_quantised(files)
+    check_config(model_class.config_class.model_type, config)
     if model_class.config_class.model_type == "t5":
         check_tied(files)
     if (folder / "adapter_config.json").exists():
@@ -151,16 +154,29 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value.endswith(".safetensors") and "/" not in value
 
 
-def _check_kind(model_class: Any, config: epath.Path) -> None:
-    """Raise a UserError if config.json describes a model of another kind."""
-    found = read_downloaded_json(config).get("model_type")
-    wanted = model_class.config_class.model_type
+def check_config(wanted: str, config: epath.Path) -> None:
+    """Raise a UserError if a config.json describes a model of another kind, or a quantised one.
+
+    Args:
+      wanted: the `model_type` of the model.
+      config: the file.
+    """
+    content = read_downloaded_json(config)
+    found = content.get("model_type")
     # "clip" is a whole CLIP, whose config contains that of its text encoder.
     if found not in (None, wanted) and not wanted.startswith(f"{found}_"):
         raise UserError(
             f"{config} describes a model of type {found!r}, expected {wanted!r}: download the "
             f"folder again"
         )
+    if content.get("quantization_config"):
+        raise UserError(
+            f"{config} has a quantization_config: give weights that aren't quantised, with the "
+            f"config.json of these"
+        )
+    for name, value in content.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{config}: {name} is {value}: download it again")
 
 
 @contextlib.contextmanager
@@ -172,10 +188,11 @@ def _readable(folder: epath.Path) -> Iterator[None]:
         needed = error.name or str(error).splitlines()[0]
         raise UserError(f"{folder} needs {needed}: pip install -e '.[text]'") from error
     except Exception as error:
-        # The Rust code of tokenizers raises plain exceptions.
-        if not isinstance(error, UNREADABLE) and type(error) is not Exception:
+        # The Rust code of tokenizers raises plain exceptions, and huggingface_hub its own ones.
+        is_known = isinstance(error, UNREADABLE) or type(error) is Exception
+        if not is_known and not type(error).__module__.startswith("huggingface_hub."):
             raise
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
+        reason = " ".join((str(error).strip() or repr(error)).split())[:200]
         raise UserError(f"{folder}: {reason}; download it again") from error
 
 
@@ -206,6 +223,14 @@ def _check_finite(model: Any, files: list[epath.Path]) -> None:
                 f"{(holders or files)[0]}: the weight {key} has the value "
                 f"{weight[tuple(index)].item()} at {index}: download it again"
             )
+
+
+def check_not_quantised(files: list[epath.Path]) -> None:
+    """Raise a UserError if a weight is an integer, which transformers would convert silently."""
+    for file in files:
+        for key, array in read_safetensors(file).items() if file.suffix == SAFETENSORS else ():
+            if not COMPUTED.search(key):
+                check_floating(f"{file}: {key}", array, "give weights that aren't quantised")
 
 
 def check_tied(files: list[epath.Path]) -> None:

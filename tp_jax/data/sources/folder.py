@@ -19,7 +19,8 @@ IMAGE_SUFFIXES = (
 # What operating systems, network drives and archives create on their own, in lower case.
 SYSTEM_NAMES = {
     "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "lost+found", "__macosx", "__pycache__",
-    "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+    "thumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information",
+    "@recently-snapshot", "~snapshot", "network trash folder", "temporary items",
 }  # fmt: skip
 
 
@@ -95,6 +96,8 @@ def open_folder(dir: str, split: str, section: str) -> Source:
             say(f"warning: {len(loose)} images next to the class folders of {root} are ignored")
     else:
         found, files, rest = {}, tuple((path, 0) for path in loose), rest + folders
+        if files and root != epath.Path(dir):
+            _say_what_is_beside(root, split, section)
     if not files:
         only = f", only {describe_files(rest)}" if rest else ""
         raise UserError(
@@ -104,6 +107,17 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     if rest:
         say(f"warning: {describe_files(rest)} in {root} left out, such as {rest[0]}")
     return _FolderSource(_Files(files), None, 3, tuple(found))
+
+
+def _say_what_is_beside(root: epath.Path, split: str, section: str) -> None:
+    """Say which folders are left out, because a class may have the name of the split."""
+    beside = [path.name for path in _list(root.parent) if path.is_dir() and path.name != root.name]
+    beside = [name for name in beside if not is_hidden(name)]
+    if beside:
+        say(
+            f"reads the images of {root}, which has no class folders, for {section}.split="
+            f"{split!r}; not read: {', '.join(beside[:5])}{' …' if len(beside) > 5 else ''}"
+        )
 
 
 def _list(folder: epath.Path) -> list[epath.Path]:
