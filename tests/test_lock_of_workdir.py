@@ -86,7 +86,15 @@ def test_a_process_that_has_ended_is_dead(ended, folder):
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\xff", b"[1]", b'{"token": 1}', b"[" * 100_000])
+INFINITE_PID = (
+    b'{"token": "", "host": "", "user": "", "pid": 1e999, "machine": "", "process_start": "", '
+    b'"since": "", "alive": "2020-01-01T00:00:00+00:00"}'
+)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\xff", b"[1]", b'{"token": 1}', b"[" * 100_000, INFINITE_PID]
+)
 def test_a_damaged_file_is_taken_over_after_a_while(content, folder, capsys):
     folder.mkdir(parents=True)
     (folder / HOLDER).write_bytes(content)

@@ -28,6 +28,14 @@ mode, file = sys.argv[1], pathlib.Path(sys.argv[2])
 def wait():
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
+if mode == "program":
+    try:
+        with signals.received_by(lambda number: signals.print_line(f"received {{number}}")):
+            wait()
+    except KeyboardInterrupt as error:
+        print(repr(error), file=sys.stderr)
+        # The handlers are those of before, which end the process.
+        signal.raise_signal(signal.SIGINT)
 with signals.handled():
     if mode == "terminal":
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # It becomes the terminal of this process.
@@ -100,6 +108,42 @@ def test_a_closed_terminal_ends_the_command(tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+TALKER = f"""{DEFAULTS}
+import contextlib, time
+from tp_jax.cli import signals
+from tp_jax.messages import progress
+from tp_jax.messages.progress import progress_bar, say
+progress._is_first_process = lambda: True
+ended = []
+with signals.handled(), signals.received_by(ended.append), progress_bar(10**6, "steps") as bar:
+    os.write(1, b"ready")
+    while not ended:
+        bar.update()
+        say("a line")
+        time.sleep(0.001)
+    time.sleep(0.1)
+    bar.refresh()
+    say("saved")
+with open(sys.argv[1], "w") as file:
+    file.write("saved")
+"""
+
+
+@pytest.mark.parametrize("output", ["terminal", "pipe"])
+def test_work_ends_well_when_nobody_reads_its_messages_any_more(output, tmp_path):
+    end, side = pty.openpty() if output == "terminal" else os.pipe()
+    command = [sys.executable, "-c", TALKER, tmp_path / "file"]
+    process = subprocess.Popen(command, stdout=side, stderr=side, start_new_session=True)
+    os.close(side)
+    while b"ready" not in os.read(end, 5_000):
+        pass
+    os.close(end)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGHUP if output == "terminal" else signal.SIGINT)
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "file").read_text() == "saved"
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_libraries_may_replace_how_python_wakes_up(name, code, start):
     process = start("library")
@@ -142,6 +186,15 @@ def test_long_actions_are_ended_by_an_exception(start):
     ended(process, 101)
 
 
+def test_a_second_ctrl_c_interrupts_other_programs_which_keep_their_handlers(start):
+    process = start("program")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "received 2\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert ended(process, -signal.SIGINT) == "Interrupted('SIGINT')\n"
+
+
 # The arguments of a command that would work for a while.
 COMMANDS = {
     "main": ["--config=configs/quickstart.py"],
@@ -157,6 +210,10 @@ COMMANDS = {
 def test_signals_are_handled_before_the_imports_of_a_command():
     # While Python looks for the module of python -m, this is the name of the program.
     code = "import signal, sys; sys.argv[0] = '-m'; import tp_jax; print(signal.getsignal(15))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "_in_main_thread" not in done.stdout, done.stderr
+    # It isn't the name of a module of the package here, as it is for python -m tp_jax.sample.
+    code = code.replace("import tp_jax", "sys.orig_argv.append('tp_jax.sample'); import tp_jax")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "_in_main_thread" in done.stdout, done.stderr
 

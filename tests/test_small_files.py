@@ -18,7 +18,7 @@ from tp_jax.sampling.description import claim
 from tp_jax.sampling.loaded import load
 from tp_jax.train import checkpoint
 from tp_jax.workdir.checkpoints import _check_same_model, find_step, open_manager
-from tp_jax.workdir.integrity import PENDING, read_checksums
+from tp_jax.workdir.integrity import PENDING, file_checksums, read_checksums
 from tp_jax.workdir.record import read_config, read_text_space
 
 
@@ -192,3 +192,9 @@ def test_a_damaged_config_ends_a_command_with_one_line(entry, damage, workdir, t
     code, _, stderr = run_entry(entry, *arguments)
     assert code == 2 and len(stderr.splitlines()) == 1, stderr
     assert "config.json can't be read as a config" in stderr
+
+
+def test_a_link_to_nothing_in_a_checkpoint_counts_as_missing(tmp_path):
+    (tmp_path / "array").symlink_to(tmp_path / "moved")
+    (tmp_path / "progress").write_bytes(b"{}")
+    assert list(file_checksums(epath.Path(tmp_path))) == ["progress"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 # As long as Python looks for the module of python -m tp_jax.NAME. The imports of a command take
 # seconds, in which a Ctrl-C must not end it with a traceback.
-if sys.argv[:1] == ["-m"]:
+_IN_COMMAND = any(name.removeprefix("-m").startswith("tp_jax.") for name in sys.orig_argv)
+if sys.argv[:1] == ["-m"] and _IN_COMMAND:
     from tp_jax.cli import signals
 
     signals.install()

@@ -23,6 +23,8 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
+from tp_jax.messages.output import discard_without_terminal
+
 NUMBERS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 # A launcher may pass on the Ctrl-C that the process got from the terminal as well. Only after this
 # many seconds is it a second one.
@@ -43,9 +45,12 @@ class Interrupted(KeyboardInterrupt):
 class _Handling:
     """The handlers and the threads; there is at most one, in `_current`."""
 
-    def __init__(self, numbers: tuple[int, ...]) -> None:
-        # A signal that is ignored stays so, as under nohup.
-        self.numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+    def __init__(self, numbers: tuple[int, ...], in_command: bool) -> None:
+        # A signal that is ignored stays so, as under nohup, and so does a handler that isn't
+        # Python's.
+        left_alone = (signal.SIG_IGN, None)
+        self.numbers = [n for n in numbers if signal.getsignal(n) not in left_alone]
+        self.in_command = in_command
         self.receivers: list[Receiver] = []
         self.cleanups: list[Callable[[], None]] = []
         self.raising, self.seen, self._echo = False, 0, 0
@@ -103,23 +108,39 @@ class _Handling:
             self._receive(number)
         if self.raising:
             self.raising = False
-            raise Interrupted(number)
+            raise Interrupted(self.seen)
 
     def _receive(self, number: int) -> None:
         if self._echo == number:
             self._echo = 0
             return
         now, self.seen = time.monotonic(), number
+        if number == signal.SIGHUP:
+            discard_without_terminal()
         if self._first and number == signal.SIGINT and now - self._first > REPEATED_SECONDS:
-            os._exit(128 + number)
+            if self.in_command:
+                os._exit(128 + number)
+            self._interrupt()
+            return
         self._first = self._first or now
         receive = self.receivers[-1] if self.receivers else self.end
+        raising = self.raising
         # In a thread of its own, so that this one sees a second Ctrl-C.
         threading.Thread(target=receive, args=(number,), daemon=True).start()
-        if self.raising:
-            # It also makes Python report a signal, which isn't a second one.
+        if raising:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        self.raising = True
+        main, number = threading.main_thread().ident, signal.SIGTERM
+        if main and number in self.numbers:
+            # Unlike a blocked signal, it also wakes the main thread up if that waits. Python
+            # reports it as well, though it isn't another one.
             self._echo = number
-            _thread.interrupt_main(signal.Signals(number))
+            signal.pthread_kill(main, number)
+        else:
+            self._echo = self.seen
+            _thread.interrupt_main(signal.Signals(self.seen))
 
     def end(self, number: int) -> None:
         if not self._ending.acquire(blocking=False):
@@ -148,22 +169,27 @@ def print_line(text: str) -> None:
 
 
 @contextlib.contextmanager
-def handled(numbers: tuple[int, ...] = NUMBERS) -> Iterator[None]:
-    """Handle the signals in the block; only the main thread can, and not if they are already."""
+def handled(numbers: tuple[int, ...] = NUMBERS, *, in_command: bool = True) -> Iterator[None]:
+    """Handle the signals in the block; only the main thread can, and not if they are already.
+
+    Args:
+      numbers: the signals to handle.
+      in_command: the process is a command of tp_jax, and may be ended.
+    """
     if _current or threading.current_thread() is not threading.main_thread():
         yield
         return
-    install(numbers)
+    install(numbers, in_command=in_command)
     try:
         yield
     finally:
         _remove()
 
 
-def install(numbers: tuple[int, ...] = NUMBERS) -> None:
+def install(numbers: tuple[int, ...] = NUMBERS, *, in_command: bool = True) -> None:
     """Handle the signals from now on. Call it in the main thread, and only once."""
     global _current
-    _current = _Handling(numbers)
+    _current = _Handling(numbers, in_command)
     _current.install()
 
 
@@ -205,7 +231,10 @@ def received_by(receive: Receiver, numbers: tuple[int, ...] = NUMBERS) -> Iterat
       receive: called with the number of the signal.
       numbers: the signals to handle, if they aren't handled yet.
     """
-    with handled(numbers), _added(_current.receivers if _current else [], receive):
+    with (
+        handled(numbers, in_command=False),
+        _added(_current.receivers if _current else [], receive),
+    ):
         yield
 
 
@@ -231,6 +260,11 @@ def raising() -> Iterator[None]:
     finally:
         if handling:
             handling.raising = False
+
+
+def are_handled() -> bool:
+    """Return whether signals are handled, as they are in a command from its start."""
+    return _current is not None
 
 
 def end(number: int) -> None:

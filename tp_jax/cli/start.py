@@ -3,6 +3,7 @@
 This module doesn't import jax, so that --help and flag errors are quick.
 """
 
+import contextlib
 import difflib
 import logging
 import pathlib
@@ -94,7 +95,8 @@ def _exit(code: int, error: Exception) -> None:
     message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
     # Longer than any path: a value that would hide the rest.
     message = re.sub(r"\S{1000,}", lambda found: f"{found[0][:100]}…", message)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # Nobody reads it any more.
+        print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -1,14 +1,19 @@
 """Lines and progress bars on stderr, from the first process only."""
 
-import sys
+from typing import Any
 
 from tqdm import tqdm
+
+from tp_jax.messages.output import LenientStderr
+
+# Of type Any, because tqdm and print want a stream.
+_STDERR: Any = LenientStderr()
 
 
 def say(text: str) -> None:
     """Print one line on stderr, from the first process only."""
     if _is_first_process():
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=_STDERR, flush=True)
 
 
 def progress_bar(total: int, what: str, unit: str = "img") -> tqdm:
@@ -19,7 +24,7 @@ def progress_bar(total: int, what: str, unit: str = "img") -> tqdm:
       what: title of the bar.
       unit: name of the units, such as "img".
     """
-    return tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=not _is_first_process())
+    return tqdm(total=total, desc=what, unit=unit, file=_STDERR, disable=not _is_first_process())
 
 
 def _is_first_process() -> bool:

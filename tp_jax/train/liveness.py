@@ -19,10 +19,10 @@ from tp_jax.cli import signals
 class Preemption:
     """Records whether a signal asked to stop; a context manager around the training loop.
 
-    SIGINT and SIGHUP before the end of the first train step end the process at once, because there
-    is nothing to save. With several processes, `jax.distributed` receives SIGTERM on any of them
-    and makes all of them stop after the same train step; the other signals are passed on as
-    SIGTERM.
+    SIGINT and SIGHUP before the end of the first train step end a command at once, because there is
+    nothing to save; in another program, such as a notebook, they do what they always do there.
+    With several processes, `jax.distributed` receives SIGTERM on any of them and makes all of them
+    stop after the same train step; the other signals are passed on as SIGTERM.
 
     Attributes:
       received: number of the first signal, or None. With several processes, SIGTERM isn't seen
@@ -35,10 +35,14 @@ class Preemption:
         self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        if signals.are_handled():
+            self._handle()
+        return self
+
+    def _handle(self) -> None:
         # Only jax.distributed may handle SIGTERM, if it does.
         numbers = [n for n in signals.NUMBERS if self._single or n != signal.SIGTERM]
         self._entered.enter_context(signals.received_by(self._receive, tuple(numbers)))
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._entered.close()
@@ -55,6 +59,8 @@ class Preemption:
 
     def should_stop(self, train_step: int) -> bool:
         """Return whether to save and stop after this train step. Call it after every step."""
+        if not (self._has_run or signals.are_handled()):
+            self._handle()
         self._has_run = True
         if not self._single:
             return multihost_utils.reached_preemption_sync_point(train_step)

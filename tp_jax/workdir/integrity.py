@@ -27,6 +27,8 @@ def file_checksums(folder: epath.Path) -> dict[str, list[int]]:
             if path.is_dir():
                 folders.append((f"{prefix}{path.name}/", path))
                 continue
+            if not path.exists():
+                continue  # A link to nothing counts as missing.
             size = checksum = 0
             with path.open("rb") as file:
                 while block := file.read(BLOCK):

@@ -126,7 +126,9 @@ class Held:
             self._take()
         except (OSError, WriteError) as error:
             self._leave_as_it_was()
-            raise UserError(f"{self._name} can't be written to: {error}") from error
+            raise UserError(
+                f"{self._name} can't be written to: {error}; name another folder"
+            ) from error
         self._thread.start()
 
     def check(self, *, read: bool = True) -> None:
@@ -242,7 +244,8 @@ class Held:
     def _refusal(self, holder: Holder | None) -> UserError:
         return UserError(
             f"{self._name} is in use by {holder or 'another run'}: stop that run, or wait until "
-            f"it ends, or name another folder"
+            f"it ends, or name another folder; if this is a copy of that run's folder, remove "
+            f"{HOLDER} from it"
         )
 
     def _show_life(self) -> None:
@@ -302,7 +305,7 @@ def _parse(content: bytes | None) -> Holder | None:
         holder = Holder(**json.loads(content or b""))
         _seconds_since(holder.alive)
         int(holder.pid)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
     return holder
 
