@@ -53,8 +53,9 @@ def run(
       explain_unknown: maps the name of an unknown flag to an error message, or to None for the
         default message.
     """
-    # Orbax logs warnings about situations that need no action; it raises its errors.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs warnings about situations that need no action; it raises its errors, which its
+    # threads also log, with tracebacks.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with signals.handled():
         try:
             read_flag_files()
