@@ -120,6 +120,7 @@ class _Handling:
         if self._first and number == signal.SIGINT and now - self._first > REPEATED_SECONDS:
             if self.in_command:
                 os._exit(128 + number)
+            self.raising = True
             self._interrupt()
             return
         self._first = self._first or now
@@ -131,7 +132,6 @@ class _Handling:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        self.raising = True
         main, number = threading.main_thread().ident, signal.SIGTERM
         if main and number in self.numbers:
             # Unlike a blocked signal, it also wakes the main thread up if that waits. Python
