@@ -11,8 +11,10 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from tp_jax.files.downloads import check_download
+from tp_jax.files.jsonl import read_lines, read_text
 from tp_jax.files.safetensors import read_safetensors
 from tp_jax.messages.errors import UserError
+from tp_jax.pictures.reading import open_images
 from tp_jax.pretrained.convert import Conversion, convert
 from tp_jax.text.published import (
     check_config,
@@ -255,3 +257,18 @@ def test_configs_that_do_not_fit_are_refused(change, match, tmp_path):
         check_config("clip_text_model", path)
     path.write_text(json.dumps(change))
     assert re.search(match, message(check_config, "clip_text_model", path))
+
+
+def test_pointers_are_told_by_readers_of_texts_and_of_samples(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for name, reader, opened in (
+        ("prompts.txt", read_text, "prompts.txt"),
+        ("captions.jsonl", read_lines, "captions.jsonl"),
+        ("reference.npz", open_images, "reference.npz"),
+        ("samples/0.png", open_images, "samples"),
+    ):
+        (tmp_path / name).write_bytes(POINTER)
+        path = epath.Path(tmp_path / name)
+        assert message(reader, epath.Path(tmp_path / opened)) == (
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}"
+        )

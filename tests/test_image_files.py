@@ -108,7 +108,10 @@ UNREADABLE = {
     "24 bits in 32": (tiff(32, 1, struct.pack("<I", 2**24 - 1), 1), "none is above 16777215"),
     "text": (b"hello", "format isn't one that Pillow reads"),
     "empty": (b"", "format isn't one that Pillow reads"),
-    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "format isn't one"),
+    "Git LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        r"format isn't one .*\(it is a Git LFS pointer: run `git lfs pull`\)",
+    ),
     "truncated JPEG": (saved(Image.new("RGB", (99, 99)), "JPEG")[:-30], "truncated"),
     "huge header": (png(60_000, 8, 2, b"", height=60_000), "3600000000 pixels.*bomb"),
     "text that expands": (png(1, 8, 2, b"abc", b"zTXta\0\0" + ZIP_BOMB), "[Tt]oo [Ll]arge"),

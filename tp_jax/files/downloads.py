@@ -10,10 +10,10 @@ from typing import Any
 from etils import epath
 
 from tp_jax.files.jsonl import read_json
+from tp_jax.files.pointers import check_pointer
 from tp_jax.files.safetensors import read_safetensors
 from tp_jax.messages.errors import UserError
 
-POINTER = b"version https://git-lfs.github.com/spec/"
 WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 ZIP = b"PK\x03\x04"
 # The first bytes of compressed files.
@@ -50,10 +50,7 @@ def check_download(path: epath.Path) -> None:
         raise UserError(
             f"{path} is damaged or isn't a {path.suffix} file (it is empty): download it again"
         )
-    if head.startswith(POINTER):
-        raise UserError(
-            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {path.parent}"
-        )
+    check_pointer(path, head)
     if head.lstrip().lower().startswith(WEB_PAGES):
         raise UserError(
             f"{path} is a web page, not the file itself: download it again (the site may want a "

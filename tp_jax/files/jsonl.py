@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from tp_jax.files.atomic import write_bytes, write_errors
+from tp_jax.files.pointers import check_pointer
 from tp_jax.messages.errors import UserError
 
 
@@ -41,12 +42,14 @@ def read_text(path: epath.Path) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-      UserError: the file doesn't exist, can't be read or isn't UTF-8 text.
+      UserError: the file doesn't exist, can't be read, isn't UTF-8 text, or is a Git LFS pointer.
     """
     if path.is_dir() or not path.exists():
         raise UserError(f"{path}: there is no such file")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        check_pointer(path, content)
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: isn't UTF-8 text; convert it to UTF-8") from None
     except OSError as error:

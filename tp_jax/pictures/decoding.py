@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
+from tp_jax.files.pointers import POINTER
 from tp_jax.messages.errors import UserError
 
 BACKGROUND = "white"
@@ -96,7 +97,9 @@ def decode_image(
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage("its format isn't one that Pillow reads") from error
+        pointer = data.startswith(POINTER)
+        why = " (it is a Git LFS pointer: run `git lfs pull`)" if pointer else ""
+        raise UnreadableImage(f"its format isn't one that Pillow reads{why}") from error
     except MemoryError as error:
         raise UnreadableImage("it takes more memory than there is") from error
     # Damaged bytes raise exceptions of many types in Pillow's readers.

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tp_jax.files.folders import describe_files
 from tp_jax.files.jsonl import read_json
+from tp_jax.files.pointers import POINTER, check_pointer
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.pictures.decoding import UnreadableImage, decode_image, transparent
@@ -87,6 +88,8 @@ def _archive(path: epath.Path) -> Iterator[zipfile.ZipFile]:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             yield archive
     except zipfile.BadZipFile as error:
+        with path.open("rb") as file:
+            check_pointer(path, file.read(len(POINTER)))
         raise UserError(
             f"{path} can't be read as an npz file ({error}): it has another format or is "
             f"truncated; name another file or write it again"
@@ -211,10 +214,12 @@ def choose_samples(folder: epath.Path) -> list[epath.Path]:
 def _check_png(path: epath.Path, size: tuple[int, int] | None) -> tuple[int, int]:
     """Return (width, height); raise a UserError if it isn't `size` or the mode isn't L or RGB."""
     try:
-        with path.open("rb") as file, Image.open(file) as image:
-            found, mode = image.size, image.mode
-            if mode in ("L", "RGB") and transparent(image):
-                mode += " with a transparent colour"
+        with path.open("rb") as file:
+            check_pointer(path, file.read(len(POINTER)))
+            with Image.open(file) as image:
+                found, mode = image.size, image.mode
+                if mode in ("L", "RGB") and transparent(image):
+                    mode += " with a transparent colour"
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     if mode not in ("L", "RGB"):
