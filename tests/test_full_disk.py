@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import types
 
 import numpy as np
@@ -11,9 +12,11 @@ from etils import epath
 from resuming import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tp_jax.data.shards import write_shard
 from tp_jax.evals.frozenlake import films
 from tp_jax.files.atomic import WriteError, replacing, write_bytes, write_json
 from tp_jax.files.jsonl import appender
+from tp_jax.files.orbax import save_weights
 from tp_jax.pictures.grids import save_png
 from tp_jax.sampling import draw
 from tp_jax.sampling.parts import open_parts
@@ -190,3 +193,35 @@ def test_an_unexpected_disk_error_of_a_command_is_one_line(monkeypatch, tmp_path
     code, _, stderr = run_entry("sample", "--workdir=w", f"--out={tmp_path / 'o'}", "--num=1")
     wanted = "error: F: No space left on device: check that there is room, and that you may read"
     assert code == 1 and stderr.startswith(wanted) and len(stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def small_files():
+    """Limits the size of files to 4 KiB, which libraries in C++ meet like a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_weights_that_can_not_be_written_are_named(tmp_path):
+    folder, weights = epath.Path(tmp_path / "out"), np.random.default_rng(0).random(30_000)
+    with pytest.raises(WriteError, match="out can't be written .*make room there"):
+        save_weights(folder, {"kernel": weights})
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_shard_of_latents_that_can_not_be_written_is_named(tmp_path):
+    plan = types.SimpleNamespace(
+        autoencoder=types.SimpleNamespace(channels=1, shift=0, scale=1),
+        shard_name=lambda shard: f"shard{shard}",
+        shard_range=lambda shard: range(50),
+        decode=lambda record: (None, np.zeros((1, 2, 1, 1, 1))),
+    )
+    folder, records = epath.Path(tmp_path), iter([os.urandom(3_000)] * 50)
+    bar = types.SimpleNamespace(update=lambda: None)
+    with pytest.raises(WriteError, match="shard0 can't be written .*make room there"):
+        write_shard(folder, plan, 0, records, bar)
+    assert not list(folder.iterdir())

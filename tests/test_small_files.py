@@ -17,7 +17,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.sampling.description import claim
 from tp_jax.sampling.loaded import load
 from tp_jax.train import checkpoint
-from tp_jax.workdir.checkpoints import _check_same_model, find_step, open_manager
+from tp_jax.workdir.checkpoints import _check_same_model, find_step, load_base, open_manager
 from tp_jax.workdir.integrity import PENDING, file_checksums, read_checksums
 from tp_jax.workdir.record import read_config, read_text_space
 
@@ -139,6 +139,12 @@ def test_a_checkpoint_without_readable_checksums_is_set_aside(damage, workdir, r
         r"checkpoint 6 is damaged \(.*\): moved to .*/damaged", capsys.readouterr().err
     )
     assert (workdir / "damaged" / "6_0").is_dir()
+
+
+def test_a_damaged_checkpoint_of_a_base_is_refused_with_a_remedy_for_training(workdir):
+    (workdir / "checkpoints" / "6" / "ema" / "_METADATA").write_text("{}")
+    with pytest.raises(UserError, match="6 in .* is damaged .*: give another base, or move"):
+        load_base(str(workdir), {})
 
 
 def test_only_the_flag_admits_checkpoints_without_checksums(workdir, resumed_at):

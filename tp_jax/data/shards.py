@@ -17,9 +17,12 @@ from tp_jax.data.sources.latents import (
     LatentsPlan,
     pack_null_text,
 )
-from tp_jax.files.atomic import replacing, write_bytes, write_json
+from tp_jax.files.atomic import replacing, write_bytes, write_errors, write_json
 from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
+
+# What ArrayRecord raises for a full disk and the like.
+_WRITER_ERRORS = (RuntimeError,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +55,31 @@ def write_shard(
     Args:
       records: a record, or the reason why an image couldn't be read, for each image.
       bar: advanced by one for each image.
+
+    Raises:
+      WriteError: the shard can't be written.
     """
     space, skipped, count = plan.autoencoder, [], 0
     total, squares = np.zeros(space.channels), np.zeros(space.channels)
     target = folder / plan.shard_name(shard)
     with replacing(target) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        with write_errors(target, _WRITER_ERRORS):
+            writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         for _ in plan.shard_range(shard):
             record = next(records)
             bar.update()
             if isinstance(record, str):
                 skipped.append(record)
                 continue
-            writer.write(record)
+            with write_errors(target, _WRITER_ERRORS):
+                writer.write(record)
             count += 1
             mean, std = plan.decode(record)[1].astype(np.float64).transpose(1, 0, 2, 3, 4)
             scaled = (mean - space.shift) * space.scale
             total += scaled.sum((0, 1, 2))
             squares += (scaled**2 + (std * space.scale) ** 2).sum((0, 1, 2))
-        writer.close()
+        with write_errors(target, _WRITER_ERRORS):
+            writer.close()
         size = temporary.stat().length
     statistics = ShardStatistics(count, size, tuple(skipped), tuple(total), tuple(squares))
     write_json(_statistics_path(folder, plan, shard), dataclasses.asdict(statistics))

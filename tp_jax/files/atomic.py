@@ -36,21 +36,31 @@ def replacing(path: epath.Path) -> Iterator[epath.Path]:
 
 
 @contextlib.contextmanager
-def write_errors(path: epath.Path) -> Iterator[None]:
+def write_errors(path: epath.Path, of_library: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn an OSError inside the block into a WriteError that names `path`.
 
     Errors of other files, which the block may read, stay as they are.
+
+    Args:
+      path: the file or folder that is written.
+      of_library: errors by which a library says in the block that it can't write.
     """
     try:
         yield
+    except of_library as error:
+        raise _write_error(path, " ".join(str(error).split())[:500]) from error
     except OSError as error:
         named = str(error.filename or path)
         if not (named.startswith(str(path)) or str(path).startswith(named)):
             raise
-        raise WriteError(
-            f"{path} can't be written ({error.strerror or error}): make room there, or name a "
-            f"folder that can be written to"
-        ) from error
+        raise _write_error(path, error.strerror or str(error)) from error
+
+
+def _write_error(path: epath.Path, reason: str) -> WriteError:
+    return WriteError(
+        f"{path} can't be written ({reason}): make room there, or name a folder that can be "
+        f"written to"
+    )
 
 
 # A full disk or quota, a file that is too large for it, and places that can't be written to.

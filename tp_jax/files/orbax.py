@@ -7,11 +7,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from tp_jax.files.atomic import write_errors
 from tp_jax.messages.errors import UserError
 
 
 def save_weights(folder: epath.Path, params: Any) -> None:
-    """Write a tree of arrays; Orbax renames the folder into place once it is complete."""
+    """Write a tree of arrays; Orbax renames the folder into place once it is complete.
+
+    Raises:
+      WriteError: the folder can't be written.
+    """
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
     # Orbax copies all arrays by default, so that a caller may change them during the write. That
@@ -19,8 +24,10 @@ def save_weights(folder: epath.Path, params: Any) -> None:
     numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    with ocp.Checkpointer(handler) as checkpointer:
-        arrays = jax.tree.map(np.asarray, params)
+    arrays = jax.tree.map(np.asarray, params)
+    # Orbax's threads raise these for a full disk and the like.
+    errors = (ValueError, RuntimeError)
+    with write_errors(folder, errors), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(absolute(folder), args=ocp.args.PyTreeSave(arrays))
 
 

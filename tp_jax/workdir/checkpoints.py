@@ -84,7 +84,11 @@ def restore_items(
 
 
 def find_step(
-    manager: ocp.CheckpointManager, train_step: int | None = None, *, allow_unchecked: bool = False
+    manager: ocp.CheckpointManager,
+    train_step: int | None = None,
+    *,
+    allow_unchecked: bool = False,
+    remedy: str = "",
 ) -> int:
     """Return the train step of the newest checkpoint, or check that the given one exists.
 
@@ -92,6 +96,7 @@ def find_step(
       manager: the checkpoints, from `open_manager`.
       train_step: the wanted checkpoint; None is the newest.
       allow_unchecked: accept a checkpoint whose checksums are missing or damaged.
+      remedy: what to do about a damaged checkpoint, if not to choose another with --checkpoint.
 
     Raises:
       UserError: there is no checkpoint, or not the given one, or its files or its checksums are
@@ -112,8 +117,8 @@ def find_step(
         problem = None if allow_unchecked else str(error)
     if problem:
         raise UserError(
-            f"checkpoint {train_step} in {directory} is damaged ({problem}): choose another with "
-            f"--checkpoint=N, from {listed}"
+            f"checkpoint {train_step} in {directory} is damaged ({problem}): "
+            + (remedy or f"choose another with --checkpoint=N, from {listed}")
         )
     return train_step
 
@@ -152,7 +157,9 @@ def load_base(
         )
     if (folder / FOLDER).exists():
         with open_manager(folder) as manager:
-            step = find_step(manager, allow_unchecked=allow_unchecked)
+            # Training has no flag for the checkpoint of a base.
+            remedy = "give another base, or move the checkpoint away, to use the one before it"
+            step = find_step(manager, allow_unchecked=allow_unchecked, remedy=remedy)
             averaged = stored_shapes(_item(manager, step, "ema"))
             folder = _item(manager, step, "ema" if "base" in averaged else "base")
     elif not (folder / "_METADATA").exists():
