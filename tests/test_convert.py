@@ -145,7 +145,7 @@ def test_wrong_flags_are_refused(arguments, match, refused, tmp_path):
 def test_without_torch_the_error_names_the_extra(refused, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     source = tmp_path / "weights.pt"
-    source.write_text("")
+    source.write_bytes(b"\x80\x02}.")  # an old file of torch, a pickle
     arguments = ["--kind=dit", f"--source={source}", f"--out={tmp_path / 'place' / 'new'}"]
     refused("convert", *arguments, match=r"needs torch: pip install -e '.\[convert\]'")
 
