@@ -135,12 +135,15 @@ def test_work_ends_well_when_nobody_reads_its_messages_any_more(output, tmp_path
     command = [sys.executable, "-c", TALKER, tmp_path / "file"]
     process = subprocess.Popen(command, stdout=side, stderr=side, start_new_session=True)
     os.close(side)
-    while b"ready" not in os.read(end, 5_000):
-        pass
-    os.close(end)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGHUP if output == "terminal" else signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    try:
+        while b"ready" not in os.read(end, 5_000):
+            pass
+        os.close(end)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGHUP if output == "terminal" else signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
     assert (tmp_path / "file").read_text() == "saved"
 
 
