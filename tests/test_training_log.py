@@ -98,7 +98,7 @@ def test_report_lines_are_aligned_and_at_most_120_characters_wide(blocks, expert
 def test_the_log_says_whether_the_base_is_frozen(trainable, expected, trained):
     config = tiny_config(trainable=trainable)
     config.init.base = str(trained)
-    line = summary._base(types.types.SimpleNamespace(config=config))
+    line = summary._base(types.SimpleNamespace(config=config))
     assert expected.format(base=trained) in line
     # Blocks 1 and 2 of the base think.
     assert line.endswith("its own thinking layers are not used")

@@ -59,12 +59,6 @@ def prepare(config: ConfigDict, folder: epath.Path | None = None) -> None:
     if not (folder or config.data.dir):
         raise UserError("--workdir is missing: folder for the latents; config.data.dir by default")
     folder = folder or output_folder("config.data.dir", epath.Path(config.data.dir))
-    can_resume(folder, folder / PLAN, str(folder), "tp_jax.prepare")
-    with hold(folder, str(folder)):
-        _prepare(config, built, folder)
-
-
-def _prepare(config: ConfigDict, built: config_lib.Built, folder: epath.Path) -> None:
     if config.autoencoder.pool or not config.autoencoder.path:
         raise UserError(
             "config.autoencoder.path is empty: name a folder written by tp_jax.convert "
@@ -91,30 +85,32 @@ def _prepare(config: ConfigDict, built: config_lib.Built, folder: epath.Path) ->
         # Every process checks, so that all of them stop here, before hours of encoding.
         _check_known_captions(captioned, plan, encoder, chosen)
         (null,) = encode_captions(encoder, [("the empty prompt", [""])])
-    start_folder(folder, plan)
+    can_resume(folder, folder / PLAN, str(folder), "tp_jax.prepare")
+    with hold(folder, str(folder)):
+        start_folder(folder, plan)
 
-    mine = range(jax.process_index(), plan.shards, jax.process_count())
-    todo = [shard for shard in mine if read_statistics(folder, plan, shard) is None]
-    images = sum(len(plan.shard_range(shard)) for shard in todo)
-    say(
-        f"{fields.source}: {plan.records:,} images into {plan.shards} shards of latents in "
-        f"{folder}; {len(mine) - len(todo)} of {len(mine)} shards of this process are finished"
-    )
-    with progress_bar(images, "preparing") as bar:
-        records = encode_images(config, source, plan, codec, encoder, chosen, todo)
-        for shard in todo:
-            write_shard(folder, plan, shard, records, bar)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all shards are written")
-    if jax.process_index() == 0:
-        header = write_header(folder, plan, null)
-        skipped = f", {len(header.skipped)} skipped" if header.skipped else ""
+        mine = range(jax.process_index(), plan.shards, jax.process_count())
+        todo = [shard for shard in mine if read_statistics(folder, plan, shard) is None]
+        images = sum(len(plan.shard_range(shard)) for shard in todo)
         say(
-            f"done: {sum(header.counts):,} images{skipped}; to train on them set "
-            f"config.data.source=latents and config.data.dir={folder}"
+            f"{fields.source}: {plan.records:,} images into {plan.shards} shards of latents in "
+            f"{folder}; {len(mine) - len(todo)} of {len(mine)} shards of this process are finished"
         )
-        for name in header.skipped:
-            say(f"skipped: {name}")
+        with progress_bar(images, "preparing") as bar:
+            records = encode_images(config, source, plan, codec, encoder, chosen, todo)
+            for shard in todo:
+                write_shard(folder, plan, shard, records, bar)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("all shards are written")
+        if jax.process_index() == 0:
+            header = write_header(folder, plan, null)
+            skipped = f", {len(header.skipped)} skipped" if header.skipped else ""
+            say(
+                f"done: {sum(header.counts):,} images{skipped}; to train on them set "
+                f"config.data.source=latents and config.data.dir={folder}"
+            )
+            for name in header.skipped:
+                say(f"skipped: {name}")
 
 
 def _check_source(source: Source, config: ConfigDict) -> None:

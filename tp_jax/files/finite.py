@@ -48,8 +48,7 @@ def check_floating(name: str, array: np.ndarray, remedy: str) -> None:
     Example:
       >>> check_floating("W: fc.weight", np.zeros(2, np.int8), "give weights that aren't quantised")
       Traceback (most recent call last):
-      tp_jax.messages.errors.UserError: W: fc.weight holds int8, not floating-point numbers: give
-      weights that aren't quantised
+      tp_jax.messages.errors.UserError: W: fc.weight holds int8, not floating-point numbers: ...
     """
     if array.dtype.kind in "biuc":
         raise UserError(f"{name} holds {array.dtype}, not floating-point numbers: {remedy}")

@@ -46,7 +46,7 @@ class ThinkingConfig:
       (128, 'learned', 'auto')
       >>> ThinkingConfig(experts=0)
       Traceback (most recent call last):
-      tp_jax.messages.errors.UserError: config.model.thinking.experts=0: must be 1 or more
+      tp_jax.messages.errors.UserError: config.model.thinking.experts=0: must be 1 or more, ...
     """
 
     layers: Annotated[tuple[int, ...], "give block numbers, as in 4,8,12"] = (12,)

@@ -40,8 +40,7 @@ def read_path(text: str) -> str:
       ('gs://bucket/~/runs', 'runs/a.b/')
       >>> read_path("file:///runs")
       Traceback (most recent call last):
-      ValueError: file:// isn't supported: give a local path, such as /runs, or gs://BUCKET/PATH;
-      other object stores can be mounted as folders
+      ValueError: file:// isn't supported: give a local path, such as /runs, or gs://BUCKET...
     """
     text = read_word(text)
     remote = _REMOTE.match(text)
