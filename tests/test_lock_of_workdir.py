@@ -103,6 +103,13 @@ def test_a_damaged_file_is_taken_over_after_a_while(content, folder, capsys):
     assert "is held by a run whose file can not be read: waiting" in capsys.readouterr().err
 
 
+def test_a_holder_that_is_a_dangling_link_is_named(folder):
+    folder.mkdir(parents=True)
+    os.symlink(folder / "nowhere", folder / HOLDER)
+    with pytest.raises(UserError, match="is a link to a file that isn't there: remove it"):
+        lock.Held(folder, "W").acquire()
+
+
 def test_a_living_holder_is_named_at_once(folder):
     holder = write_holder(folder, since="2026-01-02T03:04:05+00:00", user="ada", host="node1")
     match = (
@@ -141,7 +148,8 @@ def test_of_many_that_start_together_exactly_one_wins(before, links, folder, mon
     if before != "nothing":
         dead = write_holder(folder, pid=2**22 + 1)
         if before == "dead holder and claim":
-            digest = lock.hashlib.sha256(dead.to_bytes()).hexdigest()[:16]
+            content = HOLDER.encode() + dead.to_bytes()
+            digest = lock.hashlib.sha256(content).hexdigest()[:16]
             (folder / f"{HOLDER}.{digest}").write_bytes(dead.to_bytes())
     won, refused, release = [], [], threading.Event()
     barrier = threading.Barrier(12)

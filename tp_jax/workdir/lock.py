@@ -171,12 +171,8 @@ class Held:
             if found is None:
                 continue
             content, reason = found
-            # Of those that take over from the same holder, one creates this file.
-            digest = hashlib.sha256(content).hexdigest()[:16]
-            claim = self._path.with_name(f"{HOLDER}.{digest}")
-            if not self._create(claim):
-                if self._find_dead(claim):
-                    claim.unlink(missing_ok=True)
+            claims = self._claim(content)
+            if claims is None:
                 continue
             try:
                 if _read(self._path) == content:
@@ -185,7 +181,35 @@ class Held:
                     say(f"{self._name} is taken over from {holder}: {reason}")
                     return
             finally:
-                claim.unlink(missing_ok=True)
+                for claim in claims:
+                    claim.unlink(missing_ok=True)
+
+    def _claim(self, content: bytes) -> list[epath.Path] | None:
+        """Become the only one that takes over from a dead holder.
+
+        A claim is named after what it replaces. A dead claim is claimed in turn, and not removed:
+        somebody else may have replaced it since it was read.
+
+        Args:
+          content: the file of the dead holder.
+
+        Returns:
+          The claims to remove after the holder's file is replaced; None if a claim is gone, so that
+          the holder's file must be read again.
+
+        Raises:
+          UserError: another run that lives is taking over.
+        """
+        claims, name = [], HOLDER
+        while True:
+            name = f"{HOLDER}.{hashlib.sha256(name.encode() + content).hexdigest()[:16]}"
+            claims.append(self._path.with_name(name))
+            if self._create(claims[-1]):
+                return claims
+            found = self._find_dead(claims[-1])
+            if found is None:
+                return None
+            content, _ = found
 
     def _create(self, path: epath.Path) -> bool:
         """Create a file that names this process; return False if it exists."""
@@ -296,6 +320,8 @@ def _read(path: epath.Path) -> bytes | None:
     try:
         return path.read_bytes()
     except FileNotFoundError:
+        if not _in_bucket(path) and os.path.islink(path):
+            raise UserError(f"{path} is a link to a file that isn't there: remove it") from None
         return None
 
 
