@@ -44,8 +44,8 @@ ACCEPTED = {
             "slices",
         ),
     ),
-    # A tuple that may be empty.
-    "()": ("layers", "unseen_sizes", "labels"),
+    # A tuple that may be empty, as if the flag weren't given.
+    "()": ("layers", "unseen_sizes", "labels", "allow_change", "guidance_scales", "latent_steps"),
     # Two equal numbers are a range; labels are used in turn; a sweep does the same cell once.
     "1,1": ("guidance_interval", "frozen", "labels", "guidance_scales", "latent_steps"),
     "0.5,0.1": ("guidance_scales",),
@@ -59,6 +59,8 @@ def why_accepted(name, value, kind):
         return "listed above"
     if kind is str and (value == "" or value not in ("None", "a\nb", "a\0b", " x ", '"x"')):
         return "a name, or a path that isn't used or is created"
+    if last == "negative_prompt":
+        return "any text can be a prompt"
     if last == "seed" and value == str(2**31):
         return "a seed"
     return None
