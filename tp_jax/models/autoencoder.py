@@ -7,6 +7,7 @@ Sources: Rombach et al. (arXiv 2112.10752); Esser et al. (arXiv 2403.03206) for 
 
 import dataclasses
 from collections.abc import Callable
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -15,25 +16,13 @@ import jax.numpy as jnp
 from tp_jax.messages.errors import UserError
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.models.layers import QKV, dense
+from tp_jax.values import Range, checked
 
 # The encoder's log variance is clipped to these bounds, as in training.
 LOG_VARIANCE = (-30.0, 20.0)
-
-
-# Bounds of the scale and shift of latents, which float32 must be able to divide by and add.
-LARGEST = 1e6
-
-
-def check_scale(name: str, scale: float) -> None:
-    """Raise a UserError unless a scale of latents is a positive number of usual size."""
-    if not 1 / LARGEST <= scale <= LARGEST:
-        raise UserError(f"{name}={scale}: must be {1 / LARGEST:g} to {LARGEST:g}")
-
-
-def check_shift(name: str, shift: float) -> None:
-    """Raise a UserError unless a shift of latents is a number of usual size."""
-    if not abs(shift) <= LARGEST:
-        raise UserError(f"{name}={shift}: must be {-LARGEST:g} to {LARGEST:g}")
+# The scale and shift of latents, which float32 must be able to divide by and add.
+Scale = Annotated[float, Range(1e-6, 1e6), "must be 1e-06 to 1e+06"]
+Shift = Annotated[float, Range(-1e6, 1e6), "must be -1e+06 to 1e+06"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +51,8 @@ class AutoencoderConfig:
     quant_convs: bool = True
 
     def __post_init__(self) -> None:
-        check_scale("the autoencoder's scale", self.scale)
-        check_shift("the autoencoder's shift", self.shift)
+        checked("the autoencoder's scale", self.scale, Scale)
+        checked("the autoencoder's shift", self.shift, Shift)
         if any(width % self.norm_groups for width in self.block_widths):
             raise UserError(
                 f"an autoencoder with block_widths={self.block_widths}: each must be a multiple "

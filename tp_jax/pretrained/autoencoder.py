@@ -9,11 +9,12 @@ import numpy as np
 from etils import epath
 
 from tp_jax.messages.errors import UserError
-from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig, check_scale, check_shift
+from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Scale, Shift
 from tp_jax.pretrained.folder import load_folder
 from tp_jax.pretrained.published_config import PublishedConfig
 from tp_jax.pretrained.recognise import find_prefix
 from tp_jax.pretrained.state_dict import StateDict, stack_qkv
+from tp_jax.values import checked
 
 KIND = "sd-vae"
 # Names of weights that an autoencoder has in every layout.
@@ -132,9 +133,9 @@ class LatentScale:
 
     def __post_init__(self) -> None:
         if self.scale is not None:
-            check_scale("--scale", self.scale)
+            checked("--scale", self.scale, Scale)
         if self.shift is not None:
-            check_shift("--shift", self.shift)
+            checked("--shift", self.shift, Shift)
 
 
 def convert_autoencoder(
@@ -194,7 +195,7 @@ def _infer_config(
     ]
     channels = weights.shape("decoder.conv_in.weight", 4)[1]
     quant_convs = "quant_conv.weight" in weights
-    implied = dict(
+    published.check(
         latent_channels=channels,
         block_out_channels=widths,
         layers_per_block=layers,
@@ -203,16 +204,12 @@ def _infer_config(
         use_quant_conv=quant_convs,
         use_post_quant_conv="post_quant_conv.weight" in weights,
     )
-    for name, value in implied.items():
-        published.check(name, value)
-    supported = dict(
+    published.check_only(
         act_fn="silu",
         mid_block_add_attention=True,
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
     )
-    for name, value in supported.items():
-        published.check_only(name, value)
     for name in ("latents_mean", "latents_std"):
         if published.fields.get(name) is not None:
             raise UserError(
@@ -249,8 +246,8 @@ def latent_scale(
                 f"the config.json of these weights"
             )
     if scale is not None:
-        check_scale(f"{published.path}: scaling_factor", scale)
-        check_shift(f"{published.path}: shift_factor", shift or 0.0)
+        checked(f"{published.path}: scaling_factor", scale, Scale)
+        checked(f"{published.path}: shift_factor", shift or 0.0, Shift)
     scale = given.scale if scale is None else scale
     shift = given.shift if shift is None else shift
     if scale is not None:

@@ -142,7 +142,7 @@ def _open_layout(state: Mapping[str, np.ndarray]) -> tuple[StateDict, WeightName
 
 def _check_published(published: PublishedConfig, config: DiTConfig) -> None:
     """Raise a UserError if diffusers' config.json contradicts the weights, or isn't our DiT."""
-    implied = dict(
+    published.check(
         attention_head_dim=config.width // config.heads,
         num_layers=config.depth,
         in_channels=config.channels,
@@ -151,16 +151,12 @@ def _check_published(published: PublishedConfig, config: DiTConfig) -> None:
         sample_size=config.image_size,
         num_embeds_ada_norm=config.num_classes,
     )
-    for name, value in implied.items():
-        published.check(name, value)
-    supported = dict(
+    published.check_only(
         activation_fn="gelu-approximate",
         norm_type="ada_norm_zero",
         attention_bias=True,
         norm_elementwise_affine=False,
     )
-    for name, value in supported.items():
-        published.check_only(name, value)
 
 
 def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, Any]:

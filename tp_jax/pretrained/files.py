@@ -1,7 +1,6 @@
 """Read files and folders of torch weights as dictionaries of NumPy arrays."""
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from tp_jax.files.downloads import TORCH_SUFFIXES, check_download
+from tp_jax.files.downloads import TORCH_SUFFIXES, check_download, read_downloaded_json
 from tp_jax.files.safetensors import read_safetensors
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
@@ -94,9 +93,9 @@ def _find_in(folder: epath.Path) -> epath.Path:
 def _load_index(path: epath.Path) -> dict[str, np.ndarray]:
     """Load all shards of diffusers' index, and check them against the index."""
     try:
-        shards = json.loads(path.read_text())["weight_map"]
+        shards = read_downloaded_json(path)["weight_map"]
         names = sorted(set(shards.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--source={path} isn't an index of .safetensors files") from error
     missing = [name for name in names if not (path.parent / name).exists()]
     if missing:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -54,23 +54,28 @@ class PublishedConfig:
             )
         return told if given is None else given
 
-    def check(self, name: str, implied: Any) -> None:
-        """Raise a UserError if a field is given and isn't what the weights imply."""
-        value = self.fields.get(name)
-        if value is not None and value != implied:
+    def check(self, **implied: Any) -> None:
+        """Raise a UserError for the first field that is given and isn't what the weights imply."""
+        for name, value, told in self._differences(implied):
             raise UserError(
                 f"{self.path}: {name}={json.dumps(value)}, but the weights imply "
-                f"{json.dumps(implied)}: give the config.json of these weights"
+                f"{json.dumps(told)}: give the config.json of these weights"
             )
 
-    def check_only(self, name: str, supported: Any) -> None:
-        """Raise a UserError if a field is given and isn't the only value that we compute."""
-        value = self.fields.get(name)
-        if value is not None and value != supported:
+    def check_only(self, **supported: Any) -> None:
+        """Raise a UserError for the first field that is given and has a value we don't compute."""
+        for name, value, only in self._differences(supported):
             raise UserError(
                 f"{self.path}: {name}={json.dumps(value)} isn't supported, only "
-                f"{json.dumps(supported)}: give another model"
+                f"{json.dumps(only)}: give another model"
             )
+
+    def _differences(self, expected: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        """Yield (name, value, expected value) of the fields that are given and differ."""
+        for name, wanted in expected.items():
+            value = self.fields.get(name)
+            if value is not None and value != wanted:
+                yield name, value, wanted
 
 
 def read_published_config(

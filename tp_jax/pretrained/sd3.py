@@ -151,7 +151,7 @@ def infer_sd3(
 
 def _check_published(published: PublishedConfig, config: MMDiTConfig) -> None:
     """Raise a UserError if diffusers' config.json contradicts the weights."""
-    implied = dict(
+    published.check(
         num_layers=config.depth,
         attention_head_dim=config.width // config.heads,
         caption_projection_dim=config.width,
@@ -164,12 +164,10 @@ def _check_published(published: PublishedConfig, config: MMDiTConfig) -> None:
         sample_size=config.image_size,
         dual_attention_layers=list(range(config.dual_attention_layers)),
     )
-    for name, value in implied.items():
-        published.check(name, value)
     if "qk_norm" in published.fields:
         norm = published.fields["qk_norm"]
         if norm not in (None, "rms_norm"):
-            published.check_only("qk_norm", "rms_norm")
+            published.check_only(qk_norm="rms_norm")
         if (norm is not None) != config.qk_norm:
             # None is a value here, so `check` doesn't apply.
             has = "have" if config.qk_norm else "lack"

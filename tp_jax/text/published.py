@@ -6,7 +6,6 @@ the model.
 """
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -314,7 +313,7 @@ def _check_merges(vocabulary: epath.Path, merges: epath.Path) -> None:
                 f"{merges} is cut: the line {' '.join(pair)!r} isn't a pair; download it again"
             )
     merged = {first + second for first, second in pairs}
-    tokens = json.loads(vocabulary.read_bytes())
+    tokens = read_downloaded_json(vocabulary)
     lacking = [
         token
         for token in tokens
