@@ -160,7 +160,8 @@ class Checkpoints:
                     problem = str(error)
                 else:
                     for newer, reason in unchecked.items():
-                        self._move_to_damaged(newer, reason)
+                        # The reason ends with what --allow_unchecked does.
+                        self._move_to_damaged(newer, f"{reason}, once it is moved back")
                     if jax.process_index() == 0 and not is_verified(self._workdir, step):
                         self._checksums.write_when_saved(step, self._folder(step))
                     return found
