@@ -7,7 +7,7 @@ import threading
 
 from etils import epath
 
-from tp_jax.messages.errors import UserError
+from tp_jax.messages.errors import UserError, first_line
 
 STORE = "gs://"
 # Seconds that the store may take for its first answer, and until the user is told of the wait.
@@ -74,9 +74,3 @@ def store_error(error: BaseException) -> str | None:
         if f"{type(cause).__module__}.".startswith(_MODULES):
             return f"Google Cloud Storage failed ({first_line(cause)}): {REMEDY}"
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, at most 200 characters, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

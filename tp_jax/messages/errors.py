@@ -24,3 +24,9 @@ class WriteError(Exception):
 
     The file has its old content, or doesn't exist if it is new.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 200 characters, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
 from tp_jax.files.orbax import absolute
-from tp_jax.messages.errors import TrainingError, UserError
+from tp_jax.messages.errors import TrainingError, UserError, first_line
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.train.state import TrainState
@@ -119,11 +119,10 @@ class Checkpoints:
 
     def _save_error(self, failure: Exception) -> TrainingError:
         kept = [step for step in self.steps() if self._folder(step).exists()]
-        reason = (str(failure).strip() or repr(failure)).splitlines()[0][:200]
         return TrainingError(
-            f"a checkpoint can't be written in {self._manager.directory}: {reason}; checkpoints "
-            f"kept: {', '.join(map(str, kept)) or 'none'}. Free disk space there, then run the "
-            f"same command to resume"
+            f"a checkpoint can't be written in {self._manager.directory}: {first_line(failure)}; "
+            f"checkpoints kept: {', '.join(map(str, kept)) or 'none'}. Free disk space there, then "
+            f"run the same command to resume"
         )
 
     def restore_newest(

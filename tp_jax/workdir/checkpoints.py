@@ -10,7 +10,7 @@ from etils import epath
 
 from tp_jax.files.jsonl import read_json
 from tp_jax.files.orbax import absolute, stored_shapes
-from tp_jax.messages.errors import UserError
+from tp_jax.messages.errors import UserError, first_line
 from tp_jax.models.parameters import Params, check_finite_params
 from tp_jax.parallel.sharding import path_name
 from tp_jax.workdir.integrity import CHECKPOINTS as FOLDER
@@ -76,10 +76,9 @@ def restore_items(
     try:
         return manager.restore(train_step, args=ocp.args.Composite(**items))
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
         raise UserError(
-            f"checkpoint {train_step} in {manager.directory} can't be restored: {reason} … If it "
-            f"is damaged, choose another with --checkpoint=N"
+            f"checkpoint {train_step} in {manager.directory} can't be restored: "
+            f"{first_line(error)} … If it is damaged, choose another with --checkpoint=N"
         ) from error
 
 
