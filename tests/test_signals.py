@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tp_jax.cli import signals
+
 ROOT = pathlib.Path(__file__).parents[1]
 LINE = "interrupted: run the same command to go on\n"
 # The tests themselves may run with signals ignored, as under nohup.
@@ -263,3 +265,11 @@ def test_workers_leave_the_end_to_their_parent(name, start):
     assert "defunct" not in subprocess.run(name_of, capture_output=True, text=True).stdout
     process.send_signal(signal.SIGINT)
     assert ended(process, 130) == LINE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_main_thread_may_see_a_signal_before_the_thread_that_receives_it(number):
+    refused = pytest.raises(signals.Interrupted)
+    with signals.handled(in_command=False), refused as found, signals.raising():
+        signals._current._in_main_thread(number, None)
+    assert found.value.number == number

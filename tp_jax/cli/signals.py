@@ -108,7 +108,8 @@ class _Handling:
             self._receive(number)
         if self.raising:
             self.raising = False
-            raise Interrupted(self.seen)
+            # This handler may run before the thread that receives the signal has seen it.
+            raise Interrupted(self.seen or number)
 
     def _receive(self, number: int) -> None:
         if self._echo == number:
