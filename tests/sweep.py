@@ -244,7 +244,7 @@ def only_checks(loaded=None):
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tp_jax.train.loop.build", stop)
-        patch.setattr("tp_jax.performance.bench.BENCHES", {"prepare": stop})
+        patch.setattr("tp_jax.performance.bench.find_groups", stop)
         patch.setattr("tp_jax.sampling.generator.Generator.batches", stop)
         if loaded:
             from tp_jax.sampling import request

@@ -77,7 +77,7 @@ def test_a_wrong_field_of_every_config_is_named_without_importing_jax(config):
         ("sample", ["--workdir=w"], "--out is missing"),
         ("prepare", [], "--config is missing"),
         ("convert", ["--kind=dit", "--source=x"], "--out is missing"),
-        ("bench", [], "--what is missing"),
+        ("bench", ["--what=train,speed"], "--what=train,speed: choose one of train, "),
         ("aot", [QUICKSTART], "--topology is missing"),
         ("evaluate", ["--samples=x"], "--inception is missing"),
         ("evaluate", ["--suite=nothing"], "--suite='nothing' is unknown"),

@@ -1,0 +1,24 @@
+"""The registry of benchmarks, one file each; performance/README.md says how to add one.
+
+This module doesn't import jax, so that --help and flag errors are quick.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# name, which is also that of the module -> what it measures
+BENCHMARKS: dict[str, str] = {
+    "train": "train steps: all weights, thinking only, plain LoRA",
+    "forward": "the forward pass",
+    "sample": "sampling with guidance",
+    "prepare": "from JPEG to latents",
+    "evaluate": "from images to the statistics of FID, sFID and Inception Score",
+}
+# Measured if --what isn't given.
+DEFAULT = ("train", "forward")
+
+
+def find_groups(name: str) -> Callable[[Any], Iterator[Any]]:
+    """Return `groups` of a benchmark: BenchOptions -> groups of contenders."""
+    return importlib.import_module(f"{__name__}.{name}").groups
