@@ -22,6 +22,7 @@ from tp_jax.performance.collectives import read_collectives
 from tp_jax.performance.programs import trace
 from tp_jax.performance.topology import open_topology
 from tp_jax.performance.traced_flops import traced_flops
+from tp_jax.performance.traffic import read_traffic
 
 CONFIG = "configs/imagenet256.py"
 
@@ -82,6 +83,65 @@ def test_sampling_flops_count_the_guided_and_the_unguided_half():
     assert traced_flops(program.traced.jaxpr) == pytest.approx(program.model_flops, rel=1e-6)
     model = config_lib.build(config).model
     assert program.model_flops == 10 * 2 * 16 * forward_flops(model)
+
+
+# Memory traffic
+
+HLO = """
+HloModule test
+
+%body (p: (s32[], f32[4,256], f32[8,256])) -> (s32[], f32[4,256], f32[8,256]) {
+  %p = (s32[], f32[4,256]{1,0}, f32[8,256]{1,0}) parameter(0)
+  %i = s32[]{:S(6)} get-tuple-element(%p), index=0
+  %x = f32[4,256]{1,0} get-tuple-element(%p), index=1
+  %stack = f32[8,256]{1,0} get-tuple-element(%p), index=2
+  %near = f32[4,256]{1,0:S(1)} multiply(%x, %x)
+  %updated = f32[8,256]{1,0} fusion(%stack, %near, %i), kind=kLoop, calls=%update
+  ROOT %t = (s32[], f32[4,256]{1,0}, f32[8,256]{1,0}) tuple(%i, %x, %updated)
+}
+
+%update (a: f32[8,256], b: f32[4,256], n: s32[]) -> f32[8,256] {
+  %a = f32[8,256]{1,0} parameter(0)
+  %b = f32[4,256]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %row = f32[1,256]{1,0} slice(%b), slice={[0:1], [0:256]}
+  ROOT %new = f32[8,256]{1,0} dynamic-update-slice(%a, %row, %n, %n)
+}
+
+%less (q: (s32[], f32[4,256], f32[8,256])) -> pred[] {
+  %q = (s32[], f32[4,256]{1,0}, f32[8,256]{1,0}) parameter(0)
+  %c = s32[] constant(3)
+  %j = s32[] get-tuple-element(%q), index=0
+  ROOT %lt = pred[] compare(%j, %c), direction=LT
+}
+
+ENTRY %main (x0: f32[4,256], s0: f32[8,256]) -> f32[8,256] {
+  %x0 = f32[4,256]{1,0} parameter(0)
+  %s0 = f32[8,256]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %kernel = bf16[2,64]{1,0:T(8,128)(2,1)} custom-call(%x0), custom_call_target="tpu_custom_call", backend_config={"a": {
+"more":"1"
+}}
+  %start = (s32[], f32[4,256]{1,0}, f32[8,256]{1,0}) tuple(%zero, %x0, %s0)
+  %loop = (s32[], f32[4,256]{1,0}, f32[8,256]{1,0}) while(%start), condition=%less, body=%body
+  ROOT %out = f32[8,256]{1,0} get-tuple-element(%loop), index=2
+}
+"""  # noqa: E501
+
+
+def test_memory_traffic_of_a_loop_a_kernel_and_an_update_in_place():
+    # The kernel reads x0 and writes two rows of 64, stored as eight rows of 128.
+    kernel = 4 * 256 * 4 + 8 * 128 * 2
+    # Each of three turns reads x twice, as both operands; its product stays in on-chip memory. Then
+    # one row is written into the stack, whose other rows are neither read nor written.
+    turn = 2 * 4 * 256 * 4 + 256 * 4
+    assert read_traffic(HLO) == kernel + 3 * turn
+
+
+def test_memory_traffic_of_a_compiled_program():
+    x = jnp.ones((512, 256))
+    text = compiled_text(lambda x: jnp.tanh(x).sum(0), x)
+    assert 512 * 256 * 4 <= read_traffic(text) < 4 * 512 * 256 * 4
 
 
 # Collectives

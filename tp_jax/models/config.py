@@ -13,7 +13,7 @@ from tp_jax.thinking import ThinkingConfig
 from tp_jax.values import Choice, Range, check_fields
 from tp_jax.values.kinds import Dtype, Size
 
-AttentionImplementation = Literal["auto", "xla", "cudnn"]
+AttentionImplementation = Literal["auto", "xla", "cudnn", "splash"]
 # The keys of `stack.REMAT_POLICIES`.
 REMAT = ("none", "dots", "full")
 Depth = Annotated[int, Range(1, 4096)]
@@ -56,7 +56,8 @@ class TransformerConfig(abc.ABC):
       remat: what the forward pass of a block stores for the backward pass: "none" stores
         everything, "dots" the matrix products, "full" only the input of the block.
       scan_blocks: scan over stacked blocks; False unrolls them.
-      attention: implementation of attention: "auto", "xla" or "cudnn".
+      attention: implementation of attention: "xla", "cudnn" (NVIDIA GPUs), "splash" (TPUs), or
+        "auto", which chooses by the device and the number of tokens.
       thinking: where and how the model thinks.
 
     Raises:

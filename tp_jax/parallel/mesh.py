@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from tp_jax.messages.errors import UserError
 from tp_jax.parallel.axes import AXES, BATCH_AXES
@@ -89,7 +89,13 @@ def _slices(devices: list[jax.Device], count: int, text: str) -> list[list[jax.D
     return [[d for d in devices if d.slice_index == index] for index in found]
 
 
-def batch_shards(mesh: Mesh) -> int:
+def device_kind() -> str:
+    """Return the kind of the devices of the mesh in context; without a mesh, of those present."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return (jax.devices()[0] if mesh.empty else mesh.abstract_device).device_kind
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Return the number of shards that a mesh splits a batch into.
 
     Example:

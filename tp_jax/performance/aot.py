@@ -20,6 +20,7 @@ from tp_jax.performance.collectives import Collective, read_collectives
 from tp_jax.performance.programs import JOBS, TracedProgram, trace
 from tp_jax.performance.topology import Topology, open_topology
 from tp_jax.performance.traced_flops import traced_flops
+from tp_jax.performance.traffic import read_traffic
 
 GIB = 2**30
 # Less optimization by the compiler: a quarter of the compile time, and the memory differs by only a
@@ -61,8 +62,10 @@ class Report:
       on_host: bytes that stay in host memory.
       temporaries, peak: bytes, as the compiler reports them; None if it refused to compile a
         program that exceeds the chip's memory.
+      traffic: bytes that the compiled program reads from and writes to memory, see `read_traffic`.
       memory: bytes of memory of a chip.
       model_flops, program_flops: FLOPs without and with recomputation.
+      bandwidth: of the memory of a chip, bytes/s.
       collectives: the communication, by kind.
       bounds: lower bounds in seconds, from compute, memory traffic and communication.
       model_flops_utilisation: an upper bound, reached if compute, memory traffic and communication
@@ -81,9 +84,11 @@ class Report:
     on_host: int
     temporaries: int | None
     peak: int | None
+    traffic: float | None
     memory: int
     model_flops: float
     program_flops: float
+    bandwidth: float
     collectives: list[Collective]
     bounds: dict[str, float]
     model_flops_utilisation: float
@@ -157,21 +162,22 @@ def _report(
 ) -> Report:
     chip, chips = topology.chip, len(topology.devices)
     program_flops = traced_flops(program.traced.jaxpr) / chips
-    # A lower bound on memory traffic: read every input once, write those that the program changes,
-    # and write and read all temporaries.
-    traffic = sum(program.held.values()) + program.changed
-    collectives, temporaries, peak = [], None, None
+    # A lower bound on memory traffic, however the program is compiled: read every input once, write
+    # those that the program changes, and write and read all temporaries.
+    least = sum(program.held.values()) + program.changed
+    collectives, temporaries, peak, traffic = [], None, None, None
     if compiled is not None:
         text = cast(str, compiled.as_text())
         collectives = read_collectives(text, chips, topology.slices)
         memory: Any = compiled.memory_analysis()
         temporaries, peak = memory.temp_size_in_bytes, memory.peak_memory_in_bytes
-        traffic += 2 * temporaries
+        least += 2 * temporaries
+        traffic = read_traffic(text)
     between_slices = sum(each.between_slices for each in collectives)
     within_slice = sum(each.received for each in collectives) - between_slices
     bounds = {
         "compute": program_flops / chip.peak_flops,
-        "memory": traffic / chip.bandwidth,
+        "memory": least / chip.bandwidth,
         "interconnect": within_slice / chip.interconnect,
     }
     if between_slices and chip.network:
@@ -187,9 +193,11 @@ def _report(
         on_host=program.on_host,
         temporaries=temporaries,
         peak=peak,
+        traffic=traffic,
         memory=int(chip.memory),
         model_flops=program.model_flops / chips,
         program_flops=program_flops,
+        bandwidth=chip.bandwidth,
         collectives=collectives,
         bounds=bounds,
         model_flops_utilisation=utilisation,
@@ -305,6 +313,10 @@ def as_text(report: Report) -> str:
     slowest = max(report.bounds, key=lambda name: report.bounds[name])
     for name, seconds in report.bounds.items():
         line(f"{name} at least", f"{1e3 * seconds:,.2f} ms", "the bound" * (name == slowest))
+    if report.traffic is not None:
+        milliseconds = 1e3 * report.traffic / report.bandwidth
+        note = f"{report.traffic / 1e9:,.1f} GB read and written"
+        line("memory, as compiled", f"{milliseconds:,.2f} ms", note)
     line("MFU at most", f"{report.model_flops_utilisation:.1%}")
     note = "" if report.full else "with less optimization; --full for all"
     line("compiled in", f"{report.compile_seconds:.1f} s", note)

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tp_jax.performance.hlo import ITEMSIZES, computations_of, trip_count
+
 KINDS = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
     "ragged-all-to-all",
 )  # fmt: skip
-ITEMSIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8,
-             "s64": 8, "u64": 8}  # fmt: skip
-COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{\s*$")
 # A collective between slices: the TPU compiler turns it into a host transfer by the runtime.
 CROSS_SLICE = re.compile(r' recv\(.*"xla_megascale_runtime".*_xla_megascale_transfer_type="(\w+)"')
 INSTRUCTION = re.compile(
@@ -53,7 +52,7 @@ def read_collectives(text: str, devices: int, slices: int = 1) -> list[Collectiv
       devices: number of devices, numbered slice by slice.
       slices: number of slices.
     """
-    computations, entry = _computations(text)
+    computations, entry = computations_of(text)
     counts: collections.Counter[str] = collections.Counter()
     # Start from ints, so that a kind without traffic between slices has 0 instead of 0.0.
     received: dict[str, float] = collections.defaultdict(int)
@@ -87,21 +86,6 @@ class _Instruction:
     sizes: list[float]
     text: str
     cross_slice: bool = False
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Return the lines of each computation by its name, and the name of the entry computation."""
-    found, current, entry = {}, None, ""
-    for line in text.splitlines():
-        head = COMPUTATION.match(line)
-        if head:
-            current = found.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None:
-            current.append(line)
-    return found, entry
 
 
 def _instructions(
@@ -145,7 +129,7 @@ def _instructions(
         elif kind == "while":
             condition = re.findall(r"condition=%?([^\s,]+)", text)[0]
             body = re.findall(r"body=%?([^\s,]+)", text)[0]
-            body_times = times * _trip_count(computations[condition], text)
+            body_times = times * trip_count(computations[condition], text)
             yield from _instructions(computations, body, body_times, set())
         else:
             inner = seen_here if kind in ("fusion", "async-start") else set()
@@ -153,22 +137,6 @@ def _instructions(
                 for each in called.replace("%", "").split(", "):
                     if each in computations:
                         yield from _instructions(computations, each, times, inner)
-
-
-def _trip_count(condition: list[str], text: str) -> int:
-    """Return the trip count of a while loop, from its line or its condition; 1 if unknown."""
-    known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', text)
-    if known:
-        return int(known[1])
-    constants = {
-        m[1]: int(m[2])
-        for line in condition
-        if (m := re.match(r"\s+(?:ROOT )?(%?\S+) = s32\[\]\S* constant\((\d+)\)", line))
-    }
-    root = next(line for line in condition if line.lstrip().startswith("ROOT"))
-    operands = re.search(r"compare\(([^)]*)\)", root)
-    named = [n.split()[-1] for n in operands[1].split(", ")] if operands else []
-    return next((constants[name] for name in named if name in constants), 1)
 
 
 def _array_bytes(types: str) -> list[float]:

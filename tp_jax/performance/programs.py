@@ -13,6 +13,7 @@ from tp_jax import config as config_lib
 from tp_jax.data import abstract_batch
 from tp_jax.diffusion.samplers import SAMPLERS
 from tp_jax.models import build_model
+from tp_jax.models.attention import check_attention
 from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.mesh import check_batch_size
@@ -60,6 +61,7 @@ def trace(config: ConfigDict, job: str, mesh: Mesh) -> TracedProgram:
     model = build_model(built.model)
     batch_size = config.train.batch_size
     check_batch_size(mesh, "config.train.batch_size", batch_size)
+    check_attention(built.model, mesh)
     if job == "train":
         return _trace_train(config, built, model, mesh)
     return _trace_sample(config, built, model, mesh)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def traced_flops(jaxpr: Any) -> float:
@@ -20,6 +21,13 @@ def traced_flops(jaxpr: Any) -> float:
     Raises:
       NotImplementedError: the program has a convolution.
     """
+    # What nobody uses is never computed, such as the results that a checkpoint saved.
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _flops(used)
+
+
+def _flops(jaxpr: Any) -> float:
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
@@ -31,15 +39,19 @@ def traced_flops(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             raise NotImplementedError("convolutions aren't counted, as DiT and MMDiT have none")
         elif name == "scan":
-            total += params["length"] * traced_flops(params["jaxpr"])
+            total += params["length"] * _flops(params["jaxpr"])
         elif name == "cond":
-            total += max(traced_flops(branch) for branch in params["branches"])
+            total += max(_flops(branch) for branch in params["branches"])
         elif name == "pallas_call":
-            continue  # The branch for other platforms computes the same and is counted.
+            # A kernel whose grid depends on the data isn't counted: the branch for other platforms
+            # computes the same and is.
+            grid = params["grid_mapping"].grid
+            if all(isinstance(side, int) for side in grid):
+                total += math.prod(grid) * _flops(params["jaxpr"])
         elif name == "shard_map":
-            total += params["mesh"].size * traced_flops(params["jaxpr"])
+            total += params["mesh"].size * _flops(params["jaxpr"])
         else:
-            total += sum(traced_flops(inner) for inner in _inner_jaxprs(params))
+            total += sum(_flops(inner) for inner in _inner_jaxprs(params))
     return total
 
 

@@ -20,6 +20,7 @@ from tp_jax.diffusion.objective import Objective
 from tp_jax.diffusion.samplers import KeyedPredict, sample, sample_and_observe
 from tp_jax.latents.codec import Codec, Pooling
 from tp_jax.messages.errors import UserError
+from tp_jax.models.attention import check_attention
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import check_batch_size, padded_batch_size
 from tp_jax.parallel.randomness import stream_key
@@ -58,6 +59,7 @@ class Generator:
 
     def __post_init__(self) -> None:
         check_batch_size(self.mesh, "batch_size", self.batch_size)
+        check_attention(self.model.config, self.mesh)
         if self.latent_steps is not None:
             self.model.config.thinking.check_latent_steps(self.latent_steps)
 

@@ -20,6 +20,7 @@ from tp_jax.files.differences import Difference
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.progress import say
 from tp_jax.models import build_model
+from tp_jax.models.attention import check_attention
 from tp_jax.models.parameters import Params, init_params
 from tp_jax.parallel.mesh import check_batch_size, create_mesh
 from tp_jax.parallel.sharding import with_shardings
@@ -90,6 +91,7 @@ def check(config: ConfigDict, workdir: epath.Path, allow_change: Collection[str]
     built = config_lib.build(config)
     mesh = create_mesh(config.mesh)
     check_batches(config, mesh)
+    check_attention(built.model, mesh)
     allowed = check_allowed(allow_change, config)
     changes = check_workdir(workdir, config, allowed)
     codec = load_codec(config.autoencoder, mesh)
