@@ -313,7 +313,7 @@ def test_dit_xl_2_from_scratch_fits_on_sixteen_v5e(libtpu, tmp_path):
     assert code == 0, stderr
     assert "MFU at most" in stdout and "16 chips, fsdp 16" in stdout
     found = json.loads(out.read_text())
-    assert found["fits"] and found["peak"] <= 4 * 2**30
+    assert found["fits"] and found["peak"] <= 1.7 * 2**30
     kinds = {each["kind"]: each for each in found["collectives"]}
     # Only weights are gathered: those of each block twice, in bfloat16, 15/16 from other chips.
     block = 18 * 1152**2 * 2 * 15 / 16

@@ -1,6 +1,5 @@
 """Softmax attention, the only implementations that the models use, and the choice between them."""
 
-import math
 from typing import Any, cast
 
 import jax
@@ -10,7 +9,6 @@ from jax.sharding import Mesh
 from tp_jax.messages.errors import UserError
 from tp_jax.models.config import AttentionImplementation, TransformerConfig
 from tp_jax.models.splash import splash_attention, splash_bytes, xla_bytes
-from tp_jax.parallel.axes import BATCH_AXES
 from tp_jax.parallel.mesh import device_kind
 
 EXACT = ("highest", "float32")  # names of the precision that computes float32 products exactly
@@ -67,7 +65,7 @@ def _check(implementation: AttentionImplementation, dtype: jnp.dtype, head_dim: 
         raise UserError(f'config.model.attention={implementation!r} {reason}: use "auto"')
 
 
-def choose_attention(shape: tuple[int, int, int, int], dtype: jnp.dtype) -> AttentionImplementation:
+def choose_attention(shape: tuple[int, ...], dtype: jnp.dtype) -> AttentionImplementation:
     """Return the implementation that "auto" stands for on the mesh in context.
 
     On GPUs that is cuDNN wherever it applies. On TPUs it is splash attention if it moves at most
@@ -78,14 +76,12 @@ def choose_attention(shape: tuple[int, int, int, int], dtype: jnp.dtype) -> Atte
       shape: (B, N, H, d) of queries, keys and values.
       dtype: compute dtype.
     """
-    batch, tokens, heads, head_dim = shape
+    tokens, head_dim = shape[1], shape[3]
     if why_not("cudnn", dtype, head_dim) is None:
         return "cudnn"
     if why_not("splash", dtype, head_dim) is None:
-        mesh = jax.sharding.get_abstract_mesh()
-        parts = 1 if mesh.empty else math.prod(mesh.shape[a] for a in (*BATCH_AXES, "tensor"))
-        rows, itemsize = -(-batch * heads // parts), dtype.itemsize
-        if 2 * splash_bytes(rows, tokens, head_dim, itemsize) <= xla_bytes(rows, tokens, itemsize):
+        moved = splash_bytes(tokens, head_dim, dtype.itemsize)
+        if 2 * moved <= xla_bytes(tokens, dtype.itemsize):
             return "splash"
     return "xla"
 

@@ -38,30 +38,34 @@ def padded(tokens: int, block: int) -> int:
     return -(-tokens // block) * block
 
 
-def xla_bytes(rows: int, tokens: int, itemsize: int) -> int:
-    """Return the bytes of scores that XLA's attention moves, forward.
+def xla_bytes(tokens: int, itemsize: int) -> int:
+    """Return the bytes of scores that XLA's attention moves for one head of a sample, forward.
 
     It writes the N² scores of a head in float32, reads them for their maximum and for their sum,
     and writes and reads the probabilities in the compute dtype.
 
     Args:
-      rows: number of heads of all samples on a device.
       tokens: N.
       itemsize: bytes per number in the compute dtype.
     """
-    return rows * tokens**2 * (3 * 4 + 2 * itemsize)
+    return tokens**2 * (3 * 4 + 2 * itemsize)
 
 
-def splash_bytes(rows: int, tokens: int, features: int, itemsize: int) -> int:
-    """Return the bytes that splash attention moves, forward; the arguments are as for `xla_bytes`.
+def splash_bytes(tokens: int, features: int, itemsize: int) -> int:
+    """Return the bytes that splash attention moves for one head of a sample, forward.
 
     Queries and results move once, keys and values once for every block of queries, with the
     features of a head padded to whole lanes. All four are also brought into that layout or out of
     it, which reads and writes them once.
+
+    Args:
+      tokens: N.
+      features: d.
+      itemsize: bytes per number in the compute dtype.
     """
     block = block_size(tokens)
     length, lanes = padded(tokens, block), padded(features, LANES)
-    return rows * length * itemsize * (lanes * (2 + 2 * length // block) + 4 * (features + lanes))
+    return length * itemsize * (lanes * (2 + 2 * length // block) + 4 * (features + lanes))
 
 
 def splash_attention(
