@@ -27,11 +27,14 @@ interpreted = functools.partial(splash_attention, interpret=True)
 
 
 def inputs(tokens, head_dim, dtype, batch=1, heads=2):
-    """Queries, keys, values and the gradient of the result; some scores are large."""
+    """Queries, keys, values and the gradient of the result.
+
+    The first tokens attend to all tokens almost equally, and the last to very few.
+    """
     rng = np.random.default_rng(tokens)
-    scales = (3, 3, 1, 1)
-    shape = batch, tokens, heads, head_dim
-    return [jnp.asarray(scale * rng.normal(size=shape), dtype) for scale in scales]
+    q, k, v, gradient = rng.normal(size=(4, batch, tokens, heads, head_dim))
+    q *= np.linspace(0.01, 9, tokens)[:, None, None]
+    return [jnp.asarray(x, dtype) for x in (q, k, 2 + v, gradient)]
 
 
 def values_and_gradients(f, q, k, v, gradient):
