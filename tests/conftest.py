@@ -1,5 +1,6 @@
 """Shared fixtures and helpers: a tiny config, trained workdirs and running the entries."""
 
+import atexit
 import contextlib
 import functools
 import io
@@ -7,7 +8,9 @@ import os
 import pathlib
 import re
 import runpy
+import shutil
 import sys
+import tempfile
 
 # Set before jax is imported: four virtual devices, so that meshes can be tested on any machine, and
 # low optimization, because these tests spend more time on compiling than on running.
@@ -17,6 +20,11 @@ os.environ.setdefault(
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true",
 )
+# One folder of compiled programs for all processes of these tests, and none of the user's.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tp_jax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tp_jax import __version__
-from tp_jax.cli import signals
+from tp_jax.cli import runtime, signals
 from tp_jax.cli.flags import read_flag_files
 from tp_jax.cli.flags import required as required_value
 from tp_jax.files.atomic import disk_error
@@ -46,7 +46,8 @@ def run(
       main: runs the command. It imports the modules that do the work, which import jax.
       usage: the text above the list of flags in --help, or a function that returns it.
       required: names of the flags that must be given, or a function that returns them.
-      processes: False for a command that always runs in a single process.
+      processes: False for a command that always runs in a single process; it also compiles
+        without the settings of `cli.runtime`.
       saves_on_sigterm: whether the command leaves SIGTERM to jax in a job of several processes, and
         asks it when to save.
       define_flags: defines the flags that depend on another flag, which `peek` reads.
@@ -56,6 +57,8 @@ def run(
     # Orbax logs warnings about situations that need no action; it raises its errors, which its
     # threads also log, with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if processes:
+        runtime.keep_freed_memory()
     with signals.handled():
         try:
             read_flag_files()
@@ -74,6 +77,7 @@ def run(
                 join_processes()
                 if not saves_on_sigterm:
                     signals.take_back()
+                runtime.keep_compiled_programs()
             main()
         except UserError as error:
             _exit(2, error)
