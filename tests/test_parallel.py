@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from conftest import tiny_config
 from jax.sharding import AbstractMesh
 
 from tp_jax import config as config_lib
+from tp_jax.data.pipeline import abstract_batch
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, DiTConfig, MMDiTConfig, build_model
 from tp_jax.models.dit_config import SIZES
@@ -25,9 +27,12 @@ from tp_jax.parallel.sharding import (
     partition_spec,
     path_name,
     tree_shardings,
+    with_shardings,
 )
 from tp_jax.thinking import ThinkingConfig
+from tp_jax.train import step as step_lib
 from tp_jax.train.optimizer import make_optimizer
+from tp_jax.train.setup import build
 from tp_jax.train.state import make_state
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -176,3 +181,24 @@ def test_device_bytes_equal_the_bytes_of_the_shards():
     sizes = device_bytes(shapes, shardings)
     assert sum(sizes.values()) == held
     assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+
+
+def test_deterministic_options_are_for_gpus_only_and_reach_the_compiler(monkeypatch):
+    def on(platform):
+        device = types.SimpleNamespace(platform=platform)
+        return mesh_lib.deterministic_options(types.SimpleNamespace(devices=np.array([device])))
+
+    assert on("gpu") and not on("cpu") and not on("tpu")
+    # A jaxlib that doesn't know an option refuses it on every platform.
+    jax.jit(lambda x: x + 1, compiler_options=on("gpu"))(1)
+
+    monkeypatch.setattr(step_lib, "deterministic_options", lambda mesh: {"xla_no_such_option": 1})
+    config = tiny_config(deterministic=True, samples=0)
+    built, mesh = config_lib.build(config), create_mesh(ONE, jax.devices()[:1])
+    program = build(config, build_model(built.model), built.objective, mesh)
+    state = with_shardings(program.abstract, program.shardings)
+    batch = abstract_batch(config, build_model(built.model))
+    with jax.set_mesh(mesh):
+        lowered = program.step.trace(state, batch).lower()
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+            lowered.compile()

@@ -5,10 +5,15 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 
+from tp_jax.diffusion import SamplerConfig
+from tp_jax.diffusion.flow import RectifiedFlow
+from tp_jax.diffusion.gaussian import GaussianDiffusion
+from tp_jax.diffusion.samplers import sample
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.grids import make_grid, to_uint8
 from tp_jax.pictures.reading import read_rgb
@@ -199,3 +204,26 @@ def test_sampling_needs_neither_tensorflow_nor_torch(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (out / "grid.png").exists()
     assert "sampling: 100%" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "objective, sampler, eta, draws",
+    [
+        (RectifiedFlow(), "euler", 0.0, 1),
+        (RectifiedFlow(), "heun", 0.0, 1),
+        (GaussianDiffusion(), "ddim", 0.0, 1),
+        (GaussianDiffusion(), "ddim", 0.5, 2),
+        (GaussianDiffusion(), "ddpm", 0.0, 2),
+    ],
+)
+def test_only_samplers_that_add_noise_draw_it_in_their_steps(objective, sampler, eta, draws):
+    """The initial noise is drawn outside of the scan over steps, all other noise inside."""
+    config = SamplerConfig(sampler=sampler, steps=4, eta=eta)
+
+    def predict(x, timestep, key):
+        return jnp.concatenate([x] * objective.out_channels(1), axis=-1)
+
+    def run(key):
+        return sample(objective, config, predict, key, jnp.arange(2), (4, 4, 1))
+
+    assert str(jax.make_jaxpr(run)(jax.random.key(0))).count(" erf_inv ") == draws

@@ -119,3 +119,16 @@ def test_pictures_that_are_not_finite_do_not_end_training(tmp_path, capsys):
     assert lines[0].startswith("warning: no picture of the samples of step 3: sample 0 has the val")
     assert lines[1].startswith("warning: no evaluation of step 4: sample 0 has the value nan at [0")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_log_says_whether_a_resumed_run_ends_with_the_same_bits():
+    def line(platform, deterministic):
+        device = types.SimpleNamespace(platform=platform, device_kind="kind")
+        mesh = types.SimpleNamespace(devices=np.array([device]))
+        model = types.SimpleNamespace(mesh=mesh)
+        config = tiny_config(deterministic=deterministic)
+        return summary._determinism(types.SimpleNamespace(model=model, config=config))
+
+    for platform, deterministic in (("cpu", False), ("tpu", False), ("gpu", True)):
+        assert "ends with the same bits" in line(platform, deterministic)
+    assert "may differ" in line("gpu", False)

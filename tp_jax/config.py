@@ -129,6 +129,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.train.accumulate = 1
     # Keep the EMA and the optimizer state in host memory; each update copies them to the device.
     config.train.offload = False
+    # On GPUs, use only kernels that give the same bits in every run; elsewhere all of them do.
+    config.train.deterministic = False
     config.train.ema_decay = 0.9999
     # Probability that a training example is used with the null condition.
     config.train.condition_dropout = 0.1

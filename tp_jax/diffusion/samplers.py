@@ -33,8 +33,10 @@ from tp_jax.messages.errors import UserError
 # (x [B, …], timestep [B], key) -> output; the key is for random numbers inside the model.
 KeyedPredict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Pair = tuple[jax.Array, jax.Array]
+# () -> standard normal noise with the shape of x; a sampler that needs none doesn't call it.
+DrawNoise = Callable[[], jax.Array]
 # (row, x, noise, predict, key) -> x of the next step
-Step = Callable[[Any, jax.Array, jax.Array, KeyedPredict, jax.Array], jax.Array]
+Step = Callable[[Any, jax.Array, DrawNoise, KeyedPredict, jax.Array], jax.Array]
 
 
 def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
@@ -42,12 +44,12 @@ def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step
     tables, steps = _gaussian_steps(objective, config)
 
     def step(
-        row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
+        row: Pair, x: jax.Array, noise: DrawNoise, predict: KeyedPredict, key: jax.Array
     ) -> jax.Array:
         index, timestep = row
         output = predict(x, _repeat(timestep, x), key)
         mean, log_variance, _ = posterior(tables, output, x, _repeat(index, x), config.clip)
-        return mean + (index > 0) * jnp.exp(0.5 * log_variance) * noise
+        return mean + (index > 0) * jnp.exp(0.5 * log_variance) * noise()
 
     return steps, step
 
@@ -65,7 +67,7 @@ def ddim(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step
     def step(
         row: tuple[Pair, tuple[jax.Array, ...]],
         x: jax.Array,
-        noise: jax.Array,
+        noise: DrawNoise,
         predict: KeyedPredict,
         key: jax.Array,
     ) -> jax.Array:
@@ -76,7 +78,8 @@ def ddim(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step
         if config.clip:
             data = jnp.clip(data, -1, 1)
             predicted = (inverse * x - data) / ratio
-        return signal * data + direction * predicted + (index > 0) * sigma * noise
+        mean = signal * data + direction * predicted
+        return mean + (index > 0) * sigma * noise() if config.eta else mean
 
     return (steps, tuple(coefficients.T)), step
 
@@ -95,7 +98,7 @@ def euler(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
     """Return Euler's method along the flow."""
 
     def step(
-        row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
+        row: Pair, x: jax.Array, noise: DrawNoise, predict: KeyedPredict, key: jax.Array
     ) -> jax.Array:
         sigma, next_sigma = row
         return x + (next_sigma - sigma) * _velocity(objective, predict, x, sigma, key)
@@ -107,7 +110,7 @@ def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
     """Return Heun's second-order method: two predictions per step, and one in the last step."""
 
     def step(
-        row: Pair, x: jax.Array, noise: jax.Array, predict: KeyedPredict, key: jax.Array
+        row: Pair, x: jax.Array, noise: DrawNoise, predict: KeyedPredict, key: jax.Array
     ) -> jax.Array:
         sigma, next_sigma = row
         velocity = _velocity(objective, predict, x, sigma, key)
@@ -269,7 +272,10 @@ def sample_and_observe(
 
     def body(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         number, row = inputs
-        noise = sample_noise(noise_key, sample_index, number + 1, shape)
+
+        def noise() -> jax.Array:
+            return sample_noise(noise_key, sample_index, number + 1, shape)
+
         calls: list[tuple[jax.Array, jax.Array, jax.Array]] = []
 
         def recorded(x: jax.Array, timestep: jax.Array, key: jax.Array) -> jax.Array:

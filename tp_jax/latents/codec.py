@@ -28,6 +28,7 @@ from tp_jax.models.autoencoder import (
 )
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.axes import BATCH_AXES
+from tp_jax.parallel.mesh import deterministic_options
 from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.parallel.sharding import replicated
 from tp_jax.pretrained.autoencoder import LoadedAutoencoder, load_autoencoder
@@ -35,12 +36,15 @@ from tp_jax.pretrained.autoencoder import LoadedAutoencoder, load_autoencoder
 Tree = TypeVar("Tree")
 
 
-def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | Pooling | None":
+def load_codec(
+    config: ConfigDict, mesh: Mesh, deterministic: bool = False
+) -> "Codec | Pooling | None":
     """Build the codec that `config.autoencoder` describes; None if the model diffuses pixels.
 
     Args:
       config: `config.autoencoder`.
       mesh: the devices over which batches are sharded.
+      deterministic: `config.train.deterministic`.
 
     Raises:
       UserError: `path` isn't a converted autoencoder, `tile` isn't a valid multiple, or both `path`
@@ -59,7 +63,7 @@ def load_codec(config: ConfigDict, mesh: Mesh) -> "Codec | Pooling | None":
     unit = 4 * loaded.config.factor
     if config.tile % unit:
         raise UserError(f"config.autoencoder.tile={config.tile}: must be 0 or a multiple of {unit}")
-    return Codec(loaded, mesh, config.tile)
+    return Codec(loaded, mesh, config.tile, deterministic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +76,13 @@ class Codec:
 
     Attributes:
       tile: side in pixels of the overlapping tiles that images are split into; 0 doesn't split.
+      deterministic: whether `encode` gives the same bits in every run on GPUs.
     """
 
     autoencoder: LoadedAutoencoder
     mesh: Mesh
     tile: int = 0
+    deterministic: bool = False
 
     @property
     def space(self) -> LatentSpace:
@@ -133,7 +139,8 @@ class Codec:
             noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
             return to_latents(self.autoencoder.config, sample_posterior(mean, std, noise))
 
-        return jax.jit(encode, static_argnums=3)
+        options = deterministic_options(self.mesh) if self.deterministic else None
+        return jax.jit(encode, static_argnums=3, compiler_options=options)
 
     def _moments_of_one(self, params: Params, image: jax.Array) -> tuple[jax.Array, jax.Array]:
         model = self.autoencoder.model

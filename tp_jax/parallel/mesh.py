@@ -69,6 +69,22 @@ def create_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = Non
     return Mesh(np.stack(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def deterministic_options(mesh: Mesh) -> dict[str, bool]:
+    """Return the compiler options with which a program gives the same bits in every run.
+
+    On CPUs, and on TPUs of the same kind, all programs do. On GPUs, XLA measures which kernels are
+    the fastest whenever it compiles, and some kernels add in a varying order, such as the gradient
+    of cuDNN's attention. This option excludes both.
+
+    Example:
+      >>> from tp_jax.parallel.axes import DATA_PARALLEL
+      >>> deterministic_options(create_mesh(DATA_PARALLEL, devices=jax.devices("cpu")[:1]))
+      {}
+    """
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    return {"xla_gpu_deterministic_ops": True} if on_gpu else {}
+
+
 def _slice_indices(devices: list[jax.Device]) -> list[int]:
     """Return the indices of the TPU slices. On GPUs `slice_index` numbers hosts, so ignore it."""
     tpus = devices[0].platform == "tpu"

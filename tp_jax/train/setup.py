@@ -94,7 +94,7 @@ def check(config: ConfigDict, workdir: epath.Path, allow_change: Collection[str]
     check_attention(built.model, mesh)
     allowed = check_allowed(allow_change, config)
     changes = check_workdir(workdir, config, allowed)
-    codec = load_codec(config.autoencoder, mesh)
+    codec = load_codec(config.autoencoder, mesh, config.train.deterministic)
     space = codec.space if codec else None
     source = data.open_source(config, space)
     encoder = data.open_text(source, config)

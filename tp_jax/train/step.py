@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tp_jax.diffusion.objective import Objective
 from tp_jax.models.dit import DiT
 from tp_jax.models.parameters import Params
+from tp_jax.parallel.mesh import deterministic_options
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.train.frames_loss import make_frames_gradient
 from tp_jax.train.loss import Gradient, Metrics, make_gradient
@@ -102,7 +103,7 @@ def jit_train_step(
     """Jit `make_train_step` with the state donated. Call the result under `jax.set_mesh(mesh)`.
 
     With `config.train.offload`, the step first copies the EMA and the optimizer state from host
-    memory to the devices.
+    memory to the devices. With `config.train.deterministic`, it gives the same bits in every run.
     """
     step = make_train_step(gradient, optimizer, config)
 
@@ -114,4 +115,5 @@ def jit_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=deterministic_options(mesh) if config.train.deterministic else None,
     )

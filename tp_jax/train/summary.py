@@ -28,6 +28,7 @@ def start_lines(checked: Checked, program: Program, first: int) -> list[str]:
       first: train_step of the checkpoint that the run resumes from, or 0.
     """
     lines = [_devices(checked), _data(checked), *_model(checked, program)]
+    lines.append(_determinism(checked))
     # A run that resumes doesn't read the base again.
     if checked.config.init.base and not first:
         lines.append(_base(checked))
@@ -106,6 +107,18 @@ def _dispatch(checked: Checked) -> str:
             model.thinking, batch, model.tokens, model.width, jnp.dtype(model.dtype)
         )
     return dispatch.describe()
+
+
+def _determinism(checked: Checked) -> str:
+    device = checked.model.mesh.devices.flat[0]
+    if device.platform != "gpu":
+        return f"a resumed run ends with the same bits on {device.device_kind}, on the same mesh"
+    if checked.config.train.deterministic:
+        return "a resumed run ends with the same bits: config.train.deterministic=True, slower"
+    return (
+        "a resumed run may differ in the last bits: the fastest kernels add in a varying order; "
+        "config.train.deterministic=True excludes them"
+    )
 
 
 def _memory(checked: Checked, program: Program) -> str:

@@ -33,8 +33,8 @@ RULES = {
         "frozenlake.read_sigma", "mesh", "model.attention", "model.dtype", "model.remat",
         "model.scan_blocks", "model.thinking.balance_weight", "model.thinking.dispatch",
         "optimizer", "prepare", "sampling", "text", "train.accumulate", "train.batch_size",
-        "train.ema_decay", "train.hang_seconds", "train.log_every", "train.offload",
-        "train.sample_every", "train.samples", "train.steps",
+        "train.deterministic", "train.ema_decay", "train.hang_seconds", "train.log_every",
+        "train.offload", "train.sample_every", "train.samples", "train.steps",
     ),
     ASK: (
         "autoencoder.pool", "data.background", "data.flip", "data.source", "data.split",
