@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 import warnings
+from typing import Any
 
 # Largest size in bytes of all compiled programs; the oldest files beyond it are removed.
 MAX_CACHE_BYTES = 1 << 30
@@ -56,7 +57,8 @@ def keep_compiled_programs() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config  # Its fields have no types.
+    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return
     if jax.distributed.is_initialized():
         return
@@ -69,8 +71,8 @@ def keep_compiled_programs() -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         return
     _remove_oldest(folder.parent, MAX_CACHE_BYTES)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    config.update("jax_compilation_cache_dir", str(folder))
+    config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # Programs that can't be read or written, as on a full disk, are compiled as without a cache.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
 
