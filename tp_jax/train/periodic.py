@@ -65,7 +65,7 @@ class Log:
         """Close the window of metrics, and log its means."""
         means = self.window.close()
         # The optimizer counts its updates from 0.
-        rate = {"learning_rate": float(np.asarray(self.schedule(train_step - 1)))}
+        rate = {"learning_rate": float(jax.jit(self.schedule)(train_step - 1))}
         self.writer.write_scalars(train_step, metrics.scalars(means) | rate)
         say(metrics.line(train_step, self.due.last, means))
         if train_step // self.due.steps % HEADER_EVERY == 0 and train_step < self.due.last:
