@@ -55,7 +55,8 @@ def trajectory(objective, config, predict, start, noise):
 
     def body(x, inputs):
         row, noise = inputs
-        x = step(row, x, noise, lambda x, timestep, key: predict(x, timestep), jax.random.key(0))
+        model = lambda x, timestep, key: predict(x, timestep)  # noqa: E731
+        x = step(row, x, lambda: noise, model, jax.random.key(0))
         return x, x
 
     rows = jax.tree.map(jnp.asarray, steps)
