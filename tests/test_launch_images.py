@@ -46,6 +46,10 @@ BABYSIT = [*TPU_FLAGS, "--accelerator-type=v6e-8", "--config=c"]
         ),
         ("slurm.sbatch", TRAINING, "sbatch launch/slurm.sbatch"),
         ("worker.sh", ["go"], "give setup, start"),
+        ("bench_gpu.sh", ["--size=tiny"], "give full or small"),
+        ("bench_gpu.sh", ["--minutes=8m"], "give a whole number"),
+        ("bench_gpu.sh", ["--peer_dit=/nowhere"], "/nowhere has no models.py"),
+        ("bench_gpu.sh", ["--python=/no/python"], "--python=/no/python isn't there"),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_one_line_error(machine, script, arguments, remedy):
@@ -70,6 +74,7 @@ def test_wrong_arguments_are_refused_with_a_one_line_error(machine, script, argu
         ("worker.sh", ["setup"]),
         ("worker.sh", ["start"]),
         ("aot_table.sh", []),
+        ("bench_gpu.sh", []),
         ("compare.sh", []),
         ("compare.sh", ["frozenlake", "root"]),
         ("quickstart.sh", []),

@@ -21,6 +21,7 @@ define(
     DEFAULT,
     "; ".join(f"{name}: {text}" for name, text in BENCHMARKS.items()),
 )
+Numbers = Annotated[tuple[int, ...], Range(1, 1000)]
 define("repetitions", Annotated[int, Range(1, 10_000)], 5, "how often each one takes its turn")
 define(
     "seconds",
@@ -35,6 +36,8 @@ define(
     ("eager", "compile"),
     "how the peers in PyTorch run; () measures none",
 )
+define("experts", Numbers, (2, 8, 64), "the numbers M of experts that `dispatch` measures")
+define("latent_steps", Numbers, (1, 2, 5), "the numbers T of latent steps that `dispatch` measures")
 define("json", Path, None, "FILE.json for the rows; rows that it has already aren't measured again")
 define("report", Path, None, "FILE.md for the rows of this run and of --json, as Markdown")
 
@@ -45,7 +48,7 @@ def main() -> None:
     from tp_jax.performance import bench
 
     values = flags.FLAGS.flag_values_dict()
-    bench.share_device_memory()
+    bench.prepare_process()
     bench.run_bench(
         bench.BenchOptions(
             values["what"],
@@ -54,6 +57,8 @@ def main() -> None:
             values["seconds"],
             epath.Path(values["peer_dit"]) if values["peer_dit"] else None,
             values["peers"],
+            values["experts"],
+            values["latent_steps"],
             json=output_file("json", ".json"),
             report=output_file("report", ".md"),
         )

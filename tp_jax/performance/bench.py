@@ -31,9 +31,14 @@ def standard_for_device() -> ConfigDict:
     return standard_config("DiT-S/2" if jax.default_backend() == "cpu" else "DiT-XL/2")
 
 
-def share_device_memory() -> None:
-    """Leave memory of a GPU to the process of a peer. Call it before jax is first used."""
+def prepare_process() -> None:
+    """Leave memory of a GPU to peers, and compile anew. Call it before devices are first used.
+
+    Seconds of compiling are measured, so a cache is used only if the user names it.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def run_bench(options: BenchOptions) -> list[Row]:
@@ -55,7 +60,7 @@ def run_bench(options: BenchOptions) -> list[Row]:
     rows, machine = read_rows(options.json), describe_machine()
     for what in options.what:
         settings = describe_settings(what, options) | {"machine": machine}
-        if any(settings == {name: row[name] for name in settings} for row in rows):
+        if any(settings == {name: row.get(name) for name in settings} for row in rows):
             say(f"{what}: {options.json} has it already, from this commit")
             continue
         found = []
@@ -77,7 +82,8 @@ def describe_settings(what: str, options: BenchOptions) -> Row:
     config = options.config
     standard = flat(default(config.model.kind, config.diffusion.kind))
     changes = {k: v for k, v in flat(config).items() if standard.get(k) != v}
-    return {
+    swept = {"experts": list(options.experts), "latent_steps": list(options.latent_steps)}
+    return (swept if what == "dispatch" else {}) | {
         "what": what,
         "model": describe_model(config),
         # As JSON: tuples become lists.

@@ -26,6 +26,7 @@ from tp_jax.parallel.mesh import check_batch_size, create_mesh
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from tp_jax.performance.measure import Contender, Timed
+from tp_jax.performance.traced_flops import traced_flops
 from tp_jax.sampling.generator import Generator
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
@@ -237,14 +238,16 @@ def compile_step(trace: Callable[[], jax.stages.Traced]) -> tuple[Any, dict[str,
     """Trace and compile a function.
 
     Returns:
-      The compiled function; the seconds that each took, and the bytes of its arguments, results
-      and temporary arrays on one device, where the compiler reports them.
+      The compiled function, and facts: the seconds that each took; the FLOPs of the program, with
+      recomputation and with experts that a dense dispatch computes in vain; and the bytes of its
+      arguments, results and temporary arrays on one device, where the compiler reports them.
     """
     started = time.perf_counter()
     traced = trace()
     after = time.perf_counter()
     compiled = traced.lower().compile()
     facts = {"trace_seconds": after - started, "compile_seconds": time.perf_counter() - after}
+    facts["program_flops"] = traced_flops(traced.jaxpr)
     analysis = compiled.memory_analysis()
     if analysis is not None:
         held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes

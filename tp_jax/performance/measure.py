@@ -125,7 +125,7 @@ def measure_group(group: Group, repetitions: int, seconds: float) -> list[dict[s
                 # The first call may still allocate memory, or compile.
                 calls[contender.name] = max(1, math.ceil(seconds / max(run.seconds(1), 1e-9)))
                 runs[contender.name] = run
-            except (Failed, jax.errors.JaxRuntimeError) as error:
+            except (Failed, RuntimeError) as error:
                 failed[contender.name] = first_line(error)
                 say(f"{group.name}: {_title(contender)} fails: {failed[contender.name]}")
         times = _take_turns(group.name, runs, calls, repetitions)
@@ -136,7 +136,7 @@ def measure_group(group: Group, repetitions: int, seconds: float) -> list[dict[s
         if contender.name in failed:
             rows.append(row | {"failed": failed[contender.name]})
         else:
-            rows.append(row | _row(contender, times) | facts[contender.name])
+            rows.append(row | _row(contender, times, facts))
     return rows
 
 
@@ -157,7 +157,9 @@ def _take_turns(
     return times
 
 
-def _row(contender: Contender, times: dict[str, list[float]]) -> dict[str, Any]:
+def _row(
+    contender: Contender, times: dict[str, list[float]], facts: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     own = times[contender.name]
     found = spread(own)
     row: dict[str, Any] = {"seconds": dataclasses.asdict(found), "times": own}
@@ -166,26 +168,39 @@ def _row(contender: Contender, times: dict[str, list[float]]) -> dict[str, Any]:
     if contender.flops:
         row["flops"] = contender.flops
         row["flops_per_second"] = contender.flops / found.median
+    row |= facts[contender.name]
     row["ratios"] = {
-        name: dataclasses.asdict(ratio(own, times[name]))
+        name: dataclasses.asdict(ratio(own, times[name])) | _flops_ratio(row, facts[name])
         for name in contender.compare_to
         if name in times
     }
     return row | (contender.derive(times) if contender.derive else {})
 
 
+def _flops_ratio(row: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    name = "program_flops"
+    known = name in row and name in reference
+    return {"flops": row[name] / reference[name]} if known else {}
+
+
 class Timed:
     """A `Run` of a function in this process."""
 
-    def __init__(self, call: Callable[[], Any], facts: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        call: Callable[[], Any],
+        facts: dict[str, Any] | None = None,
+        close: Callable[[], Any] | None = None,
+    ) -> None:
         """Keep a function.
 
         Args:
           call: does the work and returns arrays, which are waited for.
           facts: for `facts`.
+          close: is called at the end.
         """
         self._call: Callable[[], Any] | None = call
-        self._facts = facts or {}
+        self._facts, self._close = facts or {}, close
 
     def seconds(self, calls: int) -> float:
         """Call the function, and wait for what the last call returned."""
@@ -204,6 +219,29 @@ class Timed:
     def close(self) -> None:
         """Drop the function, and the arrays that it holds."""
         self._call = None
+        if self._close:
+            self._close()
+
+
+class SelfTimed:
+    """A `Run` of a function that returns its seconds, because not all that it does counts."""
+
+    def __init__(self, once: Callable[[], float], close: Callable[[], Any] | None = None) -> None:
+        """Keep a function, and another one that is called at the end."""
+        self._once, self._close = once, close
+
+    def seconds(self, calls: int) -> float:
+        """Add the seconds of so many calls."""
+        return sum(self._once() for _ in range(calls))
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def close(self) -> None:
+        """Call the other function."""
+        if self._close:
+            self._close()
 
 
 class Stream:
@@ -214,7 +252,6 @@ class Stream:
         items: Iterator[Any],
         batch_size: int,
         count: Callable[[Any], int] = lambda item: 1,
-        facts: dict[str, Any] | None = None,
     ) -> None:
         """Compile, and fill what works ahead, with the first two batches.
 
@@ -222,10 +259,8 @@ class Stream:
           items: endless, or long enough.
           batch_size: images of one call.
           count: the number of images in an item.
-          facts: for `facts`.
         """
         self._items, self._batch_size, self._count = items, batch_size, count
-        self._facts = facts or {}
         # Images that were taken, but belong to the next call.
         self._surplus = 0
         self.seconds(2)
@@ -239,8 +274,8 @@ class Stream:
         return time.perf_counter() - started
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts."""
-        return self._facts
+        """Return nothing."""
+        return {}
 
     def close(self) -> None:
         """Let the iterator end its threads or processes."""

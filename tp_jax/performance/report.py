@@ -6,7 +6,13 @@ from typing import Any
 from tp_jax.parallel.chips import find_chip
 
 Row = dict[str, Any]
-HEAD = ("case", "by", "time", "images/s", "FLOP/s", "memory", "ratio")
+HEADING = """# Measured speed
+
+Written by `python -m tp_jax.bench`; `tp_jax/performance/README.md` says what is measured and how to
+repeat it. Times are medians (quartiles); ratios are those of medians (quartiles of the ratios of
+each repetition).
+"""
+HEAD = ("case", "by", "time", "images/s", "FLOP/s", "memory", "compared")
 
 
 def as_lines(rows: Sequence[Row]) -> list[str]:
@@ -21,7 +27,7 @@ def as_lines(rows: Sequence[Row]) -> list[str]:
 
 def render(rows: Sequence[Row]) -> str:
     """Return rows as a page in Markdown, by machine and commit, then by benchmark and model."""
-    parts = []
+    parts = [HEADING]
     for machine, found in _grouped(rows, lambda row: _machine(row)):
         parts += [f"## {machine}", ""]
         for title, part in _grouped(found, lambda row: f"{row['what']}: {row['model']}"):
@@ -60,15 +66,19 @@ def _cells(row: Row) -> tuple[str, ...]:
     seconds, unit = row["seconds"], ""
     scale, unit = (1, "s") if seconds["median"] >= 1 else (1e3, "ms")
     low, middle, high = (f"{scale * seconds[name]:.3g}" for name in ("low", "median", "high"))
-    ratios = [
-        f"{found['median']:.2f} ({found['low']:.2f}–{found['high']:.2f}) × {name}"
-        for name, found in row["ratios"].items()
-    ]
+    compared = [_ratio(found, name) for name, found in row["ratios"].items()]
+    if "waiting_share" in row:
+        compared.append(f"training waits {row['waiting_share']:.1%} of its time")
     rate = f"{row['images_per_second']:.3g}" if "images_per_second" in row else ""
     return (
         case, by, f"{middle} ({low}–{high}) {unit}", rate, _flops(row), _memory(row),
-        "; ".join(ratios),
+        "; ".join(compared),
     )  # fmt: skip
+
+
+def _ratio(found: dict[str, float], name: str) -> str:
+    text = f"{found['median']:.2f} ({found['low']:.2f}–{found['high']:.2f}) × {name}"
+    return text + (f", FLOPs {found['flops']:.2f} ×" if "flops" in found else "")
 
 
 def _flops(row: Row) -> str:

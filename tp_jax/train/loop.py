@@ -173,7 +173,7 @@ def _update(
     """Run one train step on the next batch."""
     mesh = checked.model.mesh
     # Outside the transfer guard: with several processes, making global arrays counts as a transfer.
-    batch = _to_devices(next(checked.iterator), mesh)
+    batch = to_devices(next(checked.iterator), mesh)
     with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
         if checked.encode:
             x = checked.encode(batch["x"], batch["index"], checked.config.seed, train_step)
@@ -181,7 +181,7 @@ def _update(
         return program.step(state, batch)
 
 
-def _to_devices(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+def to_devices(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """Make global arrays, sharded over the mesh, from this process's part of the batch."""
     rows = len(batch["x"])
     # Of P processes, process p reads samples p, p + P, p + 2P, … of the global order.

@@ -12,6 +12,11 @@ BENCHMARKS: dict[str, str] = {
     "train": "train steps: all weights, thinking only, plain LoRA",
     "forward": "the forward pass",
     "sample": "sampling with guidance",
+    "dispatch": "train steps of thinking only, each dispatch over M and over T",
+    "attention": "each implementation of attention, in train steps and forward passes",
+    "data": "the data pipeline, alone and in training",
+    "checkpoint": "saving and restoring, and how long training waits for them",
+    "startup": "imports, tracing, compiling with and without the cache",
     "prepare": "from JPEG to latents",
     "evaluate": "from images to the statistics of FID, sFID and Inception Score",
 }
