@@ -78,7 +78,7 @@ part 200 --what=train "$(model "$dit")" ${peer[@]+"${peer[@]}"} --config.model.t
 part 150 --what=sample "$(model "$dit")" ${peer[@]+"${peer[@]}"} --config.model.thinking.layers='()' \
   --config.sampling.steps=10
 part 100 --what=train "$(model "$dit")" --config.train.batch_size=256 --config.model.remat=full
-part 60 --what=attention "$(model "$dit")" --peers='()'
+part 90 --what=attention "$(model "$dit")" --peers='()'
 part 120 --what=dispatch "$(model "$thinking")" --experts=2,64 --latent_steps=1,5 "$bf16" \
   --config.train.batch_size=32
 part 90 --what=train,forward "$(model "$mmdit")" "$bf16" --config.train.batch_size=32

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax.data import abstract_batch
-from tp_jax.diffusion.samplers import SAMPLERS
 from tp_jax.models import build_model
 from tp_jax.models.flops import forward_flops, train_step_flops
 from tp_jax.models.parameters import Params, abstract_params, init_params
@@ -26,6 +25,7 @@ from tp_jax.parallel.mesh import check_batch_size, create_mesh
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated, tree_shardings
 from tp_jax.performance.measure import Contender, Timed
+from tp_jax.performance.programs import predictions
 from tp_jax.performance.traced_flops import traced_flops
 from tp_jax.sampling.generator import Generator
 from tp_jax.thinking.gate import GateRandomness
@@ -183,15 +183,8 @@ def sample_contender(name: str, config: ConfigDict, **fields: Any) -> Contender:
             compiled, facts = compile_step(lambda: generator.compiled().trace(*inputs))
         return Timed(lambda: compiled(*inputs), facts)
 
-    flops = batch_size * predictions(config) * forward_flops(built.model)
+    flops = batch_size * predictions(built.sampler) * forward_flops(built.model)
     return Contender(name, prepare, images=batch_size, flops=flops, **fields)
-
-
-def predictions(config: ConfigDict) -> int:
-    """Return how often sampling computes the model's prediction of a sample."""
-    sampling = config.sampling
-    found = sampling.steps * SAMPLERS[sampling.sampler].predictions_per_step
-    return found * (1 if sampling.guidance_scale == 1 else 2)
 
 
 def _placed(config: ConfigDict, built: config_lib.Built) -> tuple[Mesh, Params]:

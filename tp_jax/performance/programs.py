@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax.data import abstract_batch
+from tp_jax.diffusion import SamplerConfig
 from tp_jax.diffusion.samplers import SAMPLERS
 from tp_jax.models import build_model
 from tp_jax.models.attention import check_attention
@@ -117,10 +118,14 @@ def _trace_sample(
     key = jax.eval_shape(lambda: jax.random.key(0))
     with jax.set_mesh(mesh):
         traced = generator.compiled().trace(params, key, index, condition)
-    predictions = built.sampler.steps * SAMPLERS[built.sampler.sampler].predictions_per_step
-    predictions *= 1 if built.sampler.guidance_scale == 1 else 2
-    flops = predictions * batch_size * forward_flops(built.model)
+    flops = predictions(built.sampler) * batch_size * forward_flops(built.model)
     return TracedProgram(traced, flops, {"parameters": _bytes_per_device(shapes, shardings)})
+
+
+def predictions(sampler: SamplerConfig) -> int:
+    """Return how often sampling computes the model's prediction of a sample."""
+    found = sampler.steps * SAMPLERS[sampler.sampler].predictions_per_step
+    return found * (1 if sampler.guidance_scale == 1 else 2)
 
 
 def _bytes_per_device(tree: Any, shardings: Any) -> int:

@@ -1,9 +1,13 @@
-"""Each implementation of attention that this device has, in train steps and forward passes."""
+"""Each implementation of attention that this device has, in train steps and forward passes.
+
+On GPUs also train steps with `config.train.deterministic`: attention is what it changes most.
+"""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import get_args
 
+import jax
 from ml_collections import ConfigDict
 
 from tp_jax.messages.errors import UserError, first_line
@@ -28,6 +32,12 @@ def groups(options: BenchOptions) -> Iterator[Group]:
             )
             for name in names
         ]
+        if make is train_contender and jax.default_backend() == "gpu":
+            exact = base.copy_and_resolve_references()
+            exact.train.deterministic = True
+            contenders.append(
+                make(f"{title}, deterministic", exact, compare_to=(f"{title}, {DEFAULT}",))
+            )
         yield Group(f"attention, {title}", tuple(map(_where_there, contenders)))
 
 
