@@ -35,7 +35,9 @@ echo "1/2 training"
 .venv/bin/python -m tp_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"
 echo
 echo "2/2 sampling ten images of each digit"
-.venv/bin/python -m tp_jax.sample --workdir="$workdir" --out="$pictures" --num=100 --overwrite
+# With the batch of the sample grids of training, their compiled program is used again.
+.venv/bin/python -m tp_jax.sample --workdir="$workdir" --out="$pictures" --num=100 \
+  --batch_size=100 --overwrite
 cat << END
 
 Look at
