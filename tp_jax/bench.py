@@ -66,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, __doc__)
+    start.run(main, __doc__, keeps_programs=False)

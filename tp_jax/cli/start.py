@@ -31,6 +31,7 @@ def run(
     *,
     required: Sequence[str] | Callable[[], Sequence[str]] = (),
     processes: bool = True,
+    keeps_programs: bool = True,
     saves_on_sigterm: bool = False,
     define_flags: Callable[[], None] | None = None,
     explain_unknown: Callable[[str], str | None] | None = None,
@@ -48,6 +49,8 @@ def run(
       required: names of the flags that must be given, or a function that returns them.
       processes: False for a command that always runs in a single process; it also compiles
         without the settings of `cli.runtime`.
+      keeps_programs: whether compiled programs are kept for the next start; False for a command
+        that measures compiling.
       saves_on_sigterm: whether the command leaves SIGTERM to jax in a job of several processes, and
         asks it when to save.
       define_flags: defines the flags that depend on another flag, which `peek` reads.
@@ -77,7 +80,8 @@ def run(
                 join_processes()
                 if not saves_on_sigterm:
                     signals.take_back()
-                runtime.keep_compiled_programs()
+                if keeps_programs:
+                    runtime.keep_compiled_programs()
             main()
         except UserError as error:
             _exit(2, error)
