@@ -133,6 +133,10 @@ class TransformerConfig(abc.ABC):
     def block_flops(self, layer: int) -> float:
         """Return the FLOPs of one block without thinking, forward, for one sample."""
 
+    def block_attention_flops(self, layer: int) -> float:
+        """Return the part of `block_flops` that is attention."""
+        return attention_flops(self.tokens + (self.text.tokens if self.text else 0), self.width)
+
     def embedding_flops(self) -> float:
         """Return the FLOPs of the timestep embedding and the final modulation, for one sample."""
         return 2 * (256 + self.width) * self.width + 4 * self.width**2

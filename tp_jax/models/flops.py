@@ -10,12 +10,13 @@ from tp_jax.models.dit_config import DiTConfig
 from tp_jax.thinking.config import ThinkingConfig
 
 
-def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
+def thinking_flops(config: TransformerConfig) -> tuple[float, float, float]:
     """Return the FLOPs that thinking adds to one block, forward, per sample.
 
     Returns:
-      (FLOPs of the gate and the chosen experts, FLOPs of attention). They are separate because
-      only the first have weights, and so weight gradients.
+      (FLOPs of the gate and the chosen experts, of further uses of the base projection, and of
+      attention). They are separate because their gradients cost differently: the first have trained
+      weights, the second may have frozen ones, and attention has none.
     """
     thinking: ThinkingConfig = config.thinking
     n, d, steps = config.tokens, config.width, thinking.latent_steps
@@ -25,20 +26,16 @@ def thinking_flops(config: TransformerConfig) -> tuple[float, float]:
     if thinking.gate == "learned":
         projection = 2 * d * thinking.gate_width if "token" in thinking.gate_inputs else 0
         gate = projection + 2 * thinking.gate_width * thinking.experts
-    extra_base = 6 * n * d**2 if thinking.base_every_step else 0
-    attention = (steps - 1) * (attention_flops(n + text, d) + extra_base)
-    return steps * n * (experts + gate), attention
+    base = 6 * n * d**2 if thinking.base_every_step else 0
+    attention = attention_flops(n + text, d)
+    return steps * n * (experts + gate), (steps - 1) * base, (steps - 1) * attention
 
 
 def forward_flops(config: TransformerConfig) -> float:
     """Return the FLOPs of the whole model, forward, per sample."""
-    trained, attention = thinking_flops(config)
     blocks = sum(config.block_flops(layer) for layer in range(config.depth))
-    return (
-        blocks
-        + len(config.thinking.layers) * (trained + attention)
-        + _embedding_and_final_flops(config)
-    )
+    thinking = len(config.thinking.layers) * sum(thinking_flops(config))
+    return blocks + thinking + _embedding_and_final_flops(config)
 
 
 def decoding_flops(config: TransformerConfig) -> float:
@@ -97,8 +94,25 @@ def _update_flops(config: TransformerConfig, batch_size: int, trainable: str) ->
     if trainable == "all":
         return 3 * batch_size * forward
     first = min(config.thinking.layers)
-    trained, attention = thinking_flops(config)
-    # Activation gradients of the blocks that the backward pass goes through.
-    blocks = sum(config.block_flops(layer) for layer in range(first, config.depth))
-    thinking = len(config.thinking.layers) * (2 * trained + attention)
-    return batch_size * (forward + blocks + decoding_flops(config) + thinking)
+    trained, base, attention = thinking_flops(config)
+    # Activation gradients of the blocks that the backward pass goes through, and of the final
+    # layer. Both factors of the products of attention are activations.
+    blocks = sum(
+        config.block_flops(layer) + config.block_attention_flops(layer)
+        for layer in range(first, config.depth)
+    )
+    head = 2 * config.tokens * config.width * config.patch**2 * config.out_channels
+    thinking = len(config.thinking.layers) * (2 * trained + base + 2 * attention)
+    backward = blocks + head + decoding_flops(config) + thinking - _unneeded_flops(config)
+    return batch_size * (forward + backward)
+
+
+def _unneeded_flops(config: TransformerConfig) -> float:
+    """Return the FLOPs of the gradient of x̃ through W in the first thinking block, per sample.
+
+    No trained parameter changes the block's input x̃, so this gradient isn't computed.
+    """
+    thinking = config.thinking
+    once = thinking.latent_steps == 1 or not thinking.base_every_step
+    sees_input = once and thinking.base_input == "modulated"
+    return 6 * config.tokens * config.width**2 if sees_input else 0.0

@@ -93,8 +93,13 @@ class MMDiTConfig(TransformerConfig):
         last, dual = layer == self.depth - 1, layer < self.dual_attention_layers
         linear = 24 * n + (6 if last else 24) * text + (8 * n if dual else 0)
         adaln = 2 * (9 if dual else 6) + 2 * (2 if last else 6)
-        attention = attention_flops(n + text, d) + (attention_flops(n, d) if dual else 0)
-        return (linear + adaln) * d**2 + attention
+        return (linear + adaln) * d**2 + self.block_attention_flops(layer)
+
+    def block_attention_flops(self, layer: int) -> float:
+        """Return the part of `block_flops` that is attention."""
+        dual = layer < self.dual_attention_layers
+        joint = super().block_attention_flops(layer)
+        return joint + (attention_flops(self.tokens, self.width) if dual else 0)
 
     def embedding_flops(self) -> float:
         """Return the FLOPs of all embeddings and the final modulation, for one sample."""

@@ -19,8 +19,8 @@ class Chip:
       interconnect: bandwidth to the neighbouring chips, all links together, in one direction,
         bytes/s.
       network: the device's share of the data-centre network bandwidth, bytes/s; 0 if unpublished.
-      grouped_matmul: whether a grouped matrix product (`jax.lax.ragged_dot`) costs only the FLOPs
-        of its rows, instead of a dense product with every group.
+      grouped_matmul: whether there is a kernel for grouped matrix products, which costs only the
+        FLOPs of its rows. Elsewhere `thinking/grouped.py` multiplies padded tiles.
     """
 
     peak_flops: float
@@ -32,7 +32,7 @@ class Chip:
 
 
 # Keys are prefixes of `device.device_kind`; the longest match wins. On TPUs a Pallas kernel
-# computes grouped products; on GPUs XLA may lower `ragged_dot` to a dense product.
+# computes grouped products.
 CHIPS = {
     "TPU v4": Chip(275e12, 1.23e12, 32 * GIB, 300e9, grouped_matmul=True),
     "TPU v5 lite": Chip(197e12, 0.82e12, 16 * GIB, 200e9, 3.1e9, grouped_matmul=True),
@@ -46,8 +46,8 @@ CHIPS = {
     "NVIDIA L4": Chip(121e12, 0.3e12, 24 * GIB, 32e9),
     "Tesla T4": Chip(65e12, 0.32e12, 16 * GIB, 16e9),
 }
-# Used for cost estimates on devices without published figures; roughly one CPU core.
-UNKNOWN_CHIP = Chip(1e11, 2e10, 8 * GIB, 5e9)
+# Used for cost estimates on devices without published figures; roughly two CPU cores.
+UNKNOWN_CHIP = Chip(2e11, 2e10, 8 * GIB, 5e9)
 
 
 def find_chip(device_kind: str) -> Chip | None:

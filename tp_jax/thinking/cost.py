@@ -15,6 +15,8 @@ from tp_jax.thinking.config import ThinkingConfig
 
 # Size of the buffers of `expert_parallel`, relative to what uniform routing would fill.
 CAPACITY_FACTOR = 1.25
+# Sizes of the tiles in which `grouped` multiplies tokens, where no kernel does.
+TILES = (16, 32, 64, 128, 256, 512)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +64,20 @@ class Cost:
 
     Attributes:
       flops: FLOPs of the experts.
-      sort_bytes: bytes read and written to sort the tokens by expert.
+      moved_bytes: bytes read and written to sort the tokens by expert, and to copy the matrices of
+        every tile's expert.
       received_bytes: bytes received from other devices.
     """
 
     flops: float
-    sort_bytes: float
+    moved_bytes: float
     received_bytes: float
 
     def seconds(self, chip: Chip) -> float:
         """Return a lower bound on the time if compute, memory and network don't overlap."""
         return (
             self.flops / chip.peak_flops
-            + self.sort_bytes / chip.bandwidth
+            + self.moved_bytes / chip.bandwidth
             + self.received_bytes / chip.interconnect
         )
 
@@ -82,9 +85,9 @@ class Cost:
 def dispatch_costs(inputs: CostInputs) -> dict[str, Cost]:
     """Return the cost of each dispatch that is worth considering.
 
-    `grouped` is left out where the hardware has no grouped matrix product (see
-    `Chip.grouped_matmul`): there it costs as much as `dense`, plus the sorting. `expert_parallel`
-    is left out where the mesh axis `expert` has size 1.
+    Where the hardware has no grouped matrix product (see `Chip.grouped_matmul`), `grouped`
+    multiplies padded tiles, whose matrices are copied first. `expert_parallel` is left out where
+    the mesh axis `expert` has size 1.
     """
     c = inputs
     remote_share = (c.devices - 1) / c.devices
@@ -96,13 +99,59 @@ def dispatch_costs(inputs: CostInputs) -> dict[str, Cost]:
     costs = {"dense": Cost(c.experts * token_flops, 0, gathered)}
     if c.chip.grouped_matmul:
         costs["grouped"] = Cost(token_flops, sort_bytes, gathered)
+    else:
+        tile = choose_tile(c.tokens, c.experts, c.width, c.rank, c.itemsize, c.chip)
+        flops, copied = _tile_cost(c.tokens, c.experts, c.width, c.rank, c.itemsize, tile)
+        moved = sort_bytes + c.latent_steps * copied
+        costs["grouped"] = Cost(c.latent_steps * flops, moved, gathered)
     if c.devices > 1:
         inner = c.on_one_device()
         local = dispatch_costs(inner)[cheapest_dispatch(inner)]
         sent = CAPACITY_FACTOR * 4 * c.width * c.itemsize * c.latent_steps * c.tokens * remote_share
         received = sent + weights / c.devices * (1 - 1 / c.fsdp)
-        costs["expert_parallel"] = Cost(local.flops, local.sort_bytes + sort_bytes, received)
+        costs["expert_parallel"] = Cost(local.flops, local.moved_bytes + sort_bytes, received)
     return costs
+
+
+def count_tiles(tokens: int, experts: int, tile: int) -> int:
+    """Return the number of tiles that hold the tokens of all experts, whatever the routing.
+
+    Args:
+      tokens: S.
+      experts: M. In the last tile of each, at most t - 1 rows are padding.
+      tile: rows t in a tile.
+    """
+    return (tokens + min(experts, tokens) * (tile - 1)) // tile
+
+
+def choose_tile(tokens: int, experts: int, width: int, rank: int, itemsize: int, chip: Chip) -> int:
+    """Return the number of rows t in a tile for which the products take least time.
+
+    Small tiles need less padding, and large tiles fewer copies of the experts' matrices.
+
+    Args:
+      tokens: S.
+      experts: M.
+      width: D.
+      rank: r.
+      itemsize: bytes per number in the compute dtype.
+      chip: the accelerator.
+    """
+
+    def seconds(tile: int) -> float:
+        flops, copied = _tile_cost(tokens, experts, width, rank, itemsize, tile)
+        return flops / chip.peak_flops + copied / chip.bandwidth
+
+    return min(TILES, key=seconds)
+
+
+def _tile_cost(
+    tokens: int, experts: int, width: int, rank: int, itemsize: int, tile: int
+) -> tuple[float, float]:
+    """Return the FLOPs of one latent step in tiles, and the bytes of copying their matrices."""
+    tiles = count_tiles(tokens, experts, tile)
+    # The matrices are read, written and read again by the product.
+    return 12 * width * rank * tile * tiles, 3 * 6 * width * rank * itemsize * tiles
 
 
 def cheapest_dispatch(inputs: CostInputs) -> str:
@@ -125,12 +174,10 @@ def get_cost_inputs(
       steps: number T of latent steps.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        shards, devices, fsdp, kind = 1, 1, 1, jax.devices()[0].device_kind
-    else:
+    shards = devices = fsdp = 1
+    if not mesh.empty:
         shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
         devices, fsdp = mesh.shape["expert"], mesh.shape["fsdp"]
-        kind = mesh.abstract_device.device_kind
     return CostInputs(
         config.experts,
         width,
@@ -140,6 +187,13 @@ def get_cost_inputs(
         devices,
         fsdp,
         1 if config.share_across_steps else steps,
-        find_chip(kind) or UNKNOWN_CHIP,
+        current_chip(),
         itemsize,
     )
+
+
+def current_chip() -> Chip:
+    """Return the accelerator of the mesh in context, or of the first device without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = jax.devices()[0].device_kind if mesh.empty else mesh.abstract_device.device_kind
+    return find_chip(kind) or UNKNOWN_CHIP

@@ -4,7 +4,8 @@ B samples, N tokens, D width, M experts, r rank. All implementations give the sa
 gradients, and none drops a token, whatever the routing.
 
 - `dense` multiplies every token by all experts and masks the result.
-- `grouped` sorts the tokens by expert and multiplies each group by its own expert.
+- `grouped` sorts the tokens by expert and multiplies each group by its own expert
+  (`thinking/grouped.py`).
 - `expert_parallel` sends every token to the device that holds its expert.
 
 With `dense` and `grouped` the tokens stay on their device, and `Dispatch.prepare_experts` gathers
@@ -17,8 +18,6 @@ the expert matrices of a layer there. With `expert_parallel` the experts stay sh
 # pyright: reportUnknownArgumentType=false
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -36,14 +35,13 @@ from tp_jax.thinking.cost import (
 )
 from tp_jax.thinking.expert_parallel import expert_parallel, pad_experts
 from tp_jax.thinking.experts import DispatchFunction, Experts
-
-TILE = 128  # side of the blocks that the TPU kernel multiplies, in rows and columns
+from tp_jax.thinking.grouped import grouped
 
 
 def dense(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts) -> jax.Array:
     """Multiply every token by all experts, and mask the experts that were not chosen.
 
-    This costs 12·M·D·r FLOPs per token, in two large matrix products.
+    This costs 12·M·D·r FLOPs per token, in one product with all A and one each for Q, K and V.
 
     Args:
       u: [B, N, D] tokens.
@@ -54,81 +52,19 @@ def dense(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts) 
     Returns:
       Δ [B, N, 3, D] in the dtype of u.
     """
-    lora_a, lora_b = experts.lora_a.astype(u.dtype), experts.lora_b.astype(u.dtype)
-    chosen = jax.nn.one_hot(expert, lora_a.shape[0]) * weight[..., None]
-    low = jnp.einsum("bnd,mdpr->bnmpr", u, lora_a, preferred_element_type=jnp.float32)
-    low = (low * chosen[..., None, None]).astype(u.dtype)
-    return jnp.einsum("bnmpr,mprd->bnpd", low, lora_b)
-
-
-def grouped(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts) -> jax.Array:
-    """Sort the tokens by expert, multiply each group by its expert, and restore the order.
-
-    This costs 12·D·r FLOPs per token where the hardware has a grouped matrix product (see
-    `Chip.grouped_matmul`). Arguments and result are those of `dense`. A token with the out-of-range
-    expert M gets zeros.
-    """
     batch, tokens, width = u.shape
     count, rank = experts.lora_a.shape[0], experts.lora_a.shape[-1]
-    lora_a, lora_b = experts.lora_a.astype(u.dtype), experts.lora_b.astype(u.dtype)
-    expert, weight = expert.reshape(-1), weight.reshape(-1)
-    order = jnp.argsort(expert)
-    sizes = jnp.bincount(expert, length=count).astype(jnp.int32)
-    low = grouped_matmul(
-        u.reshape(-1, width)[order], lora_a.reshape(count, width, 3 * rank), sizes, jnp.float32
-    )
-    low = (low * weight[order, None]).astype(u.dtype).reshape(-1, 3, rank)
-    delta = jnp.stack(
-        [grouped_matmul(low[:, i], lora_b[:, i], sizes, u.dtype) for i in range(3)], axis=1
-    )
-    return delta[jnp.argsort(order)].reshape(batch, tokens, 3, -1)
-
-
-def grouped_matmul(
-    rows: jax.Array, weights: jax.Array, sizes: jax.Array, dtype: jnp.dtype
-) -> jax.Array:
-    """Multiply each group of consecutive rows by its own matrix.
-
-    On TPUs, where XLA may multiply every row by the matrices of all groups, this is the Pallas
-    kernel of megablox (Gale et al., arXiv 2211.15841).
-
-    Args:
-      rows: [S, K], sorted by group.
-      weights: [M, K, L], one matrix per group.
-      sizes: [M] int32, number of rows in each group.
-      dtype: of the result.
-
-    Returns:
-      [S, L]. Rows after the last group are zeros.
-    """
-
-    def ragged(rows: jax.Array, weights: jax.Array, sizes: jax.Array) -> jax.Array:
-        return jax.lax.ragged_dot(rows, weights, sizes, preferred_element_type=dtype)
-
-    return jax.lax.platform_dependent(
-        rows, weights, sizes, tpu=functools.partial(megablox, dtype=dtype), default=ragged
-    )
-
-
-def megablox(
-    rows: jax.Array,
-    weights: jax.Array,
-    sizes: jax.Array,
-    dtype: jnp.dtype,
-    interpret: bool = False,
-) -> jax.Array:
-    """Compute `grouped_matmul` with the TPU kernel; `interpret` runs it slowly on any device."""
-    # Imported here because importing Pallas is slow and only TPUs need it.
-    from jax.experimental.pallas.ops.tpu.megablox import ops
-
-    count = len(rows)
-    filled = jnp.pad(rows, ((0, -count % TILE), (0, 0)))
-    tiling = (TILE, TILE, TILE)
-    gmm = cast("Callable[..., jax.Array]", ops.gmm)
-    product = gmm(filled, weights, sizes, dtype, tiling, None, None, False, interpret)[:count]
-    # The kernel leaves the rows after the last group uninitialised.
-    in_group = jnp.arange(count) < sizes.sum()
-    return jnp.where(in_group[:, None], product, 0)
+    lora_a = experts.lora_a.astype(u.dtype).transpose(1, 2, 0, 3).reshape(width, -1)
+    lora_b = experts.lora_b.astype(u.dtype).transpose(1, 0, 2, 3).reshape(3, count * rank, -1)
+    chosen = jax.nn.one_hot(expert.reshape(-1), count) * weight.reshape(-1, 1)
+    mask = jnp.repeat(chosen, rank, axis=1)
+    # One axis of tokens: XLA's CPU back end is slow at gradients that contract two axes.
+    low = jnp.matmul(u.reshape(-1, width), lora_a, preferred_element_type=jnp.float32)
+    parts = [
+        (part * mask).astype(u.dtype) @ lora_b[i]
+        for i, part in enumerate(jnp.split(low, 3, axis=-1))
+    ]
+    return jnp.stack(parts, axis=1).reshape(batch, tokens, 3, -1)
 
 
 # The implementations that compute on one device, without exchanging tokens.
