@@ -131,7 +131,7 @@ def test_flops_of_each_dispatch_with_64_experts():
         def loss(u, weight, experts, expert):
             return dispatch(u, expert, weight, experts).sum()
 
-        gradient = jax.grad(loss, argnums=(0, 1, 2))
+        gradient = jax.value_and_grad(loss, argnums=(0, 1, 2))
         return traced_flops(jax.jit(gradient).trace(u, weight, shapes, expert).jaxpr)
 
     # Forward, and the gradients of the tokens and of the experts.

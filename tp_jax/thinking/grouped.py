@@ -64,7 +64,6 @@ def by_tiles(
     a = of_tiles(lora_a.reshape(count, width, 3 * rank))
     low = jnp.einsum("tkd,tdl->tkl", rows, a, preferred_element_type=jnp.float32)
     low = (low * into_tiles(weight.reshape(-1, 1))).astype(u.dtype)
-    # Q, K and V apart: together, they would be sliced and joined in larger copies.
     parts = [expand(part, lora_b[:, i]) for i, part in enumerate(jnp.split(low, 3, axis=-1))]
     return jnp.stack(parts, axis=1).reshape(batch, tokens, 3, -1)
 
