@@ -66,11 +66,12 @@ def test_flops_in_shard_map_are_summed_over_devices():
 def test_rematerialization_adds_one_forward_pass_of_the_blocks():
     mesh = create_mesh(ONE_DEVICE, jax.devices()[:1])
     flops = {}
-    for remat in ("none", "full"):
+    for remat in ("none", "dots", "full"):
         program = trace(debug_config(remat=remat), "train", mesh)
         flops[remat] = traced_flops(program.traced.jaxpr)
     # Not exactly equal: there is no gradient of the images, and adaLN acts on one row per sample.
     assert flops["none"] == pytest.approx(program.model_flops, rel=0.05)
+    assert flops["dots"] == flops["none"]
     forward = program.model_flops / 3
     assert flops["full"] - flops["none"] == pytest.approx(forward, rel=0.15)
 

@@ -18,6 +18,7 @@ from tp_jax.models import attention as attention_lib
 from tp_jax.models import build_model
 from tp_jax.models.splash import block_size, padded, splash_attention
 from tp_jax.models.stack import REMAT_POLICIES
+from tp_jax.models.xla_attention import xla_attention
 from tp_jax.parallel.axes import ONE_DEVICE
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.sharding import batch_sharding, tree_shardings
@@ -76,6 +77,31 @@ def test_splash_has_the_values_and_gradients_of_xla(tokens, head_dim, dtype, hea
     # No further from the exact values than XLA's bfloat16 attention, with a margin for luck.
     theirs = error(values_and_gradients(xla, *arrays), wanted)
     assert max(found) < 0.025 and max(found) < 6 * max(theirs), (found, theirs)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "head_dim", "dtype"),
+    [(333, 72, "float32"), (333, 64, "bfloat16"), (2, 8, "float32")],
+)
+def test_xla_has_the_values_and_gradients_of_jax_nn(tokens, head_dim, dtype):
+    def ours(q, k, v):
+        return xla_attention(jnp.stack([q, k, v], axis=2))
+
+    arrays = inputs(tokens, head_dim, dtype, batch=2)
+    wanted = in_float32(xla, *arrays)
+    found = error(values_and_gradients(ours, *arrays), wanted)
+    if dtype == "float32":
+        assert max(found) < 1e-5
+        return
+    # The gradient uses the result after its rounding to bfloat16, as the kernels do.
+    theirs = error(values_and_gradients(xla, *arrays), wanted)
+    assert max(found) < 0.025 and max(found) < 4 * max(theirs), (found, theirs)
+
+
+def test_xla_stores_no_attention_weights_for_its_backward_pass():
+    arrays = jax.ShapeDtypeStruct((2, 333, 3, 2, 8), jnp.float32)
+    _, pull = jax.eval_shape(functools.partial(jax.vjp, xla_attention), arrays)
+    assert max(leaf.size for leaf in jax.tree.leaves(pull)) == arrays.size
 
 
 def test_blocks_pad_few_tokens_and_are_neither_tiny_nor_too_large():

@@ -13,6 +13,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, MMDiTConfig, build_model, dit_config, mmdit_config
 from tp_jax.models.config import REMAT
 from tp_jax.models.flops import forward_flops, train_step_flops
+from tp_jax.models.layers import linear
 from tp_jax.models.parameters import abstract_params
 from tp_jax.models.stack import REMAT_POLICIES
 from tp_jax.thinking import ThinkingConfig
@@ -126,6 +127,19 @@ def test_scan_and_remat_change_no_value_and_no_gradient(kind, fields):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
 
     jax.tree.map(close, grads, wanted_grads)
+
+
+def test_a_linear_layer_and_its_gradients_are_products_of_two_matrices():
+    def loss(x, kernel):
+        return jnp.sum(jnp.square(linear(x, kernel)))
+
+    x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 3, 4), (4, 5)))
+    program = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel).lower().as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    contracted = sorted(line.split("contracting_dims = ")[1].split(",")[0] for line in products)
+    # Of the layer, of the gradient of x, and of the gradient of the kernel.
+    assert contracted == ["[0] x [0]", "[1] x [0]", "[1] x [1]"]
+    assert "transpose" not in program
 
 
 @pytest.mark.parametrize("kind", TINY)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from tp_jax.messages.errors import UserError
 from tp_jax.models.config import AttentionImplementation, TransformerConfig
 from tp_jax.models.splash import splash_attention, splash_bytes, xla_bytes
+from tp_jax.models.xla_attention import xla_attention
 from tp_jax.parallel.mesh import device_kind
 
 EXACT = ("highest", "float32")  # names of the precision that computes float32 products exactly
@@ -106,18 +107,17 @@ def attention(
       >>> attention(jnp.zeros((2, 16, 3, 4, 8)), heads=4).shape
       (2, 16, 32)
     """
-    q, k, v = (qkv[:, :, i] for i in range(3))
     if implementation == "auto":
-        implementation = choose_attention(q.shape, q.dtype)
+        implementation = choose_attention(qkv[:, :, 0].shape, qkv.dtype)
     if implementation == "cudnn":
         # Splash attention can be traced anywhere, as for the shapes of the parameters.
-        _check(implementation, q.dtype, q.shape[-1])
-    out = {"xla": _xla, "cudnn": cudnn, "splash": splash_attention}[implementation](q, k, v)
+        _check(implementation, qkv.dtype, qkv.shape[-1])
+    if implementation == "xla":
+        out = xla_attention(qkv)
+    else:
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        out = {"cudnn": cudnn, "splash": splash_attention}[implementation](q, k, v)
     return out.reshape(*out.shape[:2], heads * out.shape[-1])
-
-
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -36,23 +36,48 @@ def dense(
       path: path of its parameters in the model, by which their sharding rule is found. Give it for
         layers outside the stacks of blocks. (`stack.run_stacks` gathers the weights of blocks.)
     """
+
+    def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return linear(x, gather({"kernel": kernel}, path)["kernel"] if path else kernel)
+
     return nn.Dense(
-        features,
-        dtype=dtype,
-        kernel_init=kernel_init,
-        name=name,
-        dot_general=_gathering(path) if path else None,
+        features, dtype=dtype, kernel_init=kernel_init, name=name, dot_general=dot_general
     )
 
 
-def _gathering(path: str) -> Callable[..., jax.Array]:
-    """Return `jax.lax.dot_general` that first gathers the kernel, the parameter at `path`."""
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply x [..., D] by a kernel [D, F], as one product of two matrices.
 
-    def dot_general(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-        kernel = gather({"kernel": kernel}, path)["kernel"]
-        return jax.lax.dot_general(x, kernel, *args, **kwargs)
+    On CPUs, XLA is slow at the gradients of a product of [B, N, D]: it contracts two axes for that
+    of the kernel, or transposes and copies a factor. So the leading axes are joined to one, and the
+    gradient of the kernel is computed in the layout of the kernel.
+    """
+    return _product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
-    return dot_general
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.dot(x, kernel)
+
+
+def _product_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Not `_product`: `jax.checkpoint` would not see that this is a matrix product.
+    return jax.lax.dot(x, kernel), (x, kernel)
+
+
+def _product_backward(
+    factors: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = factors
+    return (
+        jax.lax.dot_general(gradient, kernel, (((1,), (1,)), ((), ()))),
+        jax.lax.dot_general(x, gradient, (((0,), (0,)), ((), ()))),
+    )
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
@@ -105,7 +130,12 @@ class QKV(nn.Module):
 
         kernel = self.param("kernel", init, (self.width, 3, self.width)).astype(self.dtype)
         bias = self.param("bias", zeros, (3, self.width)).astype(self.dtype)
-        return lambda x: jnp.einsum("bnd,dpe->bnpe", x, kernel) + bias
+
+        def project(x: jax.Array) -> jax.Array:
+            qkv = linear(x, kernel.reshape(self.width, 3 * self.width)) + bias.reshape(-1)
+            return qkv.reshape(*x.shape[:-1], 3, self.width)
+
+        return project
 
 
 class RMSNorm(nn.Module):

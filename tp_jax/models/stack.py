@@ -7,17 +7,18 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from tp_jax.models.splash import RESIDUALS
+from tp_jax.models import splash, xla_attention
 from tp_jax.parallel.sharding import constrain_batch, gather
 from tp_jax.thinking.layer import AttentionReplacement, Conditioning, RoutingStats
 
 # The result of splash attention is always kept: it is as small as the block's input, and costs more
 # to compute than anything else in a block with many tokens.
-_SPLASH = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
+_SPLASH = jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS)
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _SPLASH
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(splash.RESIDUALS, xla_attention.RESIDUALS),
     ),
     "full": _SPLASH,
 }
