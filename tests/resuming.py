@@ -119,13 +119,13 @@ USE_FAKE_WRITER = "resuming.metrics.TensorBoardWriter = lambda workdir: resuming
 
 def make_batch_nan(step):
     """Make the batch of this step NaN; steps count from the start of the process."""
-    to_devices, seen = loop._to_devices, []
+    to_devices, seen = loop.to_devices, []
 
     def with_nan(batch, mesh):
         seen.append(batch)
         return to_devices(batch | {"x": batch["x"] * np.nan} if len(seen) == step else batch, mesh)
 
-    loop._to_devices = with_nan
+    loop.to_devices = with_nan
 
 
 class RestartableRun:
@@ -232,18 +232,18 @@ def kill_and_compare(run, uninterrupted, steps, kills):
 
 def slow_down(seconds):
     """Make every train step slower, so that a signal arrives between two steps."""
-    to_devices = loop._to_devices
+    to_devices = loop.to_devices
 
     def slower(*args):
         time.sleep(seconds)
         return to_devices(*args)
 
-    loop._to_devices = slower
+    loop.to_devices = slower
 
 
 def fill_disk(step):
     """Limit the size of files from this step on, as if the disk was full."""
-    to_devices, seen = loop._to_devices, []
+    to_devices, seen = loop.to_devices, []
 
     def full(*args):
         seen.append(0)
@@ -253,4 +253,4 @@ def fill_disk(step):
             resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
         return to_devices(*args)
 
-    loop._to_devices = full
+    loop.to_devices = full
