@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,8 +108,8 @@ def prepare_training(config: ConfigDict) -> Training:
         compiled, facts = compile_step(lambda: program.step.trace(program.abstract, shapes))
     state: TrainState = jax.jit(initial, out_shardings=program.shardings)()
     batch = random_arrays(shapes, batch_sharding(mesh), built.model.classes)
-    batch["index"] = jax.device_put(np.arange(len(batch["index"]), dtype=np.int32))
-    batch["index"] = jax.device_put(batch["index"], batch_sharding(mesh))
+    index = np.arange(config.train.batch_size, dtype=np.int32)
+    batch["index"] = jax.device_put(index, batch_sharding(mesh))
 
     def call() -> Any:
         training.state, metrics = compiled(training.state, batch)
@@ -138,11 +139,10 @@ def train_contender(name: str, config: ConfigDict, **fields: Any) -> Contender:
 
 def forward_contender(name: str, config: ConfigDict, **fields: Any) -> Contender:
     """Return the forward pass of a config's model, as in sampling; one call is one batch."""
-    built, batch_size = config_lib.build(config), config.train.batch_size
+    batch_size = config.train.batch_size
 
-    def prepare() -> Timed:
-        mesh, params = _placed(config, built)
-        model, cut = build_model(built.model), batch_sharding(mesh)
+    def program(built: config_lib.Built, model: nn.Module, mesh: Mesh) -> tuple[Any, ...]:
+        cut = batch_sharding(mesh)
         shapes = abstract_batch(config, model)
 
         def apply(params: Params, x: jax.Array, timestep: jax.Array, condition: Any) -> jax.Array:
@@ -155,45 +155,61 @@ def forward_contender(name: str, config: ConfigDict, **fields: Any) -> Contender
         x = random_arrays(shapes["x"], cut)
         timestep = random_arrays(jax.ShapeDtypeStruct((batch_size,), np.float32), cut)
         condition = random_arrays(shapes["condition"], cut, built.model.classes)
-        inputs = params, x, timestep, condition
-        with jax.set_mesh(mesh):
-            jitted = jax.jit(apply, out_shardings=cut)
-            compiled, facts = compile_step(lambda: jitted.trace(*inputs))
-        return Timed(lambda: compiled(*inputs), facts)
+        return jax.jit(apply, out_shardings=cut), x, timestep, condition
 
-    flops = batch_size * forward_flops(built.model)
-    return Contender(name, prepare, images=batch_size, flops=flops, **fields)
+    return _inference_contender(name, config, program, 1, **fields)
 
 
 def sample_contender(name: str, config: ConfigDict, **fields: Any) -> Contender:
     """Return sampling without decoding, by `config.sampling`; one call is one batch."""
-    built, batch_size = config_lib.build(config), config.train.batch_size
+    batch_size = config.train.batch_size
 
-    def prepare() -> Timed:
-        mesh, params = _placed(config, built)
-        model, cut = build_model(built.model), batch_sharding(mesh)
+    def program(built: config_lib.Built, model: nn.Module, mesh: Mesh) -> tuple[Any, ...]:
+        cut = batch_sharding(mesh)
         generator = Generator(model, built.objective, built.sampler, mesh, batch_size)
         shapes = model.example_condition(batch_size)
         key = jax.jit(
             lambda: stream_key(config.seed, "generation"), out_shardings=replicated(mesh)
         )()
         index = jax.device_put(np.arange(batch_size, dtype=np.int32), cut)
-        inputs = params, key, index, random_arrays(shapes, cut, built.model.classes)
+        return generator.compiled(), key, index, random_arrays(shapes, cut, built.model.classes)
+
+    count = predictions(config_lib.build(config).sampler)
+    return _inference_contender(name, config, program, count, **fields)
+
+
+def _inference_contender(
+    name: str,
+    config: ConfigDict,
+    program: Callable[[config_lib.Built, nn.Module, Mesh], tuple[Any, ...]],
+    passes: int,
+    **fields: Any,
+) -> Contender:
+    """Return a contender that runs a program of a model with random parameters.
+
+    Args:
+      name: of the contender.
+      config: its config.
+      program: (built config, model, mesh) -> a jitted function of the parameters and other inputs,
+        and these inputs.
+      passes: number of forward passes of the model in one call.
+      fields: other fields of the contender.
+    """
+    built, batch_size = config_lib.build(config), config.train.batch_size
+
+    def prepare() -> Timed:
+        mesh = create_mesh(config.mesh)
+        check_batch_size(mesh, "config.train.batch_size", batch_size)
+        model = build_model(built.model)
+        shardings = tree_shardings(abstract_params(model), mesh)
+        params = jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings)()
+        jitted, *inputs = program(built, model, mesh)
         with jax.set_mesh(mesh):
-            compiled, facts = compile_step(lambda: generator.compiled().trace(*inputs))
-        return Timed(lambda: compiled(*inputs), facts)
+            compiled, facts = compile_step(lambda: jitted.trace(params, *inputs))
+        return Timed(lambda: compiled(params, *inputs), facts)
 
-    flops = batch_size * predictions(built.sampler) * forward_flops(built.model)
+    flops = batch_size * passes * forward_flops(built.model)
     return Contender(name, prepare, images=batch_size, flops=flops, **fields)
-
-
-def _placed(config: ConfigDict, built: config_lib.Built) -> tuple[Mesh, Params]:
-    """Return the mesh and random parameters on it."""
-    mesh = create_mesh(config.mesh)
-    check_batch_size(mesh, "config.train.batch_size", config.train.batch_size)
-    model = build_model(built.model)
-    shardings = tree_shardings(abstract_params(model), mesh)
-    return mesh, jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings)()
 
 
 def random_arrays(shapes: Any, sharding: NamedSharding, classes: int = 0) -> Any:

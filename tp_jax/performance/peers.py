@@ -7,7 +7,7 @@ threads and the memory of PyTorch and JAX don't mix.
 
 import dataclasses
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,8 +20,9 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.models.dit_config import DiTConfig
 from tp_jax.models.mmdit_config import MMDiTConfig
+from tp_jax.performance.contenders import plain
 from tp_jax.performance.machine import cores
-from tp_jax.performance.measure import Contender, Failed
+from tp_jax.performance.measure import Contender, Failed, Group
 from tp_jax.performance.options import BenchOptions
 
 WAYS = ("eager", "compile")
@@ -88,6 +89,25 @@ def check_peers(config: ConfigDict, folder: epath.Path | None) -> None:
             f"--peer_dit needs config.diffusion.kind='gaussian' and config.sampling.sampler='ddpm',"
             f" as the official DiT, not {config.diffusion.kind!r} and {config.sampling.sampler!r}"
         )
+
+
+def base_and_thinking(
+    job: str, title: str, contender: Callable[..., Contender], options: BenchOptions
+) -> Group:
+    """Return a group of the base, its peers, and the model with its thinking layers, if any.
+
+    Args:
+      job: "forward" or "sample".
+      title: the name of the group.
+      contender: (name, config, **fields) -> our contender for the job.
+      options: the options.
+    """
+    name, base = "base", plain(options.config)
+    contenders = [contender(name, base)]
+    contenders += peer_contenders(job, base, options, compare_to=(name,))
+    if options.config.model.thinking.layers:
+        contenders.append(contender("with thinking", options.config, compare_to=(name,)))
+    return Group(title, tuple(contenders))
 
 
 def peer_contenders(

@@ -11,6 +11,7 @@ import jax
 
 from tp_jax.parallel.axes import BATCH_AXES
 from tp_jax.parallel.chips import UNKNOWN_CHIP, Chip, find_chip
+from tp_jax.parallel.mesh import device_kind
 from tp_jax.thinking.config import ThinkingConfig
 
 # Size of the buffers of `expert_parallel`, relative to what uniform routing would fill.
@@ -194,6 +195,4 @@ def get_cost_inputs(
 
 def current_chip() -> Chip:
     """Return the accelerator of the mesh in context, or of the first device without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kind = jax.devices()[0].device_kind if mesh.empty else mesh.abstract_device.device_kind
-    return find_chip(kind) or UNKNOWN_CHIP
+    return find_chip(device_kind()) or UNKNOWN_CHIP
