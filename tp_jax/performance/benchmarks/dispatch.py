@@ -28,7 +28,7 @@ def _over(field: str, values: tuple[int, ...], options: BenchOptions, dispatch: 
     """Return a group over the values of a field, compared to the first of them."""
     letter = {"experts": "M", "latent_steps": "T"}[field]
     contenders: list[Contender] = []
-    for value in values:
+    for value in dict.fromkeys(values):
         config = changed(options.config, "thinking", dispatch=dispatch, **{field: value})
         name, first = f"{dispatch}, {letter}={value}", tuple(c.name for c in contenders[:1])
         contenders.append(train_contender(name, config, compare_to=first))

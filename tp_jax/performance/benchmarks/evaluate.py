@@ -1,5 +1,6 @@
 """Images to the statistics of FID, sFID and Inception Score, with random weights of Inception."""
 
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -27,7 +28,7 @@ def groups(options: BenchOptions) -> Iterator[Group]:
 
 def _features(config: ConfigDict) -> Stream:
     extractor, batch = _inputs(config)
-    return Stream(extractor.batches(iter(lambda: batch, None)), len(batch), lambda f: len(f.pool))
+    return Stream(extractor.batches(itertools.repeat(batch)), len(batch), lambda f: len(f.pool))
 
 
 def _statistics(config: ConfigDict) -> Timed:
