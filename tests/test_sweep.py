@@ -46,8 +46,15 @@ ACCEPTED = {
     ),
     # A tuple that may be empty, as if the flag weren't given.
     "()": (
-        "layers", "unseen_sizes", "labels", "allow_change", "guidance_scales", "latent_steps",
-        "what", "peers", "experts",
+        "layers",
+        "unseen_sizes",
+        "labels",
+        "allow_change",
+        "guidance_scales",
+        "latent_steps",
+        "what",
+        "peers",
+        "experts",
     ),
     # Two equal numbers are a range; labels are used in turn; a sweep does the same cell once.
     "1,1": ("guidance_interval", "frozen", "labels", "guidance_scales", "latent_steps", "experts"),
