@@ -53,8 +53,8 @@ class TransformerConfig(abc.ABC):
       width: D.
       heads: number of attention heads.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are always float32.
-      remat: what the forward pass of a block stores for the backward pass: "none" stores
-        everything, "dots" the matrix products, "full" only the input of the block.
+      remat: what the forward pass of a block stores for the backward pass: "dots" stores the
+        matrix products, "none" everything, "full" only the input of the block.
       scan_blocks: scan over stacked blocks; False unrolls them.
       attention: implementation of attention: "xla", "cudnn" (NVIDIA GPUs), "splash" (TPUs), or
         "auto", which chooses by the device and the number of tokens.
@@ -72,7 +72,7 @@ class TransformerConfig(abc.ABC):
     width: Size = 1152
     heads: Size = 16
     dtype: Dtype = "float32"
-    remat: Annotated[str, Choice(*REMAT)] = "none"
+    remat: Annotated[str, Choice(*REMAT)] = "dots"
     scan_blocks: bool = True
     attention: AttentionImplementation = "auto"
     thinking: ThinkingConfig = dataclasses.field(default_factory=ThinkingConfig)

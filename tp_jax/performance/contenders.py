@@ -80,7 +80,7 @@ def describe_model(config: ConfigDict) -> str:
     """Return what the time depends on, such as "dit 12×384, 256 tokens, float32, batch 8"."""
     model = config_lib.model_config(config)
     tokens = f"{model.tokens}{f' + {model.text.tokens}' if model.text else ''} tokens"
-    extra = "" if model.remat == "none" else f", remat {model.remat}"
+    extra = "" if model.remat == "dots" else f", remat {model.remat}"
     return (
         f"{config.model.kind} {model.depth}×{model.width}, {tokens}, {model.dtype}{extra}, "
         f"batch {config.train.batch_size}"
