@@ -32,7 +32,12 @@ def xla_attention(qkv: jax.Array) -> jax.Array:
     Returns:
       [B, N, H, d].
     """
-    return _attend(qkv)[0]
+    q, k, v = _split(qkv)
+    weights, total = _softmax(q, k)
+    out = jax.lax.dot_general(
+        weights.astype(v.dtype), v, _LAST_WITH_THIRD, preferred_element_type=jnp.float32
+    )
+    return (out / total).astype(v.dtype).swapaxes(1, 2)
 
 
 def _split(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -41,37 +46,28 @@ def _split(qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return q, k, v
 
 
-def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
-    product = jax.lax.dot_general(q, k, _LAST, preferred_element_type=jnp.float32)
-    return product * q.shape[-1] ** -0.5
+def _softmax(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the weights [B, H, N, N], not yet divided by the denominators [B, H, N, 1]."""
+    logits = jax.lax.dot_general(q, k, _LAST, preferred_element_type=jnp.float32)
+    logits *= q.shape[-1] ** -0.5
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return weights, weights.sum(-1, keepdims=True)
 
 
-def _attend(qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the output [B, N, H, d], and log of the softmax's denominator [B, H, N, 1]."""
-    q, k, v = _split(qkv)
-    logits = _logits(q, k)
-    largest = logits.max(-1, keepdims=True)
-    weights = jnp.exp(logits - largest)
-    total = weights.sum(-1, keepdims=True)
-    out = jax.lax.dot_general(
-        weights.astype(v.dtype), v, _LAST_WITH_THIRD, preferred_element_type=jnp.float32
-    )
-    return (out / total).astype(v.dtype).swapaxes(1, 2), largest + jnp.log(total)
+def _forward(qkv: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # The denominators are not kept: XLA's CPU back end fuses all of attention into one operation
+    # only if nothing else is used of it.
+    out = checkpoint_name(xla_attention(qkv), RESIDUALS)
+    return out, (qkv, out)
 
 
-def _forward(qkv: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    out, log_total = (checkpoint_name(leaf, RESIDUALS) for leaf in _attend(qkv))
-    return out, (qkv, out, log_total)
-
-
-def _backward(
-    residuals: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array]:
-    qkv, out, log_total = residuals
+def _backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
+    qkv, out = residuals
     q, k, v = _split(qkv)
     inner = (gradient.astype(jnp.float32) * out).sum(-1).swapaxes(1, 2)[..., None]
     gradient = gradient.swapaxes(1, 2)
-    weights = jnp.exp(_logits(q, k) - log_total)
+    weights, total = _softmax(q, k)
+    weights /= total
     d_v = jax.lax.dot_general(weights.astype(v.dtype), gradient, _THIRD)
     d_weights = jax.lax.dot_general(gradient, v, _LAST, preferred_element_type=jnp.float32)
     d_logits = (weights * (d_weights - inner) * q.shape[-1] ** -0.5).astype(q.dtype)
