@@ -12,14 +12,11 @@ import shutil
 import sys
 import tempfile
 
-# Set before jax is imported: four virtual devices, so that meshes can be tested on any machine, and
-# low optimization, because these tests spend more time on compiling than on running.
+from virtual_devices import xla_flags
+
+# Set before jax is imported. With four devices, meshes can be tested on any machine.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true",
-)
+os.environ.setdefault("XLA_FLAGS", xla_flags(devices=4))
 # One folder of compiled programs for all processes of these tests, and none of the user's.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tp_jax_compiled_")

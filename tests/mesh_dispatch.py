@@ -10,11 +10,11 @@ import functools
 import os
 import sys
 
+from virtual_devices import xla_flags
+
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = (
-        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    )
+    os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 
 import hypothesis
 import hypothesis.strategies as st

@@ -9,12 +9,11 @@ is one of several processes.
 import os
 import sys
 
+from virtual_devices import xla_flags
+
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_force_host_platform_device_count={sys.argv[2]} "
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
+    os.environ["XLA_FLAGS"] = xla_flags(devices=int(sys.argv[2]))
 
 import jax
 import numpy as np

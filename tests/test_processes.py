@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import run_entry
 from resuming import STEPS, TESTS, read_checkpoint
+from virtual_devices import xla_flags
 
 from tp_jax.parallel import processes
 
@@ -43,7 +44,7 @@ class Job:
         self.folder, self.workdir = folder, folder / "run"
         self._processes, self._devices = processes, devices
         path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = xla_flags(devices)
         self._environment = os.environ | settings | {"PYTHONPATH": path, "XLA_FLAGS": flags}
         (folder / "config.py").write_text(CONFIG.format(lines=lines))
 

@@ -83,12 +83,12 @@ def _crop_before_resizing(image: Image.Image, new_size: tuple[int, int], size: i
 
 
 def decode_pixels(
-    data: bytes, size: int, channels: int, background: str = BACKGROUND
+    data: bytes | np.ndarray, size: int, channels: int, background: str = BACKGROUND
 ) -> np.ndarray:
     """Decode an image file to uint8 [size, size, channels], with a centre crop if needed.
 
     Args:
-      data: content of a PNG, JPEG or other image file.
+      data: content of a PNG, JPEG or other image file; or pixels, uint8 [H, W] or [H, W, 3].
       channels: 1 converts to grey, otherwise to RGB.
       background: the colour behind transparent pixels.
 
@@ -97,8 +97,12 @@ def decode_pixels(
     """
     if data is None:
         raise ValueError("the record holds no image bytes")
-    # TFDS returns the encoded bytes as a NumPy scalar.
-    image = decode_image(bytes(data), "L" if channels == 1 else "RGB", background)
+    mode = "L" if channels == 1 else "RGB"
+    if isinstance(data, np.ndarray) and data.ndim:
+        image = Image.fromarray(data).convert(mode)
+    else:
+        # TFDS returns the encoded bytes as a NumPy scalar.
+        image = decode_image(bytes(data), mode, background)
     if image.size != (size, size):
         image = centre_crop(image, size)
     return np.asarray(image).reshape(size, size, channels)
