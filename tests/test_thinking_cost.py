@@ -3,15 +3,19 @@
 import runpy
 
 import jax
+import jax.numpy as jnp
 import pytest
+from small_configs import tiny_shapes
 
 from tp_jax import config as config_lib
+from tp_jax.models import build_model
 from tp_jax.models.dit_config import SIZES
 from tp_jax.models.flops import train_step_flops
 from tp_jax.parallel.axes import ONE_DEVICE
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.performance.programs import trace
 from tp_jax.performance.traced_flops import traced_flops
+from tp_jax.thinking.layer import ThinkingOptions
 
 DEPTH, LAYER = 6, 3
 
@@ -51,6 +55,32 @@ def test_nothing_is_stored_for_the_blocks_below_the_thinking_block():
     # Blocks 0 to 2 return the tokens only; blocks 4 and 5 also what their gradient needs.
     assert [var.aval.shape for var in outputs[LAYER]] == [(8, 256, 384)]
     assert len(outputs[DEPTH - LAYER - 1]) > 1
+
+
+def test_a_further_latent_step_does_not_project_the_text_again():
+    config = tiny_shapes()
+    config.model.thinking.update(
+        layers=(0,), experts=3, rank=4, gate_width=8, gate_inputs=("token",), dispatch="dense"
+    )
+    built = config_lib.build(config).model
+    model = build_model(built)
+    batch, tokens, text, width = 2, 16, built.text_tokens, 16
+    arguments = [
+        jax.ShapeDtypeStruct((batch, 8, 8, built.channels), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.float32),
+        model.example_condition(batch),
+    ]
+    params = jax.eval_shape(model.init, jax.random.key(0), *arguments)
+
+    def flops(latent_steps):
+        options = ThinkingOptions(latent_steps=latent_steps)
+        return traced_flops(jax.make_jaxpr(model.apply)(params, *arguments, options).jaxpr)
+
+    experts, rank, gate = 3, 4, 8
+    dense = 2 * experts * rank * tokens * width * (3 + 3)
+    choice = 2 * tokens * gate * (width + experts)
+    attention = 4 * (tokens + text) ** 2 * width
+    assert flops(4) - flops(3) == batch * (dense + choice + attention)
 
 
 def scans(jaxpr):
