@@ -246,6 +246,7 @@ def only_checks(loaded=None):
         patch.setattr("tp_jax.train.loop.build", stop)
         patch.setattr("tp_jax.performance.bench.find_groups", stop)
         patch.setattr("tp_jax.sampling.generator.Generator.batches", stop)
+        patch.setattr("tp_jax.sampling.generator.Generator.traces", stop)
         if loaded:
             from tp_jax.sampling import request
 
@@ -292,6 +293,7 @@ def command_lines(folder, workdirs):
         "bench": ("bench", {"what": "prepare", "json": "new.json"}),
         "aot": ("aot", {"config": config, "topology": "v5e:2x2", "json": "new.json"}),
         "sample": ("sample", {**sampling, "out": "new.npz"}),
+        "analyze": ("analyze", {**sampling, "out": new}),
         "adm": (
             evaluate,
             {"suite": "adm", "samples": str(folder), "reference": "r.npz", "inception": "i"},

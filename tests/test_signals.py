@@ -204,6 +204,7 @@ def test_a_second_ctrl_c_interrupts_other_programs_which_keep_their_handlers(sta
 COMMANDS = {
     "main": ["--config=configs/quickstart.py"],
     "sample": ["--out=x"],
+    "analyze": [],
     "evaluate": ["--samples=x", "--inception=x"],
     "prepare": ["--config=configs/imagenet256.py"],
     "convert": ["--kind=dit", "--source=x", "--out=x"],

@@ -156,14 +156,14 @@ def flag_outcomes(lines, bases, workdirs):
     return found
 
 
-BASES = ("main", "prepare", "convert", "bench", "aot", "sample", "adm", "adm sweep", "geneval",
-         "geneval make", "dpg", "shapes", "shapes collect", "frozenlake")  # fmt: skip
+BASES = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "adm", "adm sweep",
+         "geneval", "geneval make", "dpg", "shapes", "shapes collect", "frozenlake")  # fmt: skip
 
 
 def test_wrong_values_of_flags(lines, trained, monkeypatch):
     monkeypatch.setattr(sweep, "VALUES", FEW)
     # Those of the other suites are defined by the same functions.
-    bases = ("main", "prepare", "convert", "bench", "aot", "sample", "adm")
+    bases = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "adm")
     check(flag_outcomes(lines, bases, [trained]))
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     generator = frame_generator(make_generator(loaded), map_set)
     # One batch: frames [B, T, S, S, 3] and, for the one thinking layer, experts [1, T, B, N].
     ((frames, (_, routing)),) = generator.traces(loaded.params, conditions, arguments.seed)
-    ((experts, _),) = routing.values()
+    (experts,) = (trace.expert for trace in routing.values())
 
     steps, side = frames.shape[1], int(np.sqrt(experts.shape[-1]))
     figure, axes = plt.subplots(

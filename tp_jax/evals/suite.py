@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from etils import epath
 
+from tp_jax.evals.task import Task
 from tp_jax.messages.errors import UserError
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 
@@ -51,6 +52,18 @@ class Suite(abc.ABC):
             f"config.evaluation.suite={self.name!r} can't run during training: score checkpoints "
             f"with python -m tp_jax.evaluate --suite={self.name}"
         )
+
+    def task(self, model: Loaded, seed: int) -> Task | None:
+        """Return the samples of this suite that can be judged one by one; None if it has none.
+
+        Args:
+          model: the model that is sampled.
+          seed: seed of what the model is asked for, where the suite chooses it at random.
+
+        Raises:
+          UserError: the suite doesn't fit the model.
+        """
+        return None
 
     def settings(self, model: ModelOnMesh) -> Any:
         """Return the section of `config.evaluation` with the suite's name."""

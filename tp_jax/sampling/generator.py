@@ -5,8 +5,8 @@ B samples per batch, N samples in total, H×W pixels or latents, C channels.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,26 @@ from tp_jax.parallel.mesh import check_batch_size, padded_batch_size
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.thinking.gate import GateRandomness
-from tp_jax.thinking.layer import ThinkingOptions
+from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
+
+# ({block: its statistics and trace}, sample indices [B]) -> pytree of arrays.
+Observe = Callable[[Mapping[int, RoutingStats], jax.Array], Any]
+# (params, key, index [B], condition) -> (samples [B, H, W, C], (timesteps [S], pytree of arrays)).
+DrawAndObserve = Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]
+
+
+class Trace(NamedTuple):
+    """The routing of one thinking layer, over S sampler steps and T latent steps.
+
+    Attributes:
+      expert: [S, T, B, N] int32, the chosen experts.
+      probabilities: [S, T, B, N, M] float32, the gate's probabilities.
+      tokens: [S, T, B, N, D], the tokens that enter each latent step; None unless asked for.
+    """
+
+    expert: Any
+    probabilities: Any
+    tokens: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +95,6 @@ class Generator:
     def _run(self) -> Callable[..., jax.Array]:
         return self.compiled()
 
-    @functools.cached_property
-    def _run_traced(self) -> Callable[..., tuple[jax.Array, Any]]:
-        out_shardings = batch_sharding(self.mesh), replicated(self.mesh)
-        return self._jit(self.draw_and_trace, out_shardings)
-
     def draw(
         self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
     ) -> jax.Array:
@@ -99,23 +113,66 @@ class Generator:
         return sample(self.objective, self.sampler, predict, key, index, self._shape)
 
     def draw_and_trace(
-        self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
-    ) -> tuple[jax.Array, Any]:
+        self,
+        params: Params,
+        key: jax.Array,
+        index: jax.Array,
+        condition: dict[str, jax.Array],
+        tokens: bool = False,
+    ) -> tuple[jax.Array, tuple[jax.Array, dict[int, Trace]]]:
         """Sample one batch as `draw` does, and record the routing of every sampler step.
 
+        Args:
+          params, key, index, condition: as for `draw`.
+          tokens: also record the tokens.
+
         Returns:
-          Samples [B, H, W, C] float32, and (timestep [S], {block: (expert [S, T, B, N] int32,
-          probabilities [S, T, B, N, M] float32)}) of the conditional prediction.
+          Samples [B, H, W, C] float32, and (timestep [S], {block: `Trace`}) of the conditional
+          prediction.
         """
 
-        def observe(x: jax.Array, timestep: jax.Array, model_key: jax.Array) -> Any:
+        def observe(found: Mapping[int, RoutingStats], index: jax.Array) -> dict[int, Trace]:
+            return {
+                block: Trace(stats.expert, stats.probabilities, stats.tokens if tokens else None)
+                for block, stats in found.items()
+            }
+
+        return self.draw_and_observe(params, key, index, condition, observe)
+
+    def draw_and_trace_tokens(
+        self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, dict[int, Trace]]]:
+        """Return what `draw_and_trace` returns, with the tokens."""
+        return self.draw_and_trace(params, key, index, condition, tokens=True)
+
+    def draw_and_observe(
+        self,
+        params: Params,
+        key: jax.Array,
+        index: jax.Array,
+        condition: dict[str, jax.Array],
+        observe: Observe,
+    ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        """Sample one batch as `draw` does, and observe the thinking layers at every sampler step.
+
+        This costs one more prediction per sampler step, that of the condition without guidance.
+
+        Args:
+          params, key, index, condition: as for `draw`.
+          observe: called with the traces of this prediction and with `index`.
+
+        Returns:
+          Samples [B, H, W, C] float32, and (timestep [S], the results of `observe` with a leading
+          axis of S sampler steps).
+        """
+
+        def observe_step(x: jax.Array, timestep: jax.Array, model_key: jax.Array) -> Any:
             found = self._apply(params, x, timestep, condition, index, model_key, trace=True)[1]
-            routing = {b: (stats.expert, stats.probabilities) for b, stats in found.items()}
-            return timestep[0], routing
+            return timestep[0], observe(found, index)
 
         predict = self._guided(params, index, condition)
         return sample_and_observe(
-            self.objective, self.sampler, predict, key, index, self._shape, observe
+            self.objective, self.sampler, predict, key, index, self._shape, observe_step
         )
 
     @property
@@ -192,14 +249,35 @@ class Generator:
             yield self._decode(samples, num)
 
     def traces(
-        self, params: Any, conditions: Any, seed: int, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield the images of `batches`, each batch with its trace from `draw_and_trace`."""
-        found = self._outputs(self._run_traced, params, conditions, seed, 0, rows, None)
-        for (samples, (timestep, routing)), num in found:
-            # The batch is the third axis of all leaves.
-            routing = jax.tree.map(lambda leaf, num=num: np.asarray(leaf)[:, :, :num], routing)
-            yield self._decode(samples, num), (np.asarray(timestep), routing)
+        self,
+        params: Any,
+        conditions: Any,
+        seed: int,
+        rows: np.ndarray | None = None,
+        draw: DrawAndObserve | None = None,
+    ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, Any]]]:
+        """Yield the images of `batches`, each batch with what was observed as it was sampled.
+
+        Args:
+          params, conditions, seed, rows: as for `batches`.
+          draw: samples and observes; by default `draw_and_trace`. The batch must be the third axis
+            of all observed arrays. It is compiled once for each generator.
+        """
+        run = self._run_observed(draw or self.draw_and_trace)
+        found = self._outputs(run, params, conditions, seed, 0, rows, None)
+        for (samples, (timestep, observed)), num in found:
+            observed = jax.tree.map(lambda leaf, num=num: np.asarray(leaf)[:, :, :num], observed)
+            yield self._decode(samples, num), (np.asarray(timestep), observed)
+
+    def _run_observed(self, draw: DrawAndObserve) -> jax.stages.Wrapped:
+        if draw not in self._observed:
+            out_shardings = batch_sharding(self.mesh), replicated(self.mesh)
+            self._observed[draw] = self._jit(draw, out_shardings)
+        return self._observed[draw]
+
+    @functools.cached_property
+    def _observed(self) -> dict[DrawAndObserve, jax.stages.Wrapped]:
+        return {}
 
     def _decode(self, samples: jax.Array, num: int) -> np.ndarray:
         """Decode a batch if there is a codec, and return its first `num` images on the host."""

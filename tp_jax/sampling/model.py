@@ -34,8 +34,11 @@ class Routing:
       images: [B, H, W, C] uint8, the images that were sampled.
       timesteps: [S] float32, the diffusion timestep of each sampler step, in 0 … 1000.
       experts: {block: [S, T, B, N] int32}, the chosen expert.
-      probabilities: {block: [S, T, B, N, M] float32}, the gate's probabilities.
+      probabilities: {block: [S, T, B, N, M] float32}, the gate's probabilities,
+        softmax(logits / temperature).
       grid: number of rows and of columns of vision tokens.
+      tokens: {block: [S, T, B, N, D]}, the tokens ã⁰ … ã^{T-1} that enter the latent steps; empty
+        unless asked for.
     """
 
     images: np.ndarray
@@ -43,6 +46,7 @@ class Routing:
     experts: dict[int, np.ndarray]
     probabilities: dict[int, np.ndarray]
     grid: tuple[int, int]
+    tokens: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Model:
@@ -176,14 +180,17 @@ class Model:
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 64,
+        tokens: bool = False,
     ) -> Routing:
         """Sample images as `sample` does, and record the gate's choices at every sampler step.
 
-        This costs one more prediction of the model per sampler step.
+        This costs one more prediction of the model per sampler step. `tp_jax.analysis` has
+        statistics of the result.
 
         Args:
           num, labels, prompts, negative_prompt, seed, guidance_scale, sampler, sampler_steps,
           latent_steps, height, width, batch_size: as for `sample`.
+          tokens: also return the tokens that enter the latent steps, D numbers for each choice.
 
         Raises:
           UserError: the model has no thinking layers, or doesn't support something that was
@@ -195,10 +202,12 @@ class Model:
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
         loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
         images, traces = [], []
-        for batch, trace in generator.traces(loaded.params, plan.conditions, seed, plan.rows):
+        draw = generator.draw_and_trace_tokens if tokens else generator.draw_and_trace
+        conditions, rows = plan.conditions, plan.rows
+        for batch, trace in generator.traces(loaded.params, conditions, seed, rows, draw):
             images.append(batch)
             traces.append(trace)
-        # The batch is the third axis of experts and probabilities.
+        # The batch is the third axis of all arrays.
         routing = jax.tree.map(
             lambda *leaves: np.concatenate(leaves, axis=2), *(routing for _, routing in traces)
         )
@@ -207,9 +216,10 @@ class Model:
         return Routing(
             images=to_uint8(np.concatenate(images)),
             timesteps=traces[0][0],
-            experts={block: expert for block, (expert, _) in routing.items()},
-            probabilities={block: probabilities for block, (_, probabilities) in routing.items()},
+            experts={block: trace.expert for block, trace in routing.items()},
+            probabilities={block: trace.probabilities for block, trace in routing.items()},
             grid=(size[0] // model.patch, size[1] // model.patch),
+            tokens={block: trace.tokens for block, trace in routing.items()} if tokens else {},
         )
 
     def _plan(

@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import dataclasses
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -36,11 +37,14 @@ class ThinkingOptions:
       randomness: for the gate's random numbers; None for deterministic routing.
       latent_steps: overrides `config.model.thinking.latent_steps`.
       trace: return the probabilities, experts and tokens of every latent step.
+      routes: {block: [T, B, N] int32}, the experts that these blocks use instead of their gate's
+        choice; None routes every block by its gate.
     """
 
     randomness: GateRandomness | None = None
     latent_steps: int | None = struct.field(pytree_node=False, default=None)
     trace: bool = struct.field(pytree_node=False, default=False)
+    routes: dict[int, jax.Array] | None = None
 
 
 def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str, Any]:
@@ -119,13 +123,19 @@ class Thinking(nn.Module):
           options: of this forward pass.
           tokens: number N of vision tokens.
         """
-        steps = options.latent_steps or self.config.latent_steps
+        steps, routes = options.latent_steps or self.config.latent_steps, options.routes or {}
+        # A random gate takes its experts from its draws, so a given route replaces them.
+        routed = dataclasses.replace(self.config, gate="random")
         layers: dict[int, ThinkingLayer] = {}
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
             # Drawn outside the blocks, so that rematerialisation doesn't repeat it.
-            draws = draw_routing(options.randomness, self.config, layer, steps, tokens)
+            if layer in routes:
+                draws, config = routes[layer], routed
+            else:
+                draws = draw_routing(options.randomness, self.config, layer, steps, tokens)
+                config = self.config
             layers[layer] = ThinkingLayer(
-                params, draws, self.config, options.latent_steps, options.trace
+                params, draws, config, options.latent_steps, options.trace
             )
         return layers

@@ -86,6 +86,7 @@ class RoutingStats:
       expert: [T, B, N] int32, the chosen experts; None without a trace.
       tokens: [T, B, N, D] the tokens that enter each latent step, ã⁰ … ã^{T-1}; None without a
         trace.
+      inputs: [T, B, N, D] Mod(LN(ã)), what the experts multiply; None without a trace.
     """
 
     entropy: jax.Array
@@ -98,6 +99,7 @@ class RoutingStats:
     noiseless: jax.Array | None = None
     expert: jax.Array | None = None
     tokens: jax.Array | None = None
+    inputs: jax.Array | None = None
 
 
 def layer_norm(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -162,16 +164,16 @@ def think(
         tokens: jax.Array, inputs: tuple[jax.Array | None, Experts | None]
     ) -> tuple[jax.Array, Fields]:
         draw, experts = inputs
-        _, delta, chosen = route(
+        u, delta, chosen = route(
             tokens, cast("Experts", shared) if experts is None else experts, draw
         )
         if config.base_every_step:
             delta += block.base(tokens)
         attended, _ = block.attend(delta)
-        return attended + vision, step_fields(chosen, tokens)
+        return attended + vision, step_fields(chosen, tokens, u)
 
-    def step_fields(chosen: Route, tokens: jax.Array) -> Fields:
-        return _step_fields(chosen, tokens if trace else None)
+    def step_fields(chosen: Route, tokens: jax.Array, u: jax.Array) -> Fields:
+        return _step_fields(chosen, {"tokens": tokens, "inputs": u} if trace else None)
 
     if config.share_across_steps:
         shared, per_step, last = experts, None, experts
@@ -186,7 +188,7 @@ def think(
     if config.base_input == "recursed":
         base_input = vision + u
     attended, text = block.attend(delta + block.base(base_input))
-    return attended, text, _combine(fields, step_fields(chosen, tokens), trace)
+    return attended, text, _combine(fields, step_fields(chosen, tokens, u), trace)
 
 
 def _split_experts(experts: Experts, steps: int) -> tuple[Experts, Experts]:
@@ -205,8 +207,8 @@ def _split_experts(experts: Experts, steps: int) -> tuple[Experts, Experts]:
     return jax.tree.map(intermediate, experts), jax.tree.map(last, experts)
 
 
-def _step_fields(chosen: Route, tokens: jax.Array | None) -> Fields:
-    """Return the statistics of one latent step, and its trace if `tokens` are given."""
+def _step_fields(chosen: Route, traced: Fields | None) -> Fields:
+    """Return the statistics of one latent step, and its trace if the traced tokens are given."""
     p = chosen.probabilities
     fields = {
         "entropy": _mean_entropy(chosen.noiseless),
@@ -216,8 +218,8 @@ def _step_fields(chosen: Route, tokens: jax.Array | None) -> Fields:
         "importance": p.mean((0, 1)),
         "expert": chosen.expert,
     }
-    if tokens is not None:
-        fields |= {"probabilities": p, "noiseless": chosen.noiseless, "tokens": tokens}
+    if traced is not None:
+        fields |= {"probabilities": p, "noiseless": chosen.noiseless, **traced}
     return fields
 
 

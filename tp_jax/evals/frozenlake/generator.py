@@ -1,7 +1,7 @@
 """Generate the frames of every latent step. B samples, T latent steps, S pixels per frame side."""
 
 import dataclasses
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tp_jax.diffusion.samplers import sample_noise
 from tp_jax.models.dit import DiT
 from tp_jax.models.latent_step_frames import decode_latent_steps
 from tp_jax.models.parameters import Params
-from tp_jax.sampling.generator import Generator
+from tp_jax.sampling.generator import Generator, Trace
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
 
@@ -33,8 +33,13 @@ class FrameGenerator(Generator):
         return self.draw_and_trace(params, key, index, condition)[0]
 
     def draw_and_trace(
-        self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
-    ) -> tuple[jax.Array, Any]:
+        self,
+        params: Params,
+        key: jax.Array,
+        index: jax.Array,
+        condition: dict[str, jax.Array],
+        tokens: bool = False,
+    ) -> tuple[jax.Array, tuple[jax.Array, dict[int, Trace]]]:
         """Return what `draw` returns, and the routing of the prediction that is decoded.
 
         The routing has the form of `Generator.draw_and_trace`, with a single sampler step.
@@ -48,6 +53,9 @@ class FrameGenerator(Generator):
         # DiT is the only model that takes a frame.
         model = cast(DiT, self.model)
         frames, found = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
-        traced = {b: (stats.expert, stats.probabilities) for b, stats in found.items()}
+        traced = {
+            block: Trace(stats.expert, stats.probabilities, stats.tokens if tokens else None)
+            for block, stats in found.items()
+        }
         routing = jax.tree.map(lambda leaf: leaf[None], traced)
         return frames.swapaxes(0, 1), (1000 * sigma[:1], routing)

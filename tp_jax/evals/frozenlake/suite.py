@@ -10,6 +10,7 @@ from etils import epath
 from tp_jax.cli.flags import output_folder, required_output_file
 from tp_jax.evals.frozenlake.films import save_films
 from tp_jax.evals.frozenlake.plays import OUTCOMES
+from tp_jax.evals.frozenlake.task import FrozenLakeTask, make_task
 from tp_jax.evals.frozenlake.walking import (
     MapSet,
     choose_maps,
@@ -91,6 +92,11 @@ class FrozenLakeSuite(Suite):
             }
 
         return evaluate
+
+    def task(self, model: Loaded, seed: int) -> FrozenLakeTask:
+        """Return random maps as a task."""
+        maps = _maps_for(model, None, seed, f"config.evaluation.suite={self.name!r}")
+        return make_task(maps, self.settings(model).look)
 
 
 def _maps_for(

@@ -17,6 +17,7 @@ from tp_jax.evals.over_seeds import Columns, collect
 from tp_jax.evals.prompt import Prompt
 from tp_jax.evals.shapes import scores as shapes
 from tp_jax.evals.shapes.command import SAMPLES_PER_PROMPT
+from tp_jax.evals.shapes.task import ShapesTask, make_task
 from tp_jax.evals.suite import EvaluateInTraining, check_local, choose_mode
 from tp_jax.files.atomic import write_json
 from tp_jax.files.jsonl import read_lines
@@ -103,6 +104,10 @@ class ShapesSuite(GenEvalLayoutSuite):
             }
 
         return evaluate
+
+    def task(self, model: Loaded, seed: int) -> ShapesTask:
+        """Return the prompts as a task."""
+        return make_task(model)
 
 
 def columns(content: dict[str, Any], variant: str) -> Columns:

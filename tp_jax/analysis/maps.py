@@ -1,0 +1,142 @@
+"""Pictures of what an analysis sampled: rows of samples, and maps of experts beside them.
+
+S sampler steps, T latent steps, B samples, N vision tokens, M experts.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tp_jax.pictures.grids import make_grid, to_pil
+from tp_jax.pictures.reading import to_rgb
+
+# Okabe and Ito, "Color Universal Design" (2008): told apart by people with any colour vision.
+EXPERT_COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#4D4D4D"
+)  # fmt: skip
+# Sides in pixels of a picture or map, of the gap between them, and of a line of text.
+CELL, GAP, LINE = 72, 4, 14
+# Sampler steps and latent steps that have a map.
+MAP_STEPS, MAP_LATENT_STEPS = 3, 4
+
+
+def expert_colours(count: int) -> np.ndarray:
+    """Return the colours of M experts, uint8 [M, 3]."""
+    if count <= len(EXPERT_COLOURS):
+        colours = [mpl.colors.to_rgb(colour) for colour in EXPERT_COLOURS[:count]]
+    else:
+        colours = mpl.colormaps["viridis"](np.linspace(0, 1, count))[:, :3]
+    return np.round(255 * np.asarray(colours)).astype(np.uint8)
+
+
+def expert_map(experts: np.ndarray, grid: tuple[int, int], count: int) -> np.ndarray:
+    """Draw which expert each token uses, one pixel per token.
+
+    Args:
+      experts: [N] integers; the tokens of the image are the last rows · columns of them.
+      grid: rows and columns.
+      count: number M of experts.
+
+    Returns:
+      uint8 [rows, columns, 3].
+    """
+    rows, columns = grid
+    return expert_colours(count)[experts[-rows * columns :].reshape(rows, columns)]
+
+
+def routing_maps(
+    images: np.ndarray,
+    experts: np.ndarray,
+    timesteps: np.ndarray,
+    grid: tuple[int, int],
+    count: int,
+) -> np.ndarray:
+    """Draw a row for each sample: its picture, then maps of its experts.
+
+    There is a map for each of up to `MAP_STEPS` sampler steps and `MAP_LATENT_STEPS` latent steps.
+
+    Args:
+      images: uint8 [B, H, W, C].
+      experts: [S, T, B, N] integers.
+      timesteps: [S].
+      grid: rows and columns of the tokens.
+      count: number M of experts.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    chosen = [
+        (step, latent_step)
+        for step in picked(len(experts), MAP_STEPS)
+        for latent_step in picked(experts.shape[1], MAP_LATENT_STEPS)
+    ]
+    font, pitch = ImageFont.load_default(11), CELL + GAP
+    size = (pitch * (1 + len(chosen)) + GAP, 2 * LINE + pitch * len(images) + GAP)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, (step, latent_step) in enumerate(chosen, 1):
+        left = GAP + pitch * column
+        draw.text((left, 1), f"time {timesteps[step]:.0f}", "#303030", font)
+        draw.text((left, LINE), f"step {latent_step + 1}", "#303030", font)
+    for row, image in enumerate(small_rgb(images)):
+        top = 2 * LINE + GAP + pitch * row
+        cells = [image] + [expert_map(experts[s, t, row], grid, count) for s, t in chosen]
+        for column, cell in enumerate(cells):
+            enlarged = to_pil(cell).resize(_fit(cell.shape[:2]), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (GAP + pitch * column, top))
+    return np.asarray(canvas)
+
+
+def _fit(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return width and height of a picture that fits into a cell, with its proportions."""
+    height, width = shape
+    factor = CELL / max(height, width)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def small_rgb(images: np.ndarray) -> np.ndarray:
+    """Return images as RGB, at most `CELL` pixels wide and high, which bounds a report's size.
+
+    Args:
+      images: uint8 [B, H, W, C]; of more than three channels, as latents have, three are shown.
+    """
+    images = to_rgb(images)[..., :3]
+    if max(images.shape[1:3]) <= CELL:
+        return images
+    size = _fit(images.shape[1:3])
+    return np.stack([to_pil(image).resize(size, Image.Resampling.LANCZOS) for image in images])
+
+
+def rows_of_images(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Lay rows of images out below each other, enlarged so that single pixels are seen.
+
+    Args:
+      rows: each uint8 [B, H, W, C], of the same shape.
+    """
+    return make_grid(small_rgb(np.concatenate(rows)), len(rows[0]), min_side=96)
+
+
+def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Lay pictures of any width out below each other, on white.
+
+    Args:
+      pictures: each uint8 [H, W, 3].
+    """
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [
+        np.pad(picture, ((0, GAP), (0, width - picture.shape[1]), (0, 0)), constant_values=255)
+        for picture in pictures
+    ]
+    return np.concatenate(padded)
+
+
+def picked(count: int, limit: int) -> list[int]:
+    """Return at most `limit` of the numbers 0 … count-1, evenly spaced from the first to the last.
+
+    Example:
+      >>> picked(5, 3), picked(2, 3)
+      ([0, 2, 4], [0, 1])
+    """
+    return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()
