@@ -77,6 +77,14 @@ def trained_shapes(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="session")
+def analysed(trained):
+    """A model whose experts matter, and what `tp_jax.analysis` collects of it."""
+    from analysed import analyse
+
+    return analyse(trained)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     """A compilation cache shared by the runs of a test file and the processes that it starts.

@@ -161,11 +161,12 @@ def _of_experts(
     if thinking.gate != "learned":
         left_out.add("other routes", f'gate="{thinking.gate}" doesn\'t look at the tokens')
         return
+    random = with_random_gate(loaded)
     yield Intervention(
         "random route",
         "every token takes a random expert at every latent step",
-        dataclasses.replace(generator, model=_with_random_gate(loaded)),
-        _without_gate(params),
+        dataclasses.replace(generator, model=random.model),
+        random.params,
     )
     if num < 2:
         left_out.add("route of another sample", "it needs two samples")
@@ -178,18 +179,20 @@ def _of_experts(
     )
 
 
-def _with_random_gate(loaded: Loaded) -> nn.Module:
-    config = loaded.built.model
-    thinking = dataclasses.replace(config.thinking, gate="random")
-    return build_model(dataclasses.replace(config, thinking=thinking))
-
-
-def _without_gate(params: Params) -> Params:
+def with_random_gate(loaded: Loaded) -> Loaded:
+    """Return the model with `gate="random"`, which has no parameters, in place of its gate."""
+    thinking = dataclasses.replace(loaded.built.model.thinking, gate="random")
+    config = dataclasses.replace(loaded.built.model, thinking=thinking)
     layers = {
         name: {key: leaf for key, leaf in layer.items() if key != "gate"}
-        for name, layer in params["thinking"].items()
+        for name, layer in loaded.params["thinking"].items()
     }
-    return {**params, "thinking": layers}
+    return dataclasses.replace(
+        loaded,
+        model=build_model(config),
+        built=dataclasses.replace(loaded.built, model=config),
+        params={**loaded.params, "thinking": layers},
+    )
 
 
 def without_expert(params: Params, expert: int, *, share: bool) -> Params:

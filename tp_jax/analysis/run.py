@@ -17,7 +17,6 @@ from tp_jax.analysis.report import write_report
 from tp_jax.analysis.samples import Samples, choose_samples
 from tp_jax.evals.task import Judgement
 from tp_jax.files.atomic import write_text
-from tp_jax.files.folders import make_folder
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import run_on_first
@@ -67,7 +66,7 @@ def analyze(request: Analysis) -> dict[str, Any]:
         )
     num = DEFAULT_NUM if request.num is None else request.num
     samples = choose_samples(loaded, num, request.seed, request.labels, request.prompts)
-    run_on_first(lambda: _prepare_folder(request.out))
+    run_on_first(lambda: _check_writable(request.out))
     if (request.latent_steps or 0) > thinking.latent_steps:
         say(
             f"--latent_steps={request.latent_steps}: the model was trained with "
@@ -97,10 +96,13 @@ def analyze(request: Analysis) -> dict[str, Any]:
     return document
 
 
-def _prepare_folder(out: epath.Path) -> None:
-    make_folder(out, f"--out={out}")
-    if "://" not in str(out) and not os.access(out, os.W_OK | os.X_OK):
-        raise UserError(f"--out={out} can't be written to: name another folder")
+def _check_writable(out: epath.Path) -> None:
+    """Raise a UserError if a folder can't be created or written to, before hours of sampling."""
+    if "://" in str(out):
+        return
+    place = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--out={out}: {place} can't be written to; name another folder")
 
 
 def _describe_run(
