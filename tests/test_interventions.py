@@ -92,12 +92,8 @@ def test_an_expert_is_switched_off_alone(analysed, share):
 
 @pytest.fixture(scope="module")
 def outcomes(analysed):
-    loaded, generator, samples, collected = (
-        analysed.loaded,
-        analysed.generator,
-        analysed.samples,
-        analysed.collected,
-    )
+    loaded, generator = analysed.loaded, analysed.generator
+    samples, collected = analysed.samples, analysed.collected
     left_out = LeftOut()
     use = np.array([0.5, 0.5])
     found, judgement = interventions.intervene(
@@ -128,12 +124,7 @@ def test_interventions_sample_the_changed_model_from_the_same_noise(analysed, ou
 
 def test_interventions_that_change_nothing(analysed):
     """Without trained experts, no route and no number of latent steps changes an image."""
-    loaded, generator, samples, collected = (
-        analysed.loaded,
-        analysed.generator,
-        analysed.samples,
-        analysed.collected,
-    )
+    loaded, generator, samples = analysed.loaded, analysed.generator, analysed.samples
     layers = {
         name: layer | {"experts": layer["experts"] | {"lora_b": 0 * layer["experts"]["lora_b"]}}
         for name, layer in loaded.params["thinking"].items()

@@ -13,7 +13,8 @@ from tp_jax.analysis.dependence import PERMUTATIONS
 S, T, B, N, M = 8, 4, 40, 40, 4
 STEP, LATENT, SAMPLE, PLACE = np.ogrid[:S, :T, :B, :N]
 RNG = np.random.default_rng(0)
-CONTENT = RNG.integers(M, size=(B, N))[None, None]
+# Every place and every class of samples has each content equally often.
+CONTENT = (SAMPLE + PLACE) % M
 # The expert that a step asks for with probability 0.7, and each other one with 0.1.
 NOISY = np.where(RNG.random((S, T, B, N)) < 0.6, STEP % M, RNG.integers(M, size=(S, T, B, N)))
 NOISY_BITS = 2 + 0.7 * np.log2(0.7) + 0.3 * np.log2(0.1)
@@ -60,26 +61,32 @@ def test_information_of_known_routings(name, variable):
 
 
 def test_a_random_gate_is_inside_the_permuted_interval():
-    experts, _ = routing("random")
-    rng = np.random.default_rng(1)
-    by_step = analysis.count_experts(experts, M, (1, 3)).swapaxes(0, 1)
-    by_place = analysis.count_experts(experts, M, (0, 1))
-    per_sample = analysis.count_experts(experts, M, (0, 1, 3))
-    classes = np.eye(M, dtype=int)[np.arange(B) % M]
-    content = np.broadcast_to(CONTENT, experts.shape)
-    labels, chosen = (np.moveaxis(a, (2, 3), (0, 1)).reshape(B * N, -1) for a in (content, experts))
-    permuted = {
-        "step": analysis.permute_levels(by_step, rng),
-        "place": analysis.permute_levels(by_place, rng),
-        "sample": analysis.permute_units(per_sample, classes, rng),
-        "content": analysis.permute_labels(labels, chosen, M, M, rng),
-    }
-    for variable, tables in permuted.items():
-        counts = table(experts, variable)
-        assert len(tables) == PERMUTATIONS and (tables.sum((1, 2)) == counts.sum()).all()
-        found = analysis.information(counts, tables)
-        assert found.bits <= found.permuted_high and found.permuted_mean < 0.02
-        assert found.corrected < 1e-3
+    """The interval of a variable misses in 1 of 40 cases, so up to 2 of these 20 may be outside."""
+    outside = 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        experts = rng.integers(M, size=(S, T, B, N))
+        by_step = analysis.count_experts(experts, M, (1, 3)).swapaxes(0, 1)
+        classes = np.eye(M, dtype=int)[np.arange(B) % M]
+        content = np.broadcast_to(CONTENT, experts.shape)
+        labels, chosen = (
+            np.moveaxis(a, (2, 3), (0, 1)).reshape(B * N, -1) for a in (content, experts)
+        )
+        permuted = {
+            "step": analysis.permute_levels(by_step, rng),
+            "place": analysis.permute_levels(analysis.count_experts(experts, M, (0, 1)), rng),
+            "sample": analysis.permute_units(
+                analysis.count_experts(experts, M, (0, 1, 3)), classes, rng
+            ),
+            "content": analysis.permute_labels(labels, chosen, M, M, rng),
+        }
+        for variable, tables in permuted.items():
+            counts = table(experts, variable)
+            assert len(tables) == PERMUTATIONS and (tables.sum((1, 2)) == counts.sum()).all()
+            found = analysis.information(counts, tables)
+            outside += found.bits > found.permuted_high
+            assert found.permuted_mean < 0.005 and found.corrected < 0.001
+    assert outside <= 2
 
 
 @pytest.mark.parametrize(
@@ -135,10 +142,10 @@ def test_miller_madow_by_hand_and_its_bias():
     # A dependence of NOISY_BITS, seen in few choices: the plug-in estimate is too large.
     rng = np.random.default_rng(0)
     p = np.full((M, M), 0.1 / M) + np.eye(M) * 0.6 / M
-    tables = rng.multinomial(60, p.ravel(), size=2000).reshape(-1, M, M)
+    tables = rng.multinomial(200, p.ravel(), size=2000).reshape(-1, M, M)
     plug_in = analysis.mutual_information(tables).mean()
     corrected = np.mean([analysis.miller_madow(counts) for counts in tables])
-    assert plug_in - NOISY_BITS > 0.08 and abs(corrected - NOISY_BITS) < 0.03
+    assert plug_in - NOISY_BITS > 0.025 and abs(corrected - NOISY_BITS) < 0.01
 
 
 def test_kept_and_use_of_known_routings():
@@ -210,7 +217,7 @@ def test_movement_of_known_trajectories():
     converging = 1 + (1 - 0.5**step) * direction  # [T, B, N, D]
     np.testing.assert_allclose(analysis.ratios(converging), 0.5)
     np.testing.assert_allclose(analysis.together(converging), 1)
-    opposite = np.stack([direction[:, :1], -direction[:, :1]], axis=2)[:, :, :, 0]
+    opposite = direction[:, :2] * np.array([[1], [-1]])
     np.testing.assert_allclose(analysis.together(step * opposite), -1)
     still = np.ones((3, 1, 2, 8))
     assert np.isnan(analysis.ratios(still)).all() and (analysis.moves(still) == 0).all()

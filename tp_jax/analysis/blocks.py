@@ -164,7 +164,11 @@ class _Block:
             permuted = dependence.permute_levels(units[kept], rng)
             found[name] = dependence.information(table, permuted, units[kept].sum())
         found |= {"group": self._group(rng), "content": self._content(rng)}
-        return {name: dataclasses.asdict(value) for name, value in found.items() if value}
+        return {
+            name: {key: as_json(value) for key, value in dataclasses.asdict(estimates).items()}
+            for name, estimates in found.items()
+            if estimates
+        }
 
     def _group(self, rng: np.random.Generator) -> dependence.Information | None:
         groups, units = self.samples.groups, self.totals.units.kept
