@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from tp_jax.analysis import collect
+from tp_jax import analysis
+from tp_jax.analysis import blocks, collect
 from tp_jax.analysis.samples import Samples, choose_samples
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, load
@@ -50,3 +51,37 @@ def randomised(params):
         return jax.device_put(rng.normal(size=leaf.shape).astype(np.float32), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(draw, params)
+
+
+def observe(experts, tokens):
+    """Return what a device returns for all tokens of some samples.
+
+    Args:
+      experts: [S, T, B, N] integers.
+      tokens: [S, T, B, N, D].
+    """
+    means = {
+        "entropy": np.zeros(experts.shape[:3]),
+        "moves": analysis.moves(tokens).mean(-1),
+        "ratios": analysis.ratios(tokens).mean(-1),
+        "together": analysis.together(tokens)[:, None],
+    }
+    return collect.Observed(experts.astype(np.uint16), means, tokens, tokens, experts)
+
+
+def describe(experts, tokens, samples, thinking, layer, bounds, batch=8):
+    """Return `blocks.describe_blocks` of one block for given choices, and what it left out."""
+    num, steps = experts.shape[2], experts.shape[0]
+    groups = samples.membership(0, 1).shape[1]
+    totals = None
+    for start in range(0, num, batch):
+        part = slice(start, start + batch)
+        observed = observe(experts[:, :, part], tokens[:, :, part])
+        if totals is None:
+            totals = collect.BlockTotals(observed, thinking.experts, groups, bounds, num)
+        totals.add(observed, samples.membership(start, observed.expert.shape[2]))
+    collected = collect.Collected(np.arange(steps), bounds.steps, {1: totals}, np.zeros(0))
+    left_out, params = blocks.LeftOut(), {"thinking": {"layer_1": layer}}
+    grid = (2, experts.shape[3] // 2)
+    described = blocks.describe_blocks(collected, samples, params, thinking, grid, left_out)
+    return described["1"], {entry["part"]: entry["why"] for entry in left_out.as_json()}, totals

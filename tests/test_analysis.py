@@ -7,18 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
-from analysed import BATCH, LATENT_STEPS, NUM, SEED
-from conftest import run_entry, tiny_config
-from etils import epath
+from analysed import BATCH, LATENT_STEPS, NUM, SEED, describe
+from conftest import run_entry
 from PIL import Image
 
 import tp_jax
 from tp_jax import analysis
-from tp_jax.analysis import blocks, collect
-from tp_jax.analysis.blocks import LeftOut
-from tp_jax.analysis.interventions import with_random_gate
-from tp_jax.analysis.samples import choose_samples, group_by_word
-from tp_jax.train.loop import train
+from tp_jax.analysis import collect
+from tp_jax.analysis.samples import Groups, Samples, group_by_word
+from tp_jax.thinking import ThinkingConfig
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +72,6 @@ def test_kept_samples_and_tokens_are_those_of_the_trace(analysed, routing):
             np.testing.assert_array_equal(experts[at], expert)
 
 
-def test_memory_does_not_grow_with_the_number_of_samples(analysed, monkeypatch):
-    loaded, generator = analysed.loaded, analysed.generator
-    for name, value in dict(
-        MAX_UNITS=8, MIN_UNITS=8, MAX_TOKENS=8, MIN_TOKENS=8, INPUT_TOKENS=4, SHOWN=8
-    ).items():
-        monkeypatch.setattr(collect, name, value)
-    sizes, tokens = [], []
-    for num in (16, 160):
-        samples = choose_samples(loaded, num, SEED)
-        found = collect.collect(generator, loaded.params, samples, SEED)
-        sizes.append({block: totals.nbytes for block, totals in found.blocks.items()})
-        tokens.append(found.blocks[1].tokens.kept["tokens"])
-        assert found.blocks[1].num == num and len(found.images) == 8
-    assert sizes[0] == sizes[1]
-    assert all((found != 0).any((1, 2, 3)).all() for found in tokens)
-
-
 def test_a_reservoir_spreads_over_all_items_whatever_the_batches():
     for batches in ([20], [3, 9, 8], [1] * 20):
         reservoir, start = collect.Reservoir(wanted=5, total=20), 0
@@ -101,19 +81,106 @@ def test_a_reservoir_spreads_over_all_items_whatever_the_batches():
         assert reservoir.kept["item"].tolist() == [3, 7, 11, 15, 19]
 
 
-def test_a_model_with_a_random_gate_follows_nothing(analysed):
-    loaded = with_random_gate(analysed.loaded)
-    generator = dataclasses.replace(analysed.generator, model=loaded.model)
-    samples = choose_samples(loaded, 160, SEED)
-    collected = collect.collect(generator, loaded.params, samples, SEED)
-    thinking = loaded.built.model.thinking
-    described = blocks.describe_blocks(
-        collected, samples, loaded.params, thinking, (2, 2), LeftOut()
-    )
-    for block in described.values():
-        assert len(block["information"]) == 5
-        for name, found in block["information"].items():
-            assert found["corrected"] < 0.003 and found["bits"] < 1.5 * found["permuted_high"], name
+S, T, N, D = 3, 3, 4, 6
+BOUNDS = collect.Bounds(steps=(0, 1, 2), per_sample=N, tokens=400, units=50)
+THINKING = ThinkingConfig(layers=(1,), experts=2, rank=2, latent_steps=T)
+
+
+def samples_of(num, classes=5):
+    names = tuple(map(str, range(classes)))
+    groups = Groups("class", names, np.eye(classes, dtype=bool))
+    return Samples(num, {}, names, groups, None, {})
+
+
+def drawn(num, latent_steps=T, experts=2):
+    """Random experts and tokens of `num` samples, and random parameters of the experts."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(S, latent_steps, num, N, D)).astype(np.float32)
+    shapes = {"lora_a": (experts, D, 3, 2), "lora_b": (experts, 3, 2, D)}
+    layer = {"experts": {name: rng.normal(size=shape) for name, shape in shapes.items()}}
+    return rng.integers(experts, size=tokens.shape[:-1]), tokens, layer
+
+
+def test_memory_does_not_grow_with_the_number_of_samples():
+    sizes = []
+    for num in (200, 2000):
+        experts, tokens, layer = drawn(num)
+        bounds = dataclasses.replace(BOUNDS, tokens=80, units=20)
+        _, _, totals = describe(experts, tokens, samples_of(num), THINKING, layer, bounds)
+        sizes.append(totals.nbytes)
+        assert totals.num == num and (totals.tokens.kept["tokens"] != 0).any((1, 2, 3)).all()
+    assert sizes[0] == sizes[1]
+
+
+def test_a_random_gate_follows_nothing():
+    block, left_out, _ = describe(*drawn(400)[:2], samples_of(400), THINKING, drawn(1)[2], BOUNDS)
+    assert len(block["information"]) == 5 and not left_out
+    for name, found in block["information"].items():
+        assert found["corrected"] < 0.003 and found["bits"] < 1.5 * found["permuted_high"], name
+
+
+def test_a_gate_that_follows_one_variable_is_seen_to_do_so():
+    experts, tokens, layer = drawn(400)
+    choices = {
+        "timestep": np.arange(S)[:, None, None, None] % 2,
+        "latent_step": np.arange(T)[:, None, None] % 2,
+        "place": np.arange(N) % 2,
+        "group": (np.arange(400) % 5 < 2)[:, None],
+    }
+    for name, chosen in choices.items():
+        chosen = np.broadcast_to(chosen, experts.shape).astype(int)
+        block, _, _ = describe(chosen, tokens, samples_of(400), THINKING, layer, BOUNDS)
+        for variable, found in block["information"].items():
+            share = chosen.mean()
+            bits = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+            assert found["bits"] == pytest.approx(bits if variable == name else 0, abs=0.02)
+            assert (found["bits"] > 5 * found["permuted_high"]) == (variable == name), (name, found)
+    # A feature that is positive for half of the tokens, at another scale at each step.
+    content = np.random.default_rng(1).integers(2, size=(400, N))
+    tokens = tokens + (20 * content - 10)[:, :, None]
+    chosen = np.broadcast_to(content, experts.shape)
+    tokens = tokens * np.arange(1, 1 + S * T).reshape(S, T, 1, 1, 1)
+    block, _, _ = describe(chosen, tokens, samples_of(400), THINKING, layer, BOUNDS)
+    assert block["information"]["content"]["bits"] > 0.9
+    assert block["information"]["timestep"]["bits"] < 0.01
+
+
+def test_what_one_expert_or_one_latent_step_leaves_out():
+    experts, tokens, layer = drawn(20, latent_steps=1, experts=1)
+    thinking = dataclasses.replace(THINKING, experts=1, latent_steps=1)
+    block, left_out, _ = describe(experts, tokens, samples_of(20), thinking, layer, BOUNDS)
+    missing = {"kept", "moves", "ratios", "together", "trajectories", "information", "similarity"}
+    assert {name for name in block if block[name] is None} == missing == set(left_out)
+    assert left_out["information"] == left_out["similarity"] == "there is one expert"
+    assert left_out["kept"] == "there is one latent step"
+    assert block["effective_experts"] == [1] and block["dead_experts"] == [[]]
+
+
+def test_what_untrained_experts_and_few_samples_leave_out():
+    experts, tokens, layer = drawn(3)
+    tokens[:] = tokens[:, :1]  # no token moves
+    layer["experts"]["lora_b"] *= 0
+    block, left_out, _ = describe(experts, tokens, samples_of(3), THINKING, layer, BOUNDS)
+    assert set(left_out) == {"information", "ratios", "together", "similarity"}
+    assert left_out["information"] == "it needs 10 samples: raise --num"
+    assert left_out["similarity"] == "the experts are still zero"
+    assert np.all(np.array(block["moves"]) == 0) and block["use_by_group"][4][0] == [None, None]
+    # Enough samples for some information, but not for that of 5 classes.
+    _, left_out, _ = describe(*drawn(20)[:2], samples_of(20), THINKING, drawn(1)[2], BOUNDS)
+    assert set(left_out) == {"information with the group", "information with the content"}
+
+
+def test_experts_of_each_latent_step_are_compared_at_their_step():
+    experts, tokens, layer = drawn(20)
+    own = dataclasses.replace(THINKING, share_across_steps=False)
+    steps = {name: np.stack([leaf, 2 * leaf, -leaf]) for name, leaf in layer["experts"].items()}
+    steps["lora_b"][1:, 1] = steps["lora_b"][1:, 0]
+    steps["lora_a"][1:, 1] = steps["lora_a"][1:, 0]
+    block, _, _ = describe(experts, tokens, samples_of(20), own, {"step_experts": steps}, BOUNDS)
+    first, _, _ = describe(experts[:, :1], tokens[:, :1], samples_of(20), THINKING, layer, BOUNDS)
+    # Equal experts at the second and third step, those of `layer` at the first.
+    wanted = (2 + first["similarity"]["q"][0][1]) / 3
+    assert block["similarity"]["q"][0][1] == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -173,39 +240,14 @@ def test_the_command_writes_a_document_pictures_and_a_report(workdir):
 def test_json_alone(workdir, tmp_path):
     out = tmp_path / "out"
     code, printed, error = run_entry(
-        "analyze", f"--workdir={workdir}", f"--out={out}", "--num=1", "--json", "--latent_steps=1"
+        "analyze", f"--workdir={workdir}", f"--out={out}", "--num=8", "--json", "--latent_steps=3"
     )
     assert code == 0, error
     assert printed.strip() == str(out / "analysis.json")
     assert [path.name for path in out.iterdir()] == ["analysis.json"]
-    document = json.loads(printed and (out / "analysis.json").read_text())
-    block = document["blocks"]["1"]
-    for name in ("kept", "moves", "ratios", "together", "trajectories", "information"):
-        assert block[name] is None
-    left_out = {entry["part"]: entry["why"] for entry in document["left_out"]}
-    assert left_out["kept"] == "there is one latent step"
-    assert left_out["information"] == "it needs 10 samples: raise --num"
-    assert left_out["route of another sample"] == "it needs two samples"
-
-
-def test_a_model_with_one_expert_that_no_gate_chooses(tmp_path):
-    config = tiny_config(steps=1)
-    config.model.thinking.update(layers=(1,), experts=1, share_across_steps=False)
-    train(config, epath.Path(tmp_path / "run"))
-    arguments = [f"--workdir={tmp_path / 'run'}", "--num=12", "--batch_size=4", "--json"]
-    code, _, error = run_entry("analyze", *arguments)
-    assert code == 0, error
-    document = json.loads((tmp_path / "run" / "analysis" / "analysis.json").read_text())
-    block = document["blocks"]["1"]
-    assert block["information"] is None and block["similarity"] is None
-    assert np.all(np.array(block["entropy"]) == 0) and block["dead_experts"] == [[], []]
-    why = {entry["part"]: entry["why"] for entry in document["left_out"]}
-    assert why["information"] == why["experts off, other routes"] == "there is one expert"
-    names = [entry["name"] for entry in document["interventions"]]
-    assert names == ["unchanged", "thinking off", "T = 1"]
-    code, _, error = run_entry("analyze", *arguments, "--latent_steps=3")
-    assert code == 2 and "experts for 2 latent steps only: use 2 or fewer" in error
-    assert error.count("\n") == 1
+    document = json.loads((out / "analysis.json").read_text())
+    assert document["samples"] == {"image": None, "maps": {}}
+    assert "pictures and report" in [entry["part"] for entry in document["left_out"]]
 
 
 def test_what_can_not_be_analysed_is_said_in_one_line(

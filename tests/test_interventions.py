@@ -12,7 +12,7 @@ from etils import epath
 from small_configs import tiny_frozenlake
 
 import tp_jax
-from tp_jax.analysis import blocks, collect, interventions
+from tp_jax.analysis import interventions
 from tp_jax.analysis.blocks import LeftOut
 from tp_jax.evals.shapes.scores import make_prompts
 from tp_jax.evals.shapes.task import ShapesTask
@@ -122,25 +122,32 @@ def test_interventions_sample_the_changed_model_from_the_same_noise(analysed, ou
         assert outcome.difference == pytest.approx(difference, rel=1e-4) and difference > 0.05
 
 
-def test_interventions_that_change_nothing(analysed):
-    """Without trained experts, no route and no number of latent steps changes an image."""
-    loaded, generator, samples = analysed.loaded, analysed.generator, analysed.samples
-    layers = {
-        name: layer | {"experts": layer["experts"] | {"lora_b": 0 * layer["experts"]["lora_b"]}}
-        for name, layer in loaded.params["thinking"].items()
-    }
-    same = dataclasses.replace(loaded, params=loaded.params | {"thinking": layers})
-    found = collect.collect(generator, same.params, samples, SEED)
-    left_out = LeftOut()
-    outcomes, _ = interventions.intervene(
-        same, generator, samples, found.images, np.array([0.5, 0.5]), SEED, left_out
-    )
-    assert max(outcome.difference for outcome in outcomes) < 0.02
-    thinking = same.built.model.thinking
-    described = blocks.describe_blocks(found, samples, same.params, thinking, (2, 2), left_out)
-    assert described["1"]["similarity"] is None and described["1"]["ratios"] is None
-    parts = {entry["part"] for entry in left_out.as_json()}
-    assert {"similarity", "ratios", "together"} <= parts
+def test_interventions_that_make_no_sense_are_left_out(analysed):
+    loaded, generator = analysed.loaded, analysed.generator
+
+    def choose(num=8, latent_steps=1, **fields):
+        thinking = dataclasses.replace(loaded.built.model.thinking, **fields)
+        model = dataclasses.replace(loaded.built.model, thinking=thinking)
+        built = dataclasses.replace(loaded.built, model=model)
+        left_out = LeftOut()
+        chosen = interventions.choose_interventions(
+            dataclasses.replace(loaded, built=built),
+            dataclasses.replace(generator, latent_steps=latent_steps),
+            np.full(thinking.experts, 1 / thinking.experts),
+            num,
+            left_out,
+        )
+        return [each.name for each in chosen], {each["part"] for each in left_out.as_json()}
+
+    names, left_out = choose(experts=1)
+    assert names == ["thinking off", "T = 2"]
+    assert left_out == {"experts off, other routes", "fewer latent steps"}
+    names, left_out = choose(num=1, latent_steps=10)
+    assert "route of another sample" in left_out and "random route" in names
+    assert [name for name in names if name.startswith("T")] == [
+        "T = 1", "T = 3", "T = 4", "T = 6", "T = 7", "T = 9", "T = 11",
+    ]  # fmt: skip
+    assert "other routes" in choose(gate="random")[1]
 
 
 def test_shapes_judges_single_images():
@@ -155,6 +162,7 @@ def test_shapes_judges_single_images():
     assert wrong.scores.mean() < 0.5 and prompts[0].text in wrong.texts[0]
 
 
+@pytest.mark.slow
 def test_a_frozenlake_model_is_analysed_with_its_score(tmp_path):
     train(tiny_frozenlake(steps=2), epath.Path(tmp_path / "run"))
     arguments = ["--num=8", "--batch_size=8", "--sampler_steps=2"]

@@ -5,8 +5,9 @@ S sampler steps, T latent steps, B samples, N vision tokens, M experts.
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb as rgb_of
 from PIL import Image, ImageDraw, ImageFont
 
 from tp_jax.pictures.grids import make_grid, to_pil
@@ -25,9 +26,9 @@ MAP_STEPS, MAP_LATENT_STEPS = 3, 4
 def expert_colours(count: int) -> np.ndarray:
     """Return the colours of M experts, uint8 [M, 3]."""
     if count <= len(EXPERT_COLOURS):
-        colours = [mpl.colors.to_rgb(colour) for colour in EXPERT_COLOURS[:count]]
+        colours = [rgb_of(colour) for colour in EXPERT_COLOURS[:count]]
     else:
-        colours = mpl.colormaps["viridis"](np.linspace(0, 1, count))[:, :3]
+        colours = colormaps["viridis"](np.linspace(0, 1, count))[:, :3]
     return np.round(255 * np.asarray(colours)).astype(np.uint8)
 
 
@@ -106,7 +107,8 @@ def small_rgb(images: np.ndarray) -> np.ndarray:
     if max(images.shape[1:3]) <= CELL:
         return images
     size = _fit(images.shape[1:3])
-    return np.stack([to_pil(image).resize(size, Image.Resampling.LANCZOS) for image in images])
+    shrunk = (to_pil(image).resize(size, Image.Resampling.LANCZOS) for image in images)
+    return np.stack([np.asarray(image) for image in shrunk])
 
 
 def rows_of_images(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -109,7 +109,7 @@ def content_clusters(tokens: np.ndarray, clusters: int, seed: int = 0) -> np.nda
     deviation = tokens.std(axis=0)
     standard = (tokens - tokens.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     points = standard.reshape(-1, tokens.shape[-1])
-    means = MiniBatchKMeans(clusters, random_state=seed, batch_size=4096, n_init=3)
+    means = MiniBatchKMeans(clusters, random_state=seed, batch_size=4096)
     return means.fit_predict(points).reshape(tokens.shape[:-1]).astype(np.int32)
 
 
