@@ -32,21 +32,22 @@ def test_given_routes_take_the_place_of_the_gate(analysed):
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
     timestep = np.full(4, 500, np.float32)
 
-    def apply(**options):
-        options = ThinkingOptions(latent_steps=LATENT_STEPS, trace=True, **options)
+    @jax.jit
+    def apply(routes):
+        options = ThinkingOptions(latent_steps=LATENT_STEPS, trace=True, routes=routes)
         arguments = (x, timestep, conditions(4), options)
         return loaded.model.apply({"params": loaded.params}, *arguments)
 
-    output, stats = apply()
+    output, stats = apply(None)
     own = {block: found.expert for block, found in stats.items()}
-    np.testing.assert_array_equal(apply(routes=own)[0], output)
+    np.testing.assert_array_equal(apply(own)[0], output)
     other = {block: 1 - expert for block, expert in own.items()}
-    changed, stats = apply(routes=other)
+    changed, stats = apply(other)
     assert np.abs(changed - output).max() > 1e-3
     for block, found in stats.items():
         np.testing.assert_array_equal(found.expert, other[block])
     # Blocks without a route keep their gate.
-    _, stats = apply(routes={1: other[1]})
+    _, stats = apply({1: other[1]})
     np.testing.assert_array_equal(stats[1].expert, other[1])
     assert (np.asarray(stats[2].probabilities) != 0.5).any()
 
