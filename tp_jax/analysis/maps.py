@@ -80,7 +80,7 @@ def routing_maps(
     for column, (step, latent_step) in enumerate(chosen, 1):
         left = GAP + pitch * column
         draw.text((left, 1), f"time {timesteps[step]:.0f}", "#303030", font)
-        draw.text((left, LINE), f"step {latent_step + 1}", "#303030", font)
+        draw.text((left, LINE), f"latent step {latent_step + 1}", "#303030", font)
     for row, image in enumerate(small_rgb(images)):
         top = 2 * LINE + GAP + pitch * row
         cells = [image] + [expert_map(experts[s, t, row], grid, count) for s, t in chosen]
