@@ -1,0 +1,248 @@
+"""The summary of a report: sentences that follow from the numbers by fixed rules.
+
+The thresholds are ours. They are constants of this file, and the report shows the numbers that they
+were applied to.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from tp_jax.analysis.document import (
+    Document,
+    above_chance,
+    information,
+    kept_by_chance,
+    mean,
+    part,
+    parts,
+    similarities,
+    thinking_off,
+    variable_name,
+)
+
+# Information below this many bits is called none, however certain it is.
+SMALL_BITS = 0.01
+# A variable dominates if it tells this many times as much about the expert as any other.
+DOMINANT = 2.0
+# One expert takes all tokens if the effective number of experts is below this.
+COLLAPSED = 1.05
+# Use is even if the effective number of experts is at least this share of all experts.
+EVEN, UNEVEN = 0.8, 0.5
+# Shares of tokens that keep their expert: hardly any change above the first, many below the second.
+STEADY, CHANGING = 0.95, 0.7
+# Mean differences of pictures in grey levels (0 … 255): invisible below the first, clear from the
+# second.
+INVISIBLE, CLEAR = 1.0, 5.0
+# Experts are copies if the mean cosine of their ΔV is at least this.
+COPIES = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One answer of the summary.
+
+    Attributes:
+      question: in plain words.
+      answer: one or more sentences.
+      section: key of the section whose figure shows the numbers.
+    """
+
+    question: str
+    answer: str
+    section: str
+
+
+def find(document: Document) -> list[Finding]:
+    """Return the answers to the questions for which the document has numbers."""
+    rules = (_depends, _even, _sure, _changes, _moves, _copies, _matters)
+    return [finding for rule in rules if (finding := rule(document)) is not None]
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _by_answer(answers: dict[str, str]) -> str:
+    """Join the answers of the blocks; blocks with the same answer share a sentence."""
+    blocks: dict[str, list[str]] = {}
+    for block, answer in answers.items():
+        blocks.setdefault(answer, []).append(block)
+    if len(blocks) == 1:
+        where = "" if len(answers) == 1 else f"In all {len(answers)} blocks: "
+        return f"{where}{next(iter(blocks))}." if where else f"{_capital(next(iter(blocks)))}."
+    return " ".join(
+        f"{'Block' if len(names) == 1 else 'Blocks'} {_list(names)}: {answer}."
+        for answer, names in blocks.items()
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _depends(document: Document) -> Finding | None:
+    """Tell whether routing follows the content or only the timestep."""
+    values = information(document)
+    answers = {block: depends_on(document, block) for block in values}
+    if not answers:
+        return None
+    numbers = ""
+    if len(values) == 1:
+        found = next(iter(values.values()))
+        numbers = " Mutual information with the expert above chance, in bits: " + ", ".join(
+            f"{variable_name(document, name)} {above_chance(entry):.2f}"
+            for name, entry in found.items()
+        )
+        numbers += "."
+    return Finding(
+        "Does routing follow the content or only the timestep?",
+        _by_answer(answers) + numbers,
+        "information",
+    )
+
+
+def depends_on(document: Document, block: str) -> str:
+    """Return in words which variables the expert of a block depends on.
+
+    A variable counts if its plug-in information is above the 97.5 % quantile of the permutations
+    and at least `SMALL_BITS` above their mean.
+    """
+    effective = part(document, block, "effective_experts")
+    if effective is not None and np.nanmax(effective) < COLLAPSED:
+        return "one expert takes nearly all tokens, so there is no routing to explain"
+    found = information(document)[block]
+    counted = {
+        name: above_chance(entry)
+        for name, entry in found.items()
+        if above_chance(entry) >= SMALL_BITS
+        and not (entry.get("permuted_high") is not None and entry["bits"] <= entry["permuted_high"])
+    }
+    if not counted:
+        return "the expert depends on none of the measured variables; it looks random"
+    order = sorted(counted, key=lambda name: -counted[name])
+    names = [f"the {variable_name(document, name)}" for name in order]
+    if len(order) == 1:
+        return f"routing follows only {names[0]}"
+    if counted[order[0]] >= DOMINANT * counted[order[1]]:
+        return f"routing follows mostly {names[0]}, and less {_list(names[1:])}"
+    return f"routing follows {_list(names)}"
+
+
+def _even(document: Document) -> Finding | None:
+    """Tell whether the experts are used evenly, and which are dead."""
+    experts, answers = document["run"]["experts"], {}
+    for block, effective in parts(document, "effective_experts").items():
+        value = mean(effective) or 0.0
+        share = value / experts
+        if experts == 1:
+            answers[block] = "there is one expert"
+            continue
+        if value < COLLAPSED:
+            text = "no: one expert takes nearly all tokens"
+        elif share >= EVEN:
+            text = "yes"
+        else:
+            text = "not quite" if share >= UNEVEN else "no: few experts take most tokens"
+        dead = document["blocks"][block].get("dead_experts") or []
+        always = set.intersection(*map(set, dead)) if dead else set()
+        ending = f"; {_experts(always)} dead at every latent step" if always else ""
+        answers[block] = f"{text} (effective number {value:.1f} of {experts}){ending}"
+    if not answers:
+        return None
+    return Finding("Are the experts used evenly?", _by_answer(answers), "effective_experts")
+
+
+def _experts(numbers: set[int]) -> str:
+    if len(numbers) > 6:
+        return f"{len(numbers)} experts are"
+    names = [str(m) for m in sorted(numbers)]
+    return f"expert {names[0]} is" if len(names) == 1 else f"experts {_list(names)} are"
+
+
+def _sure(document: Document) -> Finding | None:
+    """Tell how certain the gate is."""
+    experts, answers = document["run"]["experts"], {}
+    if experts < 2:
+        return None
+    for block, entropy in parts(document, "entropy").items():
+        share = (mean(entropy) or 0.0) / np.log(experts)
+        text = "hardly" if share > 0.9 else "very" if share < 0.3 else "somewhat"
+        answers[block] = f"{text}; its entropy is {share:.0%} of that of even odds"
+    if not answers:
+        return None
+    return Finding("How sure is the gate of its choice?", _by_answer(answers), "entropy")
+
+
+def _changes(document: Document) -> Finding | None:
+    """Tell whether tokens change their expert over the latent steps."""
+    question = "Does the gate change its mind over latent steps?"
+    if document["run"]["latent_steps"] == 1:
+        return Finding(question, "There is one latent step, so it can't.", "left_out")
+    answers = {}
+    for block, kept in parts(document, "kept").items():
+        share = mean(kept) or 0.0
+        text = "hardly" if share >= STEADY else "often" if share < CHANGING else "sometimes"
+        chance = mean(kept_by_chance(document, block))
+        ending = "" if chance is None else f"; {chance:.0%} would by chance"
+        answers[block] = (
+            f"{text}: {share:.0%} of tokens keep their expert from one latent step to the next"
+            f"{ending}"
+        )
+    return Finding(question, _by_answer(answers), "kept") if answers else None
+
+
+def _moves(document: Document) -> Finding | None:
+    """Tell whether the moves shrink over the latent steps."""
+    answers = {}
+    for block, ratios in parts(document, "ratios").items():
+        last = mean(ratios[:, -1])
+        if last is None:
+            continue
+        text = "yes, moves shrink" if last < 0.9 else "no, moves grow" if last > 1.1 else "no"
+        answers[block] = f"{text} (the last move is {last:.2f} times as long as the one before)"
+    return Finding("Do the tokens converge?", _by_answer(answers), "ratios") if answers else None
+
+
+def _copies(document: Document) -> Finding | None:
+    """Tell whether the experts compute the same."""
+    answers = {}
+    for block, found in similarities(document).items():
+        if "v" not in found or len(found["v"]) < 2:
+            continue
+        pairs = found["v"][np.triu_indices(len(found["v"]), 1)]
+        value = mean(pairs)
+        if value is None:
+            continue
+        text = "no, they nearly agree" if value >= COPIES else "yes"
+        answers[block] = f"{text} (mean cosine of ΔV between two experts {value:.2f})"
+    if not answers:
+        return None
+    return Finding("Do the experts do different things?", _by_answer(answers), "similarity")
+
+
+def _matters(document: Document) -> Finding | None:
+    """Tell how much the pictures change without thinking, and by the strongest intervention."""
+    off = thinking_off(document)
+    if off is None or off.get("difference") is None:
+        return None
+    difference = off["difference"]
+    if difference < INVISIBLE:
+        text = "Hardly: without thinking, pixels differ by"
+    elif difference < CLEAR:
+        text = "A little: without thinking, pixels differ by"
+    else:
+        text = "Yes: without thinking, pixels differ by"
+    answer = f"{text} {difference:.2f} of 255 grey levels on average."
+    others = [
+        one
+        for one in document["interventions"]
+        if one is not off and one.get("difference") is not None
+    ]
+    if others:
+        most = max(others, key=lambda one: one["difference"])
+        answer += (
+            f" Of the other interventions, “{most['name']}” changes the pictures most, by "
+            f"{most['difference']:.2f}."
+        )
+    return Finding("Does thinking change the picture?", answer, "interventions")
