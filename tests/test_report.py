@@ -88,10 +88,8 @@ SIZES = {
     "usual": dict(),
     "one latent step": dict(latent_steps=1),
     "two latent steps": dict(latent_steps=2),
-    "one expert": dict(experts=1),
-    "one timestep": dict(steps=1),
-    "one token": dict(grid=(1, 1), tokens=1),
-    "no groups": dict(groups=()),
+    "one expert, no groups": dict(experts=1, groups=()),
+    "one timestep and token": dict(steps=1, grid=(1, 1), tokens=1),
     "three blocks": dict(blocks=("1", "2", "3"), experts=9),
 }
 
@@ -248,7 +246,7 @@ def test_the_summary_says_what_routing_depends_on():
     document["blocks"]["12"]["information"]["content"] = entry(0.5) | {"permuted_high": 0.6}
     assert "looks random" in answer(document, words)
     document["blocks"]["12"]["effective_experts"] = [1.0]
-    assert "one expert takes nearly all tokens" in answer(document, words)
+    assert "One expert takes nearly all tokens" in answer(document, words)
 
 
 def test_blocks_with_the_same_answer_share_a_sentence():
@@ -260,6 +258,16 @@ def test_blocks_with_the_same_answer_share_a_sentence():
     assert answer(document, words) == (
         "Blocks 4 and 12: routing follows only the timestep. "
         "Block 8: routing follows only the content."
+    )
+
+
+def test_blocks_with_the_same_words_share_a_range_of_numbers():
+    document = make_document(blocks=("4", "8", "12"), experts=4)
+    for block, effective in zip(document["blocks"].values(), (3.9, 1.5, 3.7), strict=True):
+        block["effective_experts"] = [effective] * 3
+    assert answer(document, "evenly") == (
+        "Blocks 4 and 12: yes (effective number 3.7 to 3.9 of 4). "
+        "Block 8: no: few experts take most tokens (effective number 1.5 of 4)."
     )
 
 

@@ -108,8 +108,9 @@ def group_order(document: Document) -> list[int]:
     mean over all groups, averaged over latent steps and blocks. Groups without tokens are left out.
     """
     distances = [
-        np.abs(use - np.nanmean(use[_seen(use)], 0)).sum(-1).mean(-1) / 2
+        np.abs(use - group_mean(use)).sum(-1).mean(-1) / 2
         for use in parts(document, "use_by_group").values()
+        if _seen(use).any()
     ]
     if not distances:
         return []

@@ -94,11 +94,19 @@ def write_title(axes: Axes, text: str) -> None:
     axes.set_title(text, fontsize=10, loc="left", parse_math=False)
 
 
-def timestep_axis(axes: Axes, timesteps: Sequence[float]) -> None:
+def name_rows_and_columns(axes: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Write the names of columns above the first row, and those of rows beside the first column."""
+    for one, name in zip(axes[0], columns, strict=True):
+        one.set_title(name, fontsize=10)
+    for one, name in zip(axes[:, 0], rows, strict=True):
+        one.set_ylabel(name, parse_math=False)
+
+
+def timestep_axis(axes: Axes, timesteps: Sequence[float], ticks: int = 4) -> None:
     """Let the x axis run in the order of sampling, from noise at the left to the picture."""
     if timesteps[0] != timesteps[-1]:
         axes.set_xlim(timesteps[0], timesteps[-1])
-    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="x", nbins=ticks)
 
 
 TIMESTEP_LABEL = "timestep (noise → picture)"

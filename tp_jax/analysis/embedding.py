@@ -6,7 +6,9 @@ import io
 
 from PIL import Image
 
-# Ways to make a picture smaller, in turn: its scale, and the quality of the JPEG.
+# A picture with at most this many colours is a diagram, which 256 of them show well.
+_DIAGRAM_COLOURS = 1 << 14
+# Further ways to make a picture smaller, in turn: its scale, and the quality of the JPEG.
 _SMALLER = ((1.0, 90), (0.75, 85), (0.5, 85), (0.35, 80), (0.25, 75))
 
 
@@ -45,8 +47,8 @@ def read(data: bytes) -> Picture | None:
 def fit(pictures: dict[str, Picture], total: int) -> dict[str, Picture]:
     """Make pictures smaller until they fit together.
 
-    Small pictures stay as they are; large ones share the rest equally, as JPEG and, if needed, with
-    fewer pixels.
+    Small pictures stay as they are. Large ones share the rest equally: diagrams with 256 colours if
+    that suffices, others as JPEG and, if needed, with fewer pixels.
 
     Args:
       pictures: the pictures by name.
@@ -68,9 +70,14 @@ def fit(pictures: dict[str, Picture], total: int) -> dict[str, Picture]:
 
 
 def _smaller(picture: Picture, limit: int) -> Picture | None:
-    """Return the picture as the best JPEG of at most `limit` bytes, or None."""
+    """Return the picture in at most `limit` bytes with as little loss as possible, or None."""
     with Image.open(io.BytesIO(picture.data)) as image:
         full = image.convert("RGB")
+    if full.getcolors(_DIAGRAM_COLOURS):
+        buffer = io.BytesIO()
+        full.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        if buffer.tell() <= limit:
+            return Picture(buffer.getvalue(), "png", *full.size)
     for scale, quality in _SMALLER:
         size = (max(1, round(full.width * scale)), max(1, round(full.height * scale)))
         buffer = io.BytesIO()

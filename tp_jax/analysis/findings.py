@@ -27,7 +27,8 @@ SMALL_BITS = 0.01
 DOMINANT = 2.0
 # One expert takes all tokens if the effective number of experts is below this.
 COLLAPSED = 1.05
-# Use is even if the effective number of experts is at least this share of all experts.
+# Use is even if (effective number - 1) / (experts - 1) is at least the first, and uneven below the
+# second.
 EVEN, UNEVEN = 0.8, 0.5
 # Shares of tokens that keep their expert: hardly any change above the first, many below the second.
 STEADY, CHANGING = 0.95, 0.7
@@ -63,18 +64,44 @@ def _list(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _by_answer(answers: dict[str, str]) -> str:
-    """Join the answers of the blocks; blocks with the same answer share a sentence."""
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    """The answer for one block.
+
+    Attributes:
+      text: with {0}, {1} … in the place of numbers.
+      values: the numbers.
+      form: how to write them, as in a format specification.
+    """
+
+    text: str
+    values: tuple[float, ...] = ()
+    form: str = ".2f"
+
+
+def _by_answer(answers: dict[str, _Answer]) -> str:
+    """Join the answers of the blocks; blocks with the same text share a sentence and a range."""
     blocks: dict[str, list[str]] = {}
     for block, answer in answers.items():
-        blocks.setdefault(answer, []).append(block)
-    if len(blocks) == 1:
-        where = "" if len(answers) == 1 else f"In all {len(answers)} blocks: "
-        return f"{where}{next(iter(blocks))}." if where else f"{_capital(next(iter(blocks)))}."
-    return " ".join(
-        f"{'Block' if len(names) == 1 else 'Blocks'} {_list(names)}: {answer}."
-        for answer, names in blocks.items()
-    )
+        blocks.setdefault(answer.text, []).append(block)
+    sentences = []
+    for text, names in blocks.items():
+        form = answers[names[0]].form
+        values = zip(*(answers[name].values for name in names), strict=True)
+        sentence = text.format(*(_range(found, form) for found in values))
+        if len(answers) == 1:
+            sentences.append(f"{_capital(sentence)}.")
+        elif len(blocks) == 1:
+            sentences.append(f"In all {len(answers)} blocks: {sentence}.")
+        else:
+            plural = "" if len(names) == 1 else "s"
+            sentences.append(f"Block{plural} {_list(names)}: {sentence}.")
+    return " ".join(sentences)
+
+
+def _range(values: tuple[float, ...], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def _capital(text: str) -> str:
@@ -84,7 +111,7 @@ def _capital(text: str) -> str:
 def _depends(document: Document) -> Finding | None:
     """Tell whether routing follows the content or only the timestep."""
     values = information(document)
-    answers = {block: depends_on(document, block) for block in values}
+    answers = {block: _Answer(depends_on(document, block)) for block in values}
     if not answers:
         return None
     numbers = ""
@@ -131,13 +158,14 @@ def depends_on(document: Document, block: str) -> str:
 
 def _even(document: Document) -> Finding | None:
     """Tell whether the experts are used evenly, and which are dead."""
-    experts, answers = document["run"]["experts"], {}
+    experts = document["run"]["experts"]
+    answers: dict[str, _Answer] = {}
     for block, effective in parts(document, "effective_experts").items():
         value = mean(effective) or 0.0
-        share = value / experts
         if experts == 1:
-            answers[block] = "there is one expert"
+            answers[block] = _Answer("there is one expert")
             continue
+        share = (value - 1) / (experts - 1)
         if value < COLLAPSED:
             text = "no: one expert takes nearly all tokens"
         elif share >= EVEN:
@@ -147,7 +175,8 @@ def _even(document: Document) -> Finding | None:
         dead = document["blocks"][block].get("dead_experts") or []
         always = set.intersection(*map(set, dead)) if dead else set()
         ending = f"; {_experts(always)} dead at every latent step" if always else ""
-        answers[block] = f"{text} (effective number {value:.1f} of {experts}){ending}"
+        numbers = f" (effective number {{0}} of {experts})"
+        answers[block] = _Answer(text + numbers + ending, (value,), ".1f")
     if not answers:
         return None
     return Finding("Are the experts used evenly?", _by_answer(answers), "effective_experts")
@@ -162,13 +191,15 @@ def _experts(numbers: set[int]) -> str:
 
 def _sure(document: Document) -> Finding | None:
     """Tell how certain the gate is."""
-    experts, answers = document["run"]["experts"], {}
+    experts = document["run"]["experts"]
+    answers: dict[str, _Answer] = {}
     if experts < 2:
         return None
     for block, entropy in parts(document, "entropy").items():
         share = (mean(entropy) or 0.0) / np.log(experts)
         text = "hardly" if share > 0.9 else "very" if share < 0.3 else "somewhat"
-        answers[block] = f"{text}; its entropy is {share:.0%} of that of even odds"
+        sentence = f"{text}; its entropy is {{0}} of that of even odds"
+        answers[block] = _Answer(sentence, (share,), ".0%")
     if not answers:
         return None
     return Finding("How sure is the gate of its choice?", _by_answer(answers), "entropy")
@@ -179,34 +210,34 @@ def _changes(document: Document) -> Finding | None:
     question = "Does the gate change its mind over latent steps?"
     if document["run"]["latent_steps"] == 1:
         return Finding(question, "There is one latent step, so it can't.", "left_out")
-    answers = {}
+    answers: dict[str, _Answer] = {}
     for block, kept in parts(document, "kept").items():
         share = mean(kept) or 0.0
         text = "hardly" if share >= STEADY else "often" if share < CHANGING else "sometimes"
         chance = mean(kept_by_chance(document, block))
-        ending = "" if chance is None else f"; {chance:.0%} would by chance"
-        answers[block] = (
-            f"{text}: {share:.0%} of tokens keep their expert from one latent step to the next"
-            f"{ending}"
-        )
+        ending = "" if chance is None else "; {1} would by chance"
+        sentence = f"{text}: {{0}} of tokens keep their expert from one latent step to the next"
+        values = (share,) if chance is None else (share, chance)
+        answers[block] = _Answer(sentence + ending, values, ".0%")
     return Finding(question, _by_answer(answers), "kept") if answers else None
 
 
 def _moves(document: Document) -> Finding | None:
     """Tell whether the moves shrink over the latent steps."""
-    answers = {}
+    answers: dict[str, _Answer] = {}
     for block, ratios in parts(document, "ratios").items():
         last = mean(ratios[:, -1])
         if last is None:
             continue
         text = "yes, moves shrink" if last < 0.9 else "no, moves grow" if last > 1.1 else "no"
-        answers[block] = f"{text} (the last move is {last:.2f} times as long as the one before)"
+        sentence = f"{text} (the last move is {{0}} times as long as the one before)"
+        answers[block] = _Answer(sentence, (last,))
     return Finding("Do the tokens converge?", _by_answer(answers), "ratios") if answers else None
 
 
 def _copies(document: Document) -> Finding | None:
     """Tell whether the experts compute the same."""
-    answers = {}
+    answers: dict[str, _Answer] = {}
     for block, found in similarities(document).items():
         if "v" not in found or len(found["v"]) < 2:
             continue
@@ -215,7 +246,7 @@ def _copies(document: Document) -> Finding | None:
         if value is None:
             continue
         text = "no, they nearly agree" if value >= COPIES else "yes"
-        answers[block] = f"{text} (mean cosine of ΔV between two experts {value:.2f})"
+        answers[block] = _Answer(f"{text} (mean cosine of ΔV between experts {{0}})", (value,))
     if not answers:
         return None
     return Finding("Do the experts do different things?", _by_answer(answers), "similarity")

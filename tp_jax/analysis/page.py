@@ -23,7 +23,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; margin: .4rem 0 }
 h2 { font-size: 1.2rem; line-height: 1.3; margin: 2.6rem 0 .5rem; padding-top: 1rem;
   border-top: 1px solid var(--line) }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem }
-a { color: var(--link) }
+a { color: var(--link); white-space: nowrap }
 .soft, figcaption, summary { color: var(--soft); font-size: .92rem }
 .summary { background: var(--card); border-radius: 10px; padding: .4rem 1.1rem }
 .summary dt { font-weight: 600; margin-top: .8rem }

@@ -125,25 +125,28 @@ def draw_use(document: Document) -> bytes | None:
     """Draw the experts' shares over timesteps as stacked areas.
 
     There is a row for each block and a column for each latent step. Of more than three latent
-    steps, the first, a middle one and the last are shown.
+    steps, the first, a middle one and the last are shown; with many blocks, the first and the last.
     """
     values = parts(document, "use")
     if not values:
         return None
     timesteps = document["timesteps"]
     _, latent_steps, experts = next(iter(values.values())).shape
-    columns, colours = picked(latent_steps, 3), drawing.expert_colours(experts)
-    figure, axes = drawing.panels(len(values), len(columns), 1.5, extra=1.1)
+    many = len(values) > 4
+    columns, colours = picked(latent_steps, 2 if many else 3), drawing.expert_colours(experts)
+    figure, axes = drawing.panels(len(values), len(columns), 1.1 if many else 1.6, extra=1.1)
     x = timesteps
-    for row, (block, use) in zip(axes, values.items(), strict=True):
+    for row, use in zip(axes, values.values(), strict=True):
         if len(timesteps) == 1:  # An area needs two points.
             x, use = [timesteps[0] - 0.5, timesteps[0] + 0.5], use.repeat(2, 0)
         for one, t in zip(row, columns, strict=True):
-            one.stackplot(x, np.nan_to_num(use[:, t].T), colors=colours, linewidth=0)
-            drawing.timestep_axis(one, x)
+            areas = one.stackplot(x, np.nan_to_num(use[:, t].T), colors=colours, linewidth=0)
+            for area in areas:  # The axes alone determine the layout, which saves much time.
+                area.set_in_layout(False)
+            drawing.timestep_axis(one, x, ticks=2)
             one.set(ylim=(0, 1), yticks=[0, 0.5, 1])
-            named = f"block {block}, " if one is row[0] else ""
-            drawing.write_title(one, f"{named}step {t + 1}")
+    rows = [f"block {block}" for block in values]
+    drawing.name_rows_and_columns(axes, rows, [f"latent step {t + 1}" for t in columns])
     drawing.add_expert_legend(figure, axes, experts)
     figure.supxlabel(drawing.TIMESTEP_LABEL, fontsize=10)
     figure.supylabel("share of tokens", fontsize=10)
@@ -172,6 +175,11 @@ def draw_use_by_group(document: Document) -> bytes | None:
     figure, axes = drawing.block_panels(list(values), 0.5 + 0.19 * len(shown))
     ticks = [t * experts + m for t in range(latent_steps) for m in range(experts)]
     for block, one in axes.items():
+        if latent_steps > 1:
+            drawing.write_title(one, f"block {block}\n")  # above the names of latent steps
+            for t in range(latent_steps):
+                middle = (t + 0.5) * experts - 0.5
+                one.text(middle, -0.6, f"step {t + 1}", ha="center", va="bottom", fontsize=9)
         image = one.imshow(
             pictures[block].reshape(len(shown), -1), aspect="auto", cmap=drawing.DIVERGING,
             norm=norm, interpolation="nearest",
@@ -183,8 +191,7 @@ def draw_use_by_group(document: Document) -> bytes | None:
             one.set_xticks(ticks, [str(i % experts) for i in ticks])
     bar = figure.colorbar(image, ax=[*axes.values()], location="top", aspect=40, fraction=0.05)
     bar.set_label("share of tokens minus the mean (percentage points)")
-    each = "expert, latent step by latent step" if latent_steps > 1 else "expert"
-    figure.supxlabel(each, fontsize=10)
+    figure.supxlabel("expert", fontsize=10)
     return drawing.to_png(figure)
 
 
@@ -196,8 +203,8 @@ def draw_use_by_place(document: Document) -> bytes | None:
     """Draw where in the picture an expert is used more or less than on average, as maps.
 
     A row is an expert of a block: of two experts one, as the other's map is its negative, and of
-    more the three whose use varies most over the picture, or one if there are more than three
-    blocks. A column is a latent step: all, or the first, a middle one and the last. At most six
+    more the three whose use varies most over the picture, or one if there are several blocks. A
+    column is a latent step: all, or the first, a middle one and the last. At most six
     blocks are shown.
     """
     values = parts(document, "use_by_place")
@@ -211,20 +218,18 @@ def draw_use_by_place(document: Document) -> bytes | None:
         use = 100 * values[block]
         deviation = use - np.nanmean(use, axis=(2, 3), keepdims=True)
         spread = np.nan_to_num(deviation).std(axis=(0, 2, 3))
-        count = 1 if experts <= 2 or len(blocks) > 3 else 3
+        count = 1 if experts <= 2 or len(blocks) > 1 else 3
         chosen = [1] if experts == 2 else sorted(np.argsort(-spread, kind="stable")[:count])
-        maps |= {f"block {block}, expert {m}": deviation[steps, m] for m in chosen}
+        maps |= {f"block {block}\nexpert {m}": deviation[steps, m] for m in chosen}
     norm = CenteredNorm(0, _half_range(maps))
-    height = min(2.2, drawing.WIDTH / len(steps) * rows / columns) + 0.3
+    height = min(2.2, 0.88 * drawing.WIDTH / len(steps) * rows / columns) + 0.1
     figure, axes = drawing.panels(len(maps), len(steps), height, extra=0.8)
-    for row, (name, pictures) in zip(axes, maps.items(), strict=True):
-        for one, t, picture in zip(row, steps, pictures, strict=True):
+    for row, pictures in zip(axes, maps.values(), strict=True):
+        for one, picture in zip(row, pictures, strict=True):
             image = one.imshow(picture, cmap=drawing.DIVERGING, norm=norm, interpolation="nearest")
             one.set(xticks=[], yticks=[])
             one.spines[["top", "right"]].set_visible(True)
-            drawing.write_title(one, f"{name}" if one is row[0] else f"step {t + 1}")
-        if len(steps) > 1:
-            row[0].set_xlabel(f"step {steps[0] + 1}")
+    drawing.name_rows_and_columns(axes, list(maps), [f"latent step {t + 1}" for t in steps])
     bar = figure.colorbar(image, ax=axes, location="top", aspect=40, fraction=0.05)
     bar.set_label("share of tokens minus the mean (percentage points)")
     return drawing.to_png(figure)

@@ -26,11 +26,8 @@ def draw_similarity(document: Document) -> bytes | None:
         len(values), 3, 1.6, extra=0.8, sharex=False, sharey=False
     )  # fmt: skip
     image = None
-    for row, (block, found) in zip(axes, values.items(), strict=True):
+    for row, found in zip(axes, values.values(), strict=True):
         for one, name in zip(row, "qkv", strict=True):
-            drawing.write_title(
-                one, (f"block {block}, " if one is row[0] else "") + f"Δ{name.upper()}"
-            )
             if name not in found:
                 one.set_axis_off()
                 continue
@@ -40,8 +37,10 @@ def draw_similarity(document: Document) -> bytes | None:
             _write_cells(one, found[name])
     bar = figure.colorbar(image, ax=axes, location="top", aspect=40, fraction=0.05)
     bar.set_label("mean cosine (1: the same direction)")
-    figure.supxlabel("expert", fontsize=10)
-    figure.supylabel("expert", fontsize=10)
+    rows = [f"block {block}\nexpert" for block in values]
+    drawing.name_rows_and_columns(axes, rows, ["ΔQ", "ΔK", "ΔV"])
+    for one in axes[-1]:
+        one.set_xlabel("expert")
     return drawing.to_png(figure)
 
 
