@@ -11,7 +11,7 @@ from analysis_documents import entry, make_document, without_data, write_picture
 from etils import epath
 from PIL import Image
 
-from tp_jax.analysis import figures, tables
+from tp_jax.analysis import figures, tables, token_figures
 from tp_jax.analysis.document import group_order, kept_by_chance, picked
 from tp_jax.analysis.findings import find
 from tp_jax.analysis.report import write_report
@@ -90,7 +90,7 @@ SIZES = {
     "two latent steps": dict(latent_steps=2),
     "one expert, no groups": dict(experts=1, groups=()),
     "one timestep and token": dict(steps=1, grid=(1, 1), tokens=1),
-    "three blocks": dict(blocks=("1", "2", "3"), experts=9),
+    "three blocks, nine experts": dict(blocks=("1", "2", "3"), experts=9, latent_steps=5),
 }
 
 
@@ -116,6 +116,7 @@ def test_every_figure_with_data_is_embedded(size, tmp_path):
     assert experts > 1 or "there is one expert" in page.text.lower()
 
 
+@pytest.mark.slow
 def test_a_large_document(tmp_path):
     document = make_document(
         blocks=[str(i) for i in range(12)], steps=50, latent_steps=5, experts=64, grid=(16, 16),
@@ -231,12 +232,17 @@ def test_the_summary_says_what_routing_depends_on():
     information(document, timestep=0.6, group=0.0, place=0.001, content=0.0)
     assert answer(document, words).startswith("Routing follows only the timestep.")
     information(document, timestep=0.6, group=0.1, place=0.001, content=0.2)
-    expected = "Routing follows mostly the timestep, and less the content and the class."
+    expected = "Routing follows mostly the timestep, and less the content and the class, but not "
+    expected += "the place."
     assert answer(document, words).startswith(expected)
     information(document, timestep=0.001, content=0.5)
     assert answer(document, words).startswith("Routing follows only the content.")
     information(document, timestep=0.4, content=0.5)
     assert answer(document, words).startswith("Routing follows the content and the timestep.")
+    information(document, timestep=0.02, place=0.5, content=0.4, group=0.0, latent_step=0.0)
+    expected = "Routing follows mostly the place and the content, and less the timestep, but not "
+    expected += "the latent step or the class."
+    assert answer(document, words).startswith(expected)
     document["run"]["group_kind"] = "word"
     information(document, group=0.4)
     assert answer(document, words).startswith("Routing follows only the word.")
@@ -307,7 +313,7 @@ def test_the_summary_follows_the_other_numbers():
 
 def test_pictures_that_are_too_large_are_made_smaller(tmp_path):
     document = make_document()
-    names = write_pictures(document, tmp_path, (1200, 900))  # 3.2 MB each
+    names = write_pictures(document, tmp_path, (700, 500))  # 1 MB each
     before = {name: (tmp_path / name).read_bytes() for name in names}
     page = report_of(document, tmp_path)
     assert len(page.images) == len(figures.ANALYSIS_FIGURES) + len(names)
@@ -329,7 +335,7 @@ def test_pictures_that_are_missing_or_damaged_are_named(tmp_path):
 def test_the_papers_figures(tmp_path):
     document = make_document()
     document["interventions"] += [
-        document["interventions"][1] | {"name": f"{t} latent steps", "image": f"steps_{t}.png"}
+        document["interventions"][1] | {"name": f"T = {t}", "image": f"steps_{t}.png"}
         for t in (1, 2)
     ]
     write_pictures(document, tmp_path)
@@ -350,6 +356,14 @@ def test_use_has_the_colours_of_the_experts(tmp_path):
     pixels = np.array(Image.open(io.BytesIO(data)).convert("RGB")).reshape(-1, 3)
     first, second = ((pixels == colour).all(1).sum() for colour in ((0, 114, 178), (230, 159, 0)))
     assert first / (first + second) == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("length, zoom", [(1.0, 1), (0.05, 2), (0.004, 20), (0.0, 1)])
+def test_short_moves_are_enlarged(length, zoom):
+    """Tokens start at the corners of a square of side 1 and move to the right."""
+    starts = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float64)
+    points = np.stack([starts, starts + [length, 0]], 1)
+    assert token_figures._zoom(points) == zoom
 
 
 def test_picked():

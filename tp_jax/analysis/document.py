@@ -120,7 +120,7 @@ def group_order(document: Document) -> list[int]:
 
 def _seen(use: np.ndarray) -> np.ndarray:
     """Return which groups have tokens: bool [G] of use [G, T, M]."""
-    return np.isfinite(use).all(axis=(1, 2))
+    return np.asarray(np.isfinite(use).all(axis=(1, 2)))
 
 
 def group_mean(use: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -46,7 +47,7 @@ def latent_step_colours(count: int) -> list[str]:
 
 def _sampled(name: str, low: float, high: float, count: int) -> list[str]:
     colours = mpl.colormaps[name](np.linspace(low, high, count))
-    return [mpl.colors.to_hex(colour) for colour in colours]
+    return [to_hex(colour) for colour in colours]
 
 
 def panels(
@@ -129,11 +130,21 @@ def add_expert_legend(figure: Figure, axes: np.ndarray, count: int) -> None:
         add_legend(figure, patches, [f"expert {m}" for m in range(count)], columns=4)
         return
     norm = BoundaryNorm(np.arange(count + 1) - 0.5, count)
+    mappable = ScalarMappable(norm, ListedColormap(colours))
+    bar = add_colour_bar(figure, axes, mappable, "expert")
+    bar.set_ticks(np.linspace(0, count - 1, 5).round().tolist())
+
+
+def add_colour_bar(
+    figure: Figure, axes: np.ndarray, mappable: ScalarMappable, label: str
+) -> Colorbar:
+    """Draw a colour bar above the panels, equally thick in figures of every height."""
+    height = figure.get_figheight()
     bar = figure.colorbar(
-        ScalarMappable(norm, ListedColormap(colours)), ax=axes, location="top", aspect=40,
-        fraction=0.05, ticks=np.unique(np.linspace(0, count - 1, 5).round()),
-    )  # fmt: skip
-    bar.set_label("expert")
+        mappable, ax=axes, location="top", aspect=40, fraction=0.15 / height, pad=0.05 / height
+    )
+    bar.set_label(label)
+    return bar
 
 
 def short(text: str, limit: int = 18) -> str:

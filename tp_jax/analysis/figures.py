@@ -63,9 +63,9 @@ def expert_of_each_token(document: Document, folder: epath.Path) -> bytes | None
 
 
 def latent_steps_decoded(document: Document, folder: epath.Path) -> bytes | None:
-    """Show what the samples become if the recursion ends at latent step 1, 2, …"""
+    """Show what the samples become if the recursion ends at latent step 1, 2, …: "T = 1" …"""
     found = document.get("interventions") or []
-    names = [one["image"] for one in found if "latent step" in one["name"] and one.get("image")]
+    names = [one["image"] for one in found if one["name"].startswith("T =") and one.get("image")]
     return _stacked(names, folder)
 
 

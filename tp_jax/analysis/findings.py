@@ -23,7 +23,7 @@ from tp_jax.analysis.document import (
 
 # Information below this many bits is called none, however certain it is.
 SMALL_BITS = 0.01
-# A variable dominates if it tells this many times as much about the expert as any other.
+# A variable is minor if another tells more than this many times as much about the expert.
 DOMINANT = 2.0
 # One expert takes all tokens if the effective number of experts is below this.
 COLLAPSED = 1.05
@@ -60,8 +60,8 @@ def find(document: Document) -> list[Finding]:
     return [finding for rule in rules if (finding := rule(document)) is not None]
 
 
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _list(names: list[str], last: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,8 @@ def _by_answer(answers: dict[str, _Answer]) -> str:
         if len(answers) == 1:
             sentences.append(f"{_capital(sentence)}.")
         elif len(blocks) == 1:
-            sentences.append(f"In all {len(answers)} blocks: {sentence}.")
+            where = "both blocks" if len(answers) == 2 else f"all {len(answers)} blocks"
+            sentences.append(f"In {where}: {sentence}.")
         else:
             plural = "" if len(names) == 1 else "s"
             sentences.append(f"Block{plural} {_list(names)}: {sentence}.")
@@ -147,13 +148,21 @@ def depends_on(document: Document, block: str) -> str:
     }
     if not counted:
         return "the expert depends on none of the measured variables; it looks random"
+    highest = max(counted.values())
+    names = {name: f"the {variable_name(document, name)}" for name in found}
     order = sorted(counted, key=lambda name: -counted[name])
-    names = [f"the {variable_name(document, name)}" for name in order]
-    if len(order) == 1:
-        return f"routing follows only {names[0]}"
-    if counted[order[0]] >= DOMINANT * counted[order[1]]:
-        return f"routing follows mostly {names[0]}, and less {_list(names[1:])}"
-    return f"routing follows {_list(names)}"
+    main = [names[name] for name in order if counted[name] * DOMINANT >= highest]
+    rest = [names[name] for name in order if counted[name] * DOMINANT < highest]
+    others = [names[name] for name in found if name not in counted]
+    if rest:
+        return f"routing follows mostly {_list(main)}, and less {_list(rest)}{_not(others)}"
+    if len(main) == 1:
+        return f"routing follows only {main[0]}"
+    return f"routing follows {_list(main)}{_not(others)}"
+
+
+def _not(names: list[str]) -> str:
+    return f", but not {_list(names, 'or')}" if names else ""
 
 
 def _even(document: Document) -> Finding | None:
@@ -265,11 +274,7 @@ def _matters(document: Document) -> Finding | None:
     else:
         text = "Yes: without thinking, pixels differ by"
     answer = f"{text} {difference:.2f} of 255 grey levels on average."
-    others = [
-        one
-        for one in document["interventions"]
-        if one is not off and one.get("difference") is not None
-    ]
+    others = [one for one in document["interventions"] if one is not off and one.get("difference")]
     if others:
         most = max(others, key=lambda one: one["difference"])
         answer += (

@@ -129,6 +129,7 @@ def _section(
 
 def _interventions(document: Document, pictures: dict[str, embedding.Picture]) -> str:
     """Return the pictures of the interventions; their figure and table are a section."""
+    samples = pictures.get((document.get("samples") or {}).get("image") or "")
     return "\n".join(
         page.figure(
             pictures[one["image"]],
@@ -136,7 +137,7 @@ def _interventions(document: Document, pictures: dict[str, embedding.Picture]) -
             _intervention_caption(one),
         )
         for one in document.get("interventions") or []
-        if one.get("image") in pictures
+        if one.get("image") in pictures and pictures[one["image"]] != samples
     )
 
 

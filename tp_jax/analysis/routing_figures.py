@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm
 from matplotlib.lines import Line2D
 
@@ -27,6 +28,7 @@ MAX_BLOCKS = 6
 # Differences of use that are shown with the strongest colour at least, in percentage points, so
 # that noise doesn't look like a pattern.
 SMALLEST_RANGE = 2.0
+DEVIATION = "share of tokens minus the mean (percentage points)"
 
 
 def draw_lines(
@@ -37,7 +39,7 @@ def draw_lines(
     *,
     dashed: dict[str, np.ndarray] | None = None,
     dashed_name: str = "",
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float | None] | None = None,
     reference: tuple[float, str] | None = None,
 ) -> bytes:
     """Draw lines over the timesteps, in a panel for each block.
@@ -59,8 +61,8 @@ def draw_lines(
     marker = "o" if len(timesteps) <= 12 else ""
     for block, one in axes.items():
         for i, colour in enumerate(colours):
-            style = dict(color=colour, marker=marker, markersize=4, linewidth=1.8)
-            one.plot(timesteps, values[block][:, i], **style)
+            line = one.plot(timesteps, values[block][:, i], color=colour, linewidth=1.8)[0]
+            line.set(marker=marker, markersize=4)
             if dashed and block in dashed:
                 one.plot(timesteps, dashed[block][:, i], color=colour, linestyle="--")
         if reference:
@@ -180,7 +182,7 @@ def draw_use_by_group(document: Document) -> bytes | None:
             for t in range(latent_steps):
                 middle = (t + 0.5) * experts - 0.5
                 one.text(middle, -0.6, f"step {t + 1}", ha="center", va="bottom", fontsize=9)
-        image = one.imshow(
+        one.imshow(
             pictures[block].reshape(len(shown), -1), aspect="auto", cmap=drawing.DIVERGING,
             norm=norm, interpolation="nearest",
         )  # fmt: skip
@@ -189,8 +191,8 @@ def draw_use_by_group(document: Document) -> bytes | None:
         one.set_yticks(range(len(shown)), names, parse_math=False, fontsize=9)
         if len(ticks) <= 16:
             one.set_xticks(ticks, [str(i % experts) for i in ticks])
-    bar = figure.colorbar(image, ax=[*axes.values()], location="top", aspect=40, fraction=0.05)
-    bar.set_label("share of tokens minus the mean (percentage points)")
+    every = np.array([*axes.values()])
+    drawing.add_colour_bar(figure, every, ScalarMappable(norm, drawing.DIVERGING), DEVIATION)
     figure.supxlabel("expert", fontsize=10)
     return drawing.to_png(figure)
 
@@ -204,8 +206,8 @@ def draw_use_by_place(document: Document) -> bytes | None:
 
     A row is an expert of a block: of two experts one, as the other's map is its negative, and of
     more the three whose use varies most over the picture, or one if there are several blocks. A
-    column is a latent step: all, or the first, a middle one and the last. At most six
-    blocks are shown.
+    column is a latent step: all, or the first, a middle one and the last. At most six blocks are
+    shown.
     """
     values = parts(document, "use_by_place")
     if not values:
@@ -226,12 +228,11 @@ def draw_use_by_place(document: Document) -> bytes | None:
     figure, axes = drawing.panels(len(maps), len(steps), height, extra=0.8)
     for row, pictures in zip(axes, maps.values(), strict=True):
         for one, picture in zip(row, pictures, strict=True):
-            image = one.imshow(picture, cmap=drawing.DIVERGING, norm=norm, interpolation="nearest")
+            one.imshow(picture, cmap=drawing.DIVERGING, norm=norm, interpolation="nearest")
             one.set(xticks=[], yticks=[])
             one.spines[["top", "right"]].set_visible(True)
     drawing.name_rows_and_columns(axes, list(maps), [f"latent step {t + 1}" for t in steps])
-    bar = figure.colorbar(image, ax=axes, location="top", aspect=40, fraction=0.05)
-    bar.set_label("share of tokens minus the mean (percentage points)")
+    drawing.add_colour_bar(figure, axes, ScalarMappable(norm, drawing.DIVERGING), DEVIATION)
     return drawing.to_png(figure)
 
 
@@ -258,7 +259,8 @@ def draw_information(document: Document) -> bytes | None:
             if low is not None and high is not None:
                 one.barh(i, max(high - low, 0.006 * highest), left=low, color="black", height=0.85)
             end = max(entry["bits"], high or 0)
-            one.text(end + 0.03 * highest, i, f"{entry['bits']:.2g}", va="center", fontsize=9)
+            shown = f"{entry['bits']:.2g}" if entry["bits"] >= 0.001 else "< 0.001"
+            one.text(end + 0.03 * highest, i, shown, va="center", fontsize=9)
         one.set_yticks(range(len(variables)), [variable_name(document, name) for name in variables])
         one.set_ylim(len(variables) - 0.4, -0.6)
         one.set_xlim(0, 1.35 * highest)

@@ -108,15 +108,16 @@ SECTIONS = (
         "trajectories",
         "Which way do tokens go? (the paper's Figure 3)",
         "Each line follows one token from ã⁰ (grey dot) over the latent steps, in the plane of the "
-        "two main directions; a piece has the colour of the expert that made the move. Of many "
-        "blocks, six are shown.",
+        "two main directions; a piece has the colour of the expert that made the move. Short "
+        "moves are enlarged, as the panel says; of many blocks, six are shown.",
         tables.trajectory_table,
     ),
     Section(
         "interventions",
         "What changes the pictures?",
         "A bar is the mean difference of the pixels to the unchanged model on the same noise; a "
-        "dot, where the task has a score, is the score of the changed model.",
+        "dot, where the task has a score, is the score of the changed model. In the pictures "
+        "below, the first row is the unchanged model.",
         tables.intervention_table,
     ),
 )

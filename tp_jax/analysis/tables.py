@@ -134,19 +134,27 @@ def use_table(document: Document) -> Table | None:
 
 
 def group_table(document: Document) -> Table | None:
-    """Return the share of tokens of each expert by group, the most different groups first."""
+    """Return the share of tokens of each expert by group, the most different groups first.
+
+    Where few groups would fit, the shares are the mean over latent steps.
+    """
     values, order = parts(document, "use_by_group"), group_order(document)
     if not order:
         return None
     _, latent_steps, experts = next(iter(values.values())).shape
     kind = variable_name(document, "group")
     header = (kind, "block", "latent step", *(f"expert {m}" for m in range(experts)))
-    limit = max(1, MAX_CELLS // (len(header) * latent_steps * len(values)))
+    names = [str(t + 1) for t in range(latent_steps)]
+    cells = len(header) * len(values)  # of a group at a latent step
+    if min(5, len(order)) * cells * latent_steps > MAX_CELLS:
+        names = ["mean"]
+        values = {block: use.mean(1, keepdims=True) for block, use in values.items()}
+    limit = max(5, MAX_CELLS // (cells * len(names)))
     rows = [
-        (str(document["run"]["groups"][group]), block, t + 1, *_finite(use[group, t]))
+        (str(document["run"]["groups"][group]), block, name, *_finite(use[group, t]))
         for group in order[:limit]
         for block, use in values.items()
-        for t in range(latent_steps)
+        for t, name in enumerate(names)
     ]
     note = f"the {limit} most different of {len(order)}" if len(order) > limit else ""
     return Table(header, rows, note)
@@ -165,7 +173,7 @@ def place_table(document: Document) -> Table | None:
             if not np.isfinite(shares).any():
                 continue
             row, column = np.unravel_index(np.nanargmax(shares), shares.shape)
-            numbers = (np.nanmin(shares), np.nanmean(shares), np.nanmax(shares))
+            numbers = np.array([np.nanmin(shares), np.nanmean(shares), np.nanmax(shares)])
             place = f"row {row + 1}, column {column + 1}"
             rows.append((block, t + 1, int(m), *_finite(numbers), place))
     limit = MAX_CELLS // len(header)

@@ -3,6 +3,8 @@
 Every function takes an analysis document and returns a PNG, or None if the document lacks the data.
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -35,8 +37,9 @@ def draw_similarity(document: Document) -> bytes | None:
                 found[name], cmap=drawing.DIVERGING, vmin=-1, vmax=1, interpolation="nearest"
             )
             _write_cells(one, found[name])
-    bar = figure.colorbar(image, ax=axes, location="top", aspect=40, fraction=0.05)
-    bar.set_label("mean cosine (1: the same direction)")
+    if image is None:
+        return None
+    drawing.add_colour_bar(figure, axes, image, "mean cosine (1: the same direction)")
     rows = [f"block {block}\nexpert" for block in values]
     drawing.name_rows_and_columns(axes, rows, ["ΔQ", "ΔK", "ΔV"])
     for one in axes[-1]:
@@ -98,8 +101,9 @@ def draw_trajectories(document: Document) -> bytes | None:
 
     A line runs from ã^0 to ã^{T−1}; each piece has the colour of the expert that made the move, and
     an arrow head ends the last piece. With one latent step there are dots, in the colour of the
-    expert. There is a row for each block, at most six, and a column for each of at most two
-    timesteps: the noisiest and the last.
+    expert. Moves that would be too short to see are enlarged, and the panel says how many times.
+    There is a row for each block, at most six, and a column for each of at most two timesteps: the
+    noisiest and the last.
     """
     blocks = {
         name: values["trajectories"]
@@ -122,17 +126,21 @@ def draw_trajectories(document: Document) -> bytes | None:
     experts = document["run"]["experts"]
     colours = np.array(drawing.expert_colours(experts))
     for one, (block, trajectory) in zip(axes.flat, drawn, strict=False):
-        _draw_ways(one, trajectory, colours)
-        drawing.write_title(one, f"block {block}, timestep {trajectory['timestep']:.3g}")
+        zoom = _draw_ways(one, trajectory, colours)
+        title = f"block {block}, timestep {trajectory['timestep']:.4g}"
+        drawing.write_title(one, title + (f"\nmoves enlarged {zoom} times" if zoom > 1 else ""))
     for unused in axes.flat[len(drawn) :]:
         unused.set_axis_off()
     drawing.add_expert_legend(figure, axes, experts)
     return drawing.to_png(figure)
 
 
-def _draw_ways(axes: Axes, trajectory: dict, colours: np.ndarray) -> None:
+def _draw_ways(axes: Axes, trajectory: dict[str, Any], colours: np.ndarray) -> int:
+    """Draw the trajectories of one block and timestep; return how many times moves are enlarged."""
     points = np.array(trajectory["points"], np.float64)  # [K, T, 2]
     expert = np.array(trajectory["expert"])
+    zoom = _zoom(points)
+    points = points[:, :1] + zoom * (points - points[:, :1])
     first, second = trajectory["explained"]
     axes.set_xlabel(f"PC 1 ({first:.0%} of variance)", fontsize=9)
     axes.set_ylabel(f"PC 2 ({second:.0%})", fontsize=9)
@@ -140,7 +148,7 @@ def _draw_ways(axes: Axes, trajectory: dict, colours: np.ndarray) -> None:
     axes.locator_params(nbins=4)
     if points.shape[1] == 1:
         axes.scatter(*points[:, 0].T, c=colours[expert[:, 0]], s=10)
-        return
+        return zoom
     starts, ends = points[:, :-1], points[:, 1:]
     if points.shape[1] > 2:
         pieces = np.stack([starts[:, :-1], ends[:, :-1]], 2).reshape(-1, 2, 2)
@@ -157,6 +165,22 @@ def _draw_ways(axes: Axes, trajectory: dict, colours: np.ndarray) -> None:
     # The limits that quiver sets ignore the ends of its arrows.
     axes.update_datalim(points.reshape(-1, 2))
     axes.autoscale_view()
+    return zoom
+
+
+def _zoom(points: np.ndarray) -> int:
+    """Return 1, 2, 5, 10, 20, …: by how much moves are enlarged to be a tenth of the picture.
+
+    Args:
+      points: [K, T, 2].
+    """
+    length = np.median(np.linalg.norm(points[:, -1] - points[:, 0], axis=-1))
+    extent = np.ptp(points.reshape(-1, 2), axis=0).max()
+    if not 0 < length < 0.1 * extent:
+        return 1
+    wanted = min(0.1 * extent / length, 1e6)
+    power = 10 ** int(np.log10(wanted))
+    return power * max(factor for factor in (1, 2, 5) if factor * power <= wanted)
 
 
 def draw_interventions(document: Document) -> bytes | None:
