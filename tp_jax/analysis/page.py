@@ -47,7 +47,7 @@ code { font-family: ui-monospace, Menlo, "DejaVu Sans Mono", monospace; font-siz
     --back: #fff; --card: #f4f4f4 }
   main { max-width: none; padding: 0 }
   h2, h3 { break-after: avoid } figure, tr { break-inside: avoid }
-  figure img, figure.drawn img { max-height: 22cm; width: auto }
+  figure img, figure.drawn img { max-height: 20cm; max-width: 12cm; width: auto }
   .scroll { overflow: visible } details { display: none } }
 """
 
