@@ -72,7 +72,10 @@ def analyze(request: Analysis) -> dict[str, Any]:
             f"--latent_steps={request.latent_steps}: the model was trained with "
             f"{thinking.latent_steps}, and later latent steps may have no use"
         )
-    left_out = LeftOut()
+    left_out, steps = LeftOut(), loaded.config.train.steps
+    if loaded.train_step < steps:
+        why = f"the checkpoint is of train step {loaded.train_step} of {steps}"
+        left_out.add("the end of training", why)
     with matmul_precision(request.matmul_precision):
         collected = collect(generator, loaded.params, samples, request.seed)
         say(f"{num} samples collected; now changing the model")
