@@ -34,14 +34,16 @@ use_environment train
 echo "1/2 training"
 .venv/bin/python -m tp_jax.main --config=configs/quickstart.py --workdir="$workdir" "$@"
 echo
-echo "2/2 sampling ten images of each digit"
+echo "2/2 sampling ten images of each digit, and drawing how the model thinks"
 # With the batch of the sample grids of training, their compiled program is used again.
 .venv/bin/python -m tp_jax.sample --workdir="$workdir" --out="$pictures" --num=100 \
-  --batch_size=100 --overwrite
+  --batch_size=100 --show_thinking --overwrite
 cat << END
 
 Look at
   $pictures/grid.png: ten samples of each digit
+  $pictures/comparison.png: the same noise without thinking, and with one and with two latent steps
+  $pictures/routing.png: which expert the gate chose for each token, at each latent step
   $workdir/samples/: samples after 500 and after 1,000 steps
 Try next, the same digits with four latent steps instead of two:
   .venv/bin/python -m tp_jax.sample --workdir=$workdir --out=$workdir/four --num=100 --latent_steps=4

@@ -1,4 +1,4 @@
-"""Rules of the code base: style, types, imports, lengths of files; and the notebook runs."""
+"""Rules of the code base: style, types, imports, lengths of files."""
 
 import ast
 import pathlib
@@ -49,20 +49,3 @@ def test_the_package_has_only_entries_and_the_config_outside_its_folders():
     assert loose == entries | {"config"}
     for entry in entries:
         assert len((ROOT / "tp_jax" / f"{entry}.py").read_text().splitlines()) < 80
-
-
-def test_the_notebook_samples_a_workdir(trained, tmp_path):
-    import papermill
-
-    parameters = dict(workdir=str(trained), labels=[1, 2], num=4, latent_steps=[1, 3])
-    notebook = papermill.execute_notebook(
-        ROOT / "notebooks" / "sample.ipynb",
-        tmp_path / "run.ipynb",
-        parameters,
-        cwd=ROOT / "notebooks",
-        progress_bar=False,
-    )
-    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-    pictures = [out for out in outputs if "image/png" in out.get("data", {})]
-    # One grid of samples, one for each number of latent steps, and the map of experts.
-    assert len(pictures) == 4

@@ -154,7 +154,9 @@ def test_flags_in_the_text_exist(path):
     known |= {f.removeprefix("[no]") for flags in FLAGS.values() for f in flags}
     known |= {"no" + f.removeprefix("[no]") for fs in FLAGS.values() for f in fs if "[no]" in f}
     scripts = "\n".join(
-        file.read_text() for file in (ROOT / "launch").iterdir() if file.suffix != ".lock"
+        file.read_text()
+        for file in [*(ROOT / "launch").iterdir(), *(ROOT / "notebooks").glob("*.py")]
+        if file.suffix != ".lock"
     )
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
     for code in re.findall(r"`([^`\n]+)`", text):

@@ -15,6 +15,9 @@ define("out", Path, None, "FILE.npz, or a folder for PNGs and grid.png")
 define("labels", Integers, (), "classes to cycle through, such as 0,1,2; all classes by default")
 define("uniform", bool, False, "choose the classes at random instead of cycling through them")
 define("prompts", str, None, "a prompt, or a file with one prompt per line")
+define(
+    "show_thinking", bool, False, "also draw the first samples without thinking, and their experts"
+)
 define_sampling_flags(flags.FLAGS, "number of samples; by default one per prompt, or 64")
 define_prompt_flags(flags.FLAGS)
 define_overwrite_flag(flags.FLAGS)
@@ -32,6 +35,7 @@ def main() -> None:
             labels=values["labels"],
             uniform=values["uniform"],
             prompts=() if values["prompts"] is None else read_prompts(values["prompts"]),
+            show_thinking=values["show_thinking"],
             **request_fields(values),
         )
     )

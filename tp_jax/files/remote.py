@@ -32,7 +32,7 @@ def check_answers(path: str, name: str) -> None:
       UserError: gcsfs isn't installed, or the store doesn't answer or refuses the credentials.
     """
     if not _has_client():
-        raise UserError(f"{name}={path}: gs:// paths need gcsfs: pip install 'tp_jax[gcs]'")
+        raise UserError(f"{name}={path}: gs:// paths need gcsfs: pip install -e '.[gcs]'")
     # The clients log every try, with a traceback. The exception is enough.
     for logger in ("gcsfs", "google.auth"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)

@@ -34,8 +34,8 @@ def make_captioned_grid(
     height, width = images.shape[1] * zoom, images.shape[2] * zoom
     cell, line = max(cell, width + 8), size + 3
     font = ImageFont.load_default(size)
-    texts = [_wrapped(caption, font, cell - 8) for caption in captions]
-    row = height + 8 + line * max(map(len, texts))
+    texts = [wrap_text(caption, font, cell - 8) for caption in captions]
+    row = height + 8 + line * max(map(len, texts), default=0)
     canvas = Image.new("RGB", (columns * cell, -(-len(images) // columns) * row), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (image, lines) in enumerate(zip(images, texts, strict=True)):
@@ -54,32 +54,48 @@ def make_captioned_grid(
 
 # Classes that a grid shows in columns of their own.
 MAX_COLUMNS = 20
+# Width in pixels of a grid of small images, as far as the widths of its cells allow it.
+GRID_WIDTH, SMALLEST_CELL, LARGEST_CELL = 1100, 72, 136
 
 
-def make_class_grid(images: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Lay images out in a grid, each with its class label.
+def make_class_grid(
+    images: np.ndarray, labels: Sequence[int], names: Sequence[str] = ()
+) -> np.ndarray:
+    """Lay images out in a grid, each with the name of its class.
 
     If the labels cycle through at most `MAX_COLUMNS` classes, each column has one class.
 
     Args:
       images: uint8 [B, H, W, C] with C of 1 or 3.
       labels: the label of each image.
+      names: names of the classes, in the order of the labels; if empty, the labels are shown.
 
     Returns:
       The grid, uint8 [height, width, 3].
 
     Example:
       >>> make_class_grid(np.zeros((6, 8, 8, 1), np.uint8), [3, 5, 3, 5, 3, 5]).shape
-      (261, 144, 3)
+      (453, 272, 3)
     """
     period = len(set(labels))
     cycled = all(label == labels[i % period] for i, label in enumerate(labels))
-    columns = 0
+    columns = int(np.ceil(np.sqrt(len(images))))
     if cycled and 1 < period <= MAX_COLUMNS:
         # As many cycles in a row as make the grid about square.
         columns = period * max(1, round(np.sqrt(len(labels)) / period))
-    captions = [f"class {label}" for label in labels]
-    return make_captioned_grid(images, captions, columns=columns, cell=72)
+    cell = int(np.clip(GRID_WIDTH // columns, SMALLEST_CELL, LARGEST_CELL))
+    captions = [class_caption(label, names) for label in labels]
+    return make_captioned_grid(images, captions, columns=columns, cell=cell)
+
+
+def class_caption(label: int, names: Sequence[str]) -> str:
+    """Return the name of a class; its number if there is no name.
+
+    Example:
+      >>> class_caption(1, ["cat", "dog"]), class_caption(7, ["cat", "dog"])
+      ('dog', 'class 7')
+    """
+    return names[label] if 0 <= label < len(names) else f"class {label}"
 
 
 def make_filmstrips(strips: Sequence[tuple[str, bool, Sequence[np.ndarray]]]) -> Image.Image:
@@ -105,15 +121,19 @@ def make_filmstrips(strips: Sequence[tuple[str, bool, Sequence[np.ndarray]]]) ->
     return canvas
 
 
-def _wrapped(
+def wrap_text(
     text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> list[str]:
-    """Split a text into lines of at most `width` pixels; words themselves aren't split."""
+    """Split a text into lines of at most `width` pixels; only longer words are split themselves."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer
-        else:
-            lines.append(word)
+            continue
+        lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
     return lines

@@ -22,6 +22,7 @@ from tp_jax.pictures.decoding import UnreadableImage, decode_image, transparent
 ARRAY = "arr_0"
 # Files that tp_jax.sample writes next to the samples. The description names the samples.
 GRID, CAPTIONS, DESCRIPTION = "grid.png", "captions.jsonl", "drawing.json"
+COMPARISON, ROUTING, THINKING = "comparison.png", "routing.png", "thinking.json"
 FILES = "files"  # the field of the description
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, NotImplementedError, zlib.error,
               zipfile.BadZipFile)  # fmt: skip
@@ -202,7 +203,8 @@ def choose_samples(folder: epath.Path) -> list[epath.Path]:
                 f"run the command that makes them again, and it goes on"
             )
         files = [folder / name for name in sorted(described)]
-    known = {GRID, CAPTIONS, DESCRIPTION, *(path.name for path in files)}
+    known = {GRID, CAPTIONS, DESCRIPTION, COMPARISON, ROUTING, THINKING}
+    known |= {path.name for path in files}
     rest = describe_files([path for path in paths if path.name not in known])
     if not files:
         found = f", only {rest}" if rest else f" (not counting {GRID})"

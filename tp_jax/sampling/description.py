@@ -27,7 +27,7 @@ from tp_jax.workdir import integrity
 # refer to.
 _NOT_DESCRIBED = (
     "out", "overwrite", "batch_size", "sampler_changes", "autoencoder", "text", "truncate",
-    "allow_unchecked",
+    "allow_unchecked", "show_thinking",
 )  # fmt: skip
 # Fields that descriptions of earlier versions lack.
 _ADDED = ("weights", FILES)

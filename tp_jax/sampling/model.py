@@ -17,9 +17,11 @@ from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
 from tp_jax.sampling.plan import SamplePlan, plan_samples
 from tp_jax.sampling.request import make_generator
+from tp_jax.sampling.thinking_pictures import ThinkingPictures, picture_thinking
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.values import checked
 from tp_jax.values.kinds import Images, Seed
+from tp_jax.workdir.changes import read_class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,11 @@ class Model:
         """The train step of the checkpoint."""
         return self.loaded.train_step
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels; empty if the run has none."""
+        return read_class_names(self.loaded.workdir)
+
     def sample(
         self,
         num: int | None = None,
@@ -196,8 +203,7 @@ class Model:
           UserError: the model has no thinking layers, or doesn't support something that was
             requested.
         """
-        if not self.thinking.layers:
-            raise UserError("config.model.thinking.layers is empty: the model has no routing")
+        self._check_thinks()
         plan = self._plan(num, labels, prompts, negative_prompt, seed)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
         loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
@@ -221,6 +227,43 @@ class Model:
             grid=(size[0] // model.patch, size[1] // model.patch),
             tokens={block: trace.tokens for block, trace in routing.items()} if tokens else {},
         )
+
+    def picture_thinking(
+        self,
+        num: int | None = None,
+        *,
+        labels: Sequence[int] = (),
+        prompts: Sequence[str] = (),
+        negative_prompt: str = "",
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        sampler_steps: int | None = None,
+        latent_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        batch_size: int = 64,
+    ) -> ThinkingPictures:
+        """Draw what thinking changes: the base and 1 … T latent steps, from the same noise.
+
+        Args:
+          num, labels, prompts, negative_prompt, seed, guidance_scale, sampler, sampler_steps,
+          latent_steps, height, width, batch_size: as for `sample`; at most
+            `thinking_pictures.SAMPLES` images are shown.
+
+        Raises:
+          UserError: the model has no thinking layers, or doesn't support something that was
+            requested.
+        """
+        self._check_thinks()
+        plan = self._plan(num, labels, prompts, negative_prompt, seed)
+        changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
+        loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
+        return picture_thinking(loaded, generator, plan, seed)
+
+    def _check_thinks(self) -> None:
+        if not self.thinking.layers:
+            raise UserError("config.model.thinking.layers is empty: the model has no routing")
 
     def _plan(
         self,

@@ -39,7 +39,7 @@ class TensorBoardWriter:
         except ImportError as error:
             raise UserError(
                 f"training writes TensorBoard files with tensorboardX ({error}): "
-                f"pip install 'tp_jax[train]'"
+                f"pip install -e '.[train]'"
             ) from error
         self._writer = None
         if jax.process_index() == 0:

@@ -17,11 +17,13 @@ from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import padded_batch_size
 from tp_jax.pictures.galleries import make_class_grid
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
+from tp_jax.sampling.draw import GRID_SIDE
 from tp_jax.sampling.loaded import ModelOnMesh
 from tp_jax.sampling.request import make_generator
 from tp_jax.train import metrics
 from tp_jax.train.checkpoint import Checkpoints, Progress
 from tp_jax.train.state import TrainState
+from tp_jax.workdir.changes import read_class_names
 
 # The titles of the columns are printed again after this many reports.
 HEADER_EVERY = 25
@@ -135,9 +137,10 @@ class SampleGrid:
             say(f"warning: no picture of the samples of step {train_step}: {error}")
             return
         if self._model.built.model.classes > 1 and images.shape[-1] in (1, 3):
-            grid = make_class_grid(images, np.asarray(self._conditions["label"]).tolist())
+            labels = np.asarray(self._conditions["label"]).tolist()
+            grid = make_class_grid(images, labels, read_class_names(self._model.workdir))
         else:
-            grid = make_grid(images, min_side=64)
+            grid = make_grid(images, min_side=GRID_SIDE)
         if jax.process_index() == 0:
             path = self._model.workdir / "samples" / f"{train_step:08d}.png"
             with self._dispensable.writing("sample grids"):

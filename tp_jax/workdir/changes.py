@@ -180,6 +180,21 @@ def changed_facts(workdir: epath.Path, facts: Facts) -> list[Difference]:
     return [_first_class(change) for change in differences(old, new)]
 
 
+def read_class_names(workdir: epath.Path) -> tuple[str, ...]:
+    """Return the names of the classes that a run learned, in the order of the labels.
+
+    There are none for a run without classes, and for one of an early version of tp_jax.
+
+    Raises:
+      UserError: the file that has them is damaged.
+    """
+    path = workdir / RUN
+    if not path.exists():
+        return ()
+    stored = read_json(path, {"classes": list}, "delete it, and samples show labels, not names")
+    return tuple(map(str, stored["classes"]))
+
+
 def _same_latents(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Compare latents; devices may round those that were prepared again in another way."""
     statistics = ("mean", "std")
