@@ -2,7 +2,7 @@
 # Train a small model of handwritten digits and sample from it: create .venv, install the package,
 # train for 1,000 steps on 1,797 real scans, and sample ten images of each digit.
 #   bash launch/quickstart.sh [--config.a.b=v …]
-# Takes about three minutes on two CPU cores; installing takes 1.2 GB of disk. A run that was stopped
+# Takes about two minutes on two CPU cores; installing takes 1.2 GB of disk. A run that was stopped
 # resumes with the same command. Environment variables:
 #   WORKDIR          the folder for checkpoints and pictures; runs/quickstart by default
 #   TP_JAX_EXTRAS    cuda or tpu, to train on an accelerator
@@ -26,7 +26,7 @@ workdir="${WORKDIR:-runs/quickstart}"
 pictures="$workdir/pictures"
 cat << END
 This trains a small diffusion transformer that thinks in two of its blocks, on 1,797 scans of
-handwritten digits, and then samples from it. It takes about three minutes on two CPU cores. If you
+handwritten digits, and then samples from it. It takes about two minutes on two CPU cores. If you
 stop it, the same command resumes from the last checkpoint.
 
 END

@@ -49,7 +49,7 @@ def write_report(document: Document, folder: epath.Path) -> None:
     room = MAX_BYTES - len(_body(document, empty, missing).encode())
     fitted = embedding.fit(pictures, room * 3 // 4)  # base64 makes 4 bytes of 3.
     missing += [(name, "it is too large for this page") for name in pictures if name not in fitted]
-    title = f"How {document['run']['model']} thinks"
+    title = "How the model thinks"
     write_text(folder / FILE_NAME, page.page(title, _body(document, fitted, missing)))
 
 
@@ -89,7 +89,7 @@ def _body(
 def _head(document: Document) -> str:
     run = document["run"]
     blocks = len(document.get("blocks") or {})
-    return f"<h1>How {page.text(run['model'])} thinks</h1>" + page.paragraph(
+    return "<h1>How the model thinks</h1>" + page.paragraph(
         f"What the gate of {run['workdir']} does at train step {run['train_step']}: {blocks} "
         f"thinking {'block' if blocks == 1 else 'blocks'}, {run['experts']} "
         f"{'expert' if run['experts'] == 1 else 'experts'} each, {run['latent_steps']} latent "
