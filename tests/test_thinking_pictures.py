@@ -13,9 +13,10 @@ from PIL import ImageFont
 
 import tp_jax
 from tp_jax.messages.errors import UserError
+from tp_jax.pictures.experts import expert_colours, paint_experts
 from tp_jax.pictures.galleries import make_class_grid, wrap_text
 from tp_jax.pictures.reading import open_images, read_rgb
-from tp_jax.pictures.tables import Row, expert_colours, make_table, paint_experts
+from tp_jax.pictures.tables import Row, make_table
 from tp_jax.sampling.thinking_pictures import chosen_latent_steps
 from tp_jax.workdir.changes import read_class_names
 

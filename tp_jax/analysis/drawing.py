@@ -14,30 +14,22 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from tp_jax.pictures.experts import EXPERT_COLOURS, expert_colours
+
 # On a phone a figure is about 350 pixels wide. With this width in inches, matplotlib's text of 10
 # points is then 10 pixels high.
 WIDTH = 5.0
 DPI = 160
 # Taller figures are rendered with fewer dots per inch, which bounds memory and file size.
 MAX_PIXELS = 5000
-# Okabe and Ito, "Color Universal Design" (2008): told apart by people with any colour vision.
-EXPERT_COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#4D4D4D"
-)  # fmt: skip
 # Diverging and safe for any colour vision: negative orange, zero white, positive purple.
 DIVERGING = "PuOr"
 GREY = "#6B6B6B"
 
 
-def expert_colours(count: int) -> list[str]:
-    """Return the colours of the experts, the same in every figure.
-
-    Up to eight experts get named colours that anyone can tell apart; more get those of a sequential
-    colour map, and their figures have a colour bar.
-    """
-    if count <= len(EXPERT_COLOURS):
-        return list(EXPERT_COLOURS[:count])
-    return _sampled("viridis", 0.0, 1.0, count)
+def hex_colours(count: int) -> list[str]:
+    """Return the colours of the experts as matplotlib takes them."""
+    return [to_hex(colour) for colour in expert_colours(count) / 255]
 
 
 def latent_step_colours(count: int) -> list[str]:
@@ -124,7 +116,7 @@ def add_legend(figure: Figure, handles: Sequence, labels: Sequence[str], columns
 
 def add_expert_legend(figure: Figure, axes: np.ndarray, count: int) -> None:
     """Name the colours of the experts: a legend for up to eight, a colour bar for more."""
-    colours = expert_colours(count)
+    colours = hex_colours(count)
     if count <= len(EXPERT_COLOURS):
         patches = [Patch(color=colour) for colour in colours]
         add_legend(figure, patches, [f"expert {m}" for m in range(count)], columns=4)

@@ -6,45 +6,16 @@ S sampler steps, T latent steps, B samples, N vision tokens, M experts.
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import to_rgb as rgb_of
 from PIL import Image, ImageDraw, ImageFont
 
+from tp_jax.pictures.experts import paint_experts
 from tp_jax.pictures.grids import make_grid, to_pil
 from tp_jax.pictures.reading import to_rgb
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart by people with any colour vision.
-EXPERT_COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#4D4D4D"
-)  # fmt: skip
 # Sides in pixels of a picture or map, of the gap between them, and of a line of text.
 CELL, GAP, LINE = 72, 4, 14
 # Sampler steps and latent steps that have a map.
 MAP_STEPS, MAP_LATENT_STEPS = 3, 4
-
-
-def expert_colours(count: int) -> np.ndarray:
-    """Return the colours of M experts, uint8 [M, 3]."""
-    if count <= len(EXPERT_COLOURS):
-        colours = [rgb_of(colour) for colour in EXPERT_COLOURS[:count]]
-    else:
-        colours = colormaps["viridis"](np.linspace(0, 1, count))[:, :3]
-    return np.round(255 * np.asarray(colours)).astype(np.uint8)
-
-
-def expert_map(experts: np.ndarray, grid: tuple[int, int], count: int) -> np.ndarray:
-    """Draw which expert each token uses, one pixel per token.
-
-    Args:
-      experts: [N] integers; the tokens of the image are the last rows · columns of them.
-      grid: rows and columns.
-      count: number M of experts.
-
-    Returns:
-      uint8 [rows, columns, 3].
-    """
-    rows, columns = grid
-    return expert_colours(count)[experts[-rows * columns :].reshape(rows, columns)]
 
 
 def routing_maps(
@@ -83,7 +54,8 @@ def routing_maps(
         draw.text((left, LINE), f"latent step {latent_step + 1}", "#303030", font)
     for row, image in enumerate(small_rgb(images)):
         top = 2 * LINE + GAP + pitch * row
-        cells = [image] + [expert_map(experts[s, t, row], grid, count) for s, t in chosen]
+        cells = [image]
+        cells += [paint_experts(experts[s, t, row][None], grid, count)[0] for s, t in chosen]
         for column, cell in enumerate(cells):
             enlarged = to_pil(cell).resize(_fit(cell.shape[:2]), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (GAP + pitch * column, top))

@@ -135,7 +135,7 @@ def draw_use(document: Document) -> bytes | None:
     timesteps = document["timesteps"]
     _, latent_steps, experts = next(iter(values.values())).shape
     many = len(values) > 4
-    columns, colours = picked(latent_steps, 2 if many else 3), drawing.expert_colours(experts)
+    columns, colours = picked(latent_steps, 2 if many else 3), drawing.hex_colours(experts)
     figure, axes = drawing.panels(len(values), len(columns), 1.1 if many else 1.6, extra=1.1)
     x = timesteps
     for row, use in zip(axes, values.values(), strict=True):

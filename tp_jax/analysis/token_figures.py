@@ -124,7 +124,7 @@ def draw_trajectories(document: Document) -> bytes | None:
         rows, columns, 2.1 if columns > 1 else 3.2, extra=0.9, sharex=False, sharey=False
     )
     experts = document["run"]["experts"]
-    colours = np.array(drawing.expert_colours(experts))
+    colours = np.array(drawing.hex_colours(experts))
     for one, (block, trajectory) in zip(axes.flat, drawn, strict=False):
         zoom = _draw_ways(one, trajectory, colours)
         title = f"block {block}, timestep {trajectory['timestep']:.4g}"

@@ -1,17 +1,15 @@
 """Tables of pictures: one column for each sample, one row for each way to make or explain it."""
 
-import colorsys
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tp_jax.pictures.experts import expert_colours
 from tp_jax.pictures.galleries import wrap_text
 from tp_jax.pictures.grids import to_pil
 
-# Colours that people with any colour vision tell apart (Okabe and Ito, 2008).
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 # Experts that a legend names.
 _NAMED = 12
 _FONT_SIZE, _LINE, _PAD, _TITLE_WIDTH = 13, 17, 6, 150
@@ -116,35 +114,3 @@ def _draw_legend(
         left += 16 + int(font.getlength(name)) + 14
     if experts > _NAMED:
         draw.text((left, top), f"… {experts - 1}", "#303030", font)
-
-
-def expert_colours(experts: int) -> np.ndarray:
-    """Return a colour for each of M experts, uint8 [M, 3]; the first eight suit all colour vision.
-
-    Example:
-      >>> expert_colours(2).tolist()
-      [[0, 114, 178], [230, 159, 0]]
-    """
-    if experts <= len(_COLOURS):
-        chosen = [bytes.fromhex(colour[1:]) for colour in _COLOURS[:experts]]
-        return np.array([list(colour) for colour in chosen], np.uint8).reshape(experts, 3)
-    hues = [colorsys.hsv_to_rgb(i / experts, 0.85, 0.55 + 0.4 * (i % 2)) for i in range(experts)]
-    return np.round(255 * np.array(hues)).astype(np.uint8)
-
-
-def paint_experts(chosen: np.ndarray, grid: tuple[int, int], experts: int) -> np.ndarray:
-    """Paint the expert of each token as a picture with one pixel per token.
-
-    Args:
-      chosen: int [B, N], the expert of each of N tokens.
-      grid: rows and columns of tokens, whose product is N.
-      experts: number of experts.
-
-    Returns:
-      uint8 [B, rows, columns, 3].
-
-    Example:
-      >>> paint_experts(np.array([[0, 1]]), (1, 2), 2).tolist()
-      [[[[0, 114, 178], [230, 159, 0]]]]
-    """
-    return expert_colours(experts)[chosen].reshape(len(chosen), *grid, 3)

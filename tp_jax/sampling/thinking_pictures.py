@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from tp_jax.messages.errors import UserError
+from tp_jax.pictures.experts import paint_experts
 from tp_jax.pictures.galleries import class_caption
 from tp_jax.pictures.grids import to_uint8
-from tp_jax.pictures.tables import Row, make_table, paint_experts
+from tp_jax.pictures.tables import Row, make_table
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, without_thinking
 from tp_jax.sampling.plan import SamplePlan
