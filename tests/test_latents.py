@@ -340,9 +340,10 @@ def test_training_encodes_on_the_fly_and_writes_sample_grids_of_pixels(config, t
     config.data.update(source="tfds/imagenet2012", dir=config.prepare.dir)
     config.train.update(steps=2, sample_every=2, samples=4)
     train(config, epath.Path(tmp_path) / "run")
-    # One row of four images of 64×64 pixels in cells of 72, with a caption of 15 below each.
+    # One row of four images of 64×64 pixels, twice as large, in cells of 136, with a caption of 15
+    # below each.
     grid = read_rgb(epath.Path(tmp_path / "run" / "samples" / "00000002.png"))
-    assert grid.shape == (64 + 8 + 15, 4 * 72, 3)
+    assert grid.shape == (128 + 8 + 15, 4 * 136, 3)
     assert load(epath.Path(tmp_path) / "run").codec is not None
 
 

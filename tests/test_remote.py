@@ -61,7 +61,7 @@ def test_a_store_that_answers_passes(there, installed, monkeypatch):
 def test_a_missing_client_is_named(monkeypatch):
     monkeypatch.setattr(remote, "_has_client", lambda: False)
     with pytest.raises(
-        UserError, match=r"--out=gs://x: .* need gcsfs: pip install 'tp_jax\[gcs\]'"
+        UserError, match=r"--out=gs://x: .* need gcsfs: pip install -e '\.\[gcs\]'"
     ):
         remote.check_answers("gs://x", "--out")
 
@@ -88,7 +88,7 @@ CONFIG = "--config=configs/quickstart.py"
     [
         (["--workdir=s3://b/run"], r"--workdir=s3://b/run: s3:// isn't supported: .*gs://BUCKET"),
         (["--workdir=az://b/run"], "az:// isn't supported.*mounted as folders"),
-        (["--workdir=gs://b/run"], "--workdir=gs://b/run: .* pip install 'tp_jax.gcs.'"),
+        (["--workdir=gs://b/run"], "--workdir=gs://b/run: .* pip install -e '..gcs.'"),
         (["--workdir=y", "--config.init.base=gs://b"], "--config.init.base=gs://b: .*need gcsfs"),
     ],
 )
