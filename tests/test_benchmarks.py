@@ -109,6 +109,7 @@ def check(rows):
     assert all(row["machine"]["versions"]["jax"] and row["date"] for row in rows)
 
 
+@pytest.mark.slow
 def test_train_steps_are_compared():
     rows = bench.run_bench(tiny(what=("train",)))
     check(rows)

@@ -278,6 +278,7 @@ def test_settings_that_do_not_fit_together_are_refused(prepared, config):
     refused("model.text_tokens=9, but that of the text in", data.open_source, model__text_tokens=9)
 
 
+@pytest.mark.slow
 def test_training_on_prepared_captions_resumes(prepared, config, tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "TensorBoardWriter", lambda workdir: FakeWriter())
     config.data.dir, workdir = str(prepared), epath.Path(tmp_path / "run")

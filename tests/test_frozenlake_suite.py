@@ -37,6 +37,7 @@ def test_variants_of_the_config_have_equal_numbers_of_parameters():
         assert max(counts) / min(counts) < 1.001
 
 
+@pytest.mark.slow
 def test_model_with_random_experts_and_one_latent_step_is_evaluated(tmp_path):
     config = tiny_frozenlake(steps=2)
     config.model.thinking.update(gate="random", latent_steps=1)

@@ -52,6 +52,7 @@ def test_given_routes_take_the_place_of_the_gate(analysed):
     assert (np.asarray(stats[2].probabilities) != 0.5).any()
 
 
+@pytest.mark.slow
 def test_samples_exchange_their_routes_in_pairs(analysed):
     loaded = analysed.loaded
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype(np.float32)
@@ -104,6 +105,7 @@ def outcomes(analysed):
     return {outcome.name: outcome for outcome in found}
 
 
+@pytest.mark.slow
 def test_interventions_sample_the_changed_model_from_the_same_noise(analysed, outcomes):
     loaded, collected = analysed.loaded, analysed.collected
     names = ["thinking off", "expert 0 off", "expert 1 off", "random route"]

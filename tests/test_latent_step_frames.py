@@ -141,6 +141,7 @@ def test_loss_compares_the_frame_after_each_move(moves):
     np.testing.assert_allclose(total, metrics["mse"] + 0.5 * metrics["frames"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_train_step_samples_the_number_of_moves():
     config, model = tiny_config(), build_model(CONFIG)
     params, (_, _, condition) = random_params(model), example(model)

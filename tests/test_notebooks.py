@@ -83,6 +83,7 @@ def test_samples_by_class_with_sliders(trained, tmp_path, monkeypatch):
     assert "moved to {'guidance_scale': 2.0, 'seed': 100, 'latent_steps': 3}" in text
 
 
+@pytest.mark.slow
 def test_routing_of_a_workdir(trained, tmp_path):
     options = dict(num=3, analyse_num=20, analysis=str(tmp_path / "analysis"))
     pictures, text = run("routing", tmp_path, workdir=str(trained), **options)

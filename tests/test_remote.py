@@ -60,9 +60,7 @@ def test_a_store_that_answers_passes(there, installed, monkeypatch):
 
 def test_a_missing_client_is_named(monkeypatch):
     monkeypatch.setattr(remote, "_has_client", lambda: False)
-    with pytest.raises(
-        UserError, match=r"--out=gs://x: .* need gcsfs: pip install -e '\.\[gcs\]'"
-    ):
+    with pytest.raises(UserError, match=r"--out=gs://x: .* need gcsfs: pip install -e '\.\[gcs\]'"):
         remote.check_answers("gs://x", "--out")
 
 

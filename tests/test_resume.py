@@ -65,6 +65,7 @@ def test_gradient_accumulation_gives_the_same_losses(uninterrupted, tmp_path):
         np.testing.assert_allclose(loss, uninterrupted[1][train_step], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_offloading_gives_the_same_bits(uninterrupted, tmp_path):
     config = small_config(every_steps=6)
     config.train.offload = True
@@ -121,10 +122,6 @@ def test_a_base_with_other_heads_or_image_size_is_refused_though_shapes_match(
 
 pytestmark = pytest.mark.usefixtures("cache")
 NAN_DATA = f"{USE_FAKE_WRITER}\nresuming.make_batch_nan(step=5)"
-
-
-def test_resume_after_sigkill_gives_the_same_bits(uninterrupted, tmp_path, cache):
-    kill_and_compare(RestartableRun(tmp_path, cache), uninterrupted[0], STEPS, kills=2)
 
 
 @pytest.mark.slow
