@@ -48,30 +48,21 @@ def assert_equal_to_one_device(found, wanted):
         np.testing.assert_allclose(samples, wanted_samples, atol=1e-5 * scale, err_msg=case)
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    cases = [f"{kind}:{name}" for kind in KINDS for name in MESHES]
-    cases += ["own:one", "own:mixed"]
-    return train(tmp_path_factory.mktemp("one"), 1, 8, cases)
-
-
 @pytest.mark.slow
-def test_training_on_every_mesh_of_eight_devices_equals_one_device(one_process):
-    losses, samples = one_process["dit:one"]
+def test_training_on_meshes_and_processes_equals_one_device(tmp_path):
+    """Two and four processes have one or two meshes; TP_JAX_MESHES=all has five (15 minutes)."""
+    cases = [f"{kind}:{name}" for kind in KINDS for name in MESHES]
+    wanted = train(tmp_path, 1, 8, [*cases, "own:one", "own:mixed"])
+    losses, samples = wanted["dit:one"]
     assert losses.shape == (20, 2) and len(np.unique(losses[:, 0])) == 20
     assert samples.shape == (8, 8, 8, 1) and samples.std() > 0.1
-    assert_equal_to_one_device(one_process, one_process)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
-def test_training_on_processes_equals_one_process(processes, devices, one_process, tmp_path):
-    """Check one or two meshes; TP_JAX_MESHES=all checks five meshes (takes 15 minutes)."""
-    names = ("data", "fsdp", "tensor", "expert", "mixed")
-    if os.environ.get("TP_JAX_MESHES") != "all":
+    assert_equal_to_one_device(wanted, wanted)
+    for processes, devices in ((2, 4), (4, 2)):
         names = ("data", "expert") if processes == 2 else ("mixed",)
-    cases = [f"{kind}:{name}" for kind in KINDS for name in names]
-    assert_equal_to_one_device(train(tmp_path, processes, devices, cases), one_process)
+        if os.environ.get("TP_JAX_MESHES") == "all":
+            names = ("data", "fsdp", "tensor", "expert", "mixed")
+        cases = [f"{kind}:{name}" for kind in KINDS for name in names]
+        assert_equal_to_one_device(train(tmp_path, processes, devices, cases), wanted)
 
 
 def check_dispatches(examples, cases):
