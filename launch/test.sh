@@ -3,7 +3,7 @@
 #   bash launch/test.sh [pytest arguments]
 #   bash launch/test.sh tests/test_models.py     run one file
 #   bash launch/test.sh -m slow                  run only the longer checks
-# The first run downloads about 2 GB; the tests take 12 to 18 minutes on two CPU cores. Environment
+# The first run downloads about 2 GB; the tests take about 12 minutes on two CPU cores. Environment
 # variables, such as PYTHON and TP_JAX_NEWEST, are described in launch/environment.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -194,6 +194,7 @@ def workdir(trained, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_document_pictures_and_a_report(workdir):
     code, _, error = run_entry(
         "analyze", f"--workdir={workdir}", "--num=60", "--batch_size=8", "--latent_steps=3"

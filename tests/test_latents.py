@@ -336,6 +336,7 @@ def test_each_shard_has_a_json_file_with_its_counts(prepared):
     assert counts["count"] == 4 and counts["skipped"] == []
 
 
+@pytest.mark.slow
 def test_training_encodes_on_the_fly_and_writes_sample_grids_of_pixels(config, tmp_path):
     config.data.update(source="tfds/imagenet2012", dir=config.prepare.dir)
     config.train.update(steps=2, sample_every=2, samples=4)

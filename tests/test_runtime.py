@@ -43,6 +43,7 @@ def events():
     jax.monitoring.unregister_event_listener(count)
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing_and_gives_the_same_bits(home, events, monkeypatch):
     monkeypatch.setattr(metrics, "TensorBoardWriter", lambda workdir: FakeWriter())
     runtime.keep_compiled_programs()
