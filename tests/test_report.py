@@ -12,9 +12,10 @@ from etils import epath
 from PIL import Image
 
 from tp_jax.analysis import figures, tables, token_figures
-from tp_jax.analysis.document import group_order, kept_by_chance, picked
+from tp_jax.analysis.document import group_order, kept_by_chance
 from tp_jax.analysis.findings import find
 from tp_jax.analysis.report import write_report
+from tp_jax.pictures.tables import picked
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "source"}
 HOSTILE = "<script>alert('$x$')</script> & \"quoted\" 猫"

@@ -19,6 +19,7 @@ from tp_jax.messages.progress import progress_bar
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.pictures.grids import to_uint8
+from tp_jax.pictures.tables import picked
 from tp_jax.sampling.generator import Generator
 from tp_jax.thinking.layer import RoutingStats
 
@@ -55,8 +56,7 @@ def choose_bounds(generator: Generator, latent_steps: int, num: int) -> Bounds:
     """Choose how much to keep of `num` samples; the bounds stop growing with `num`."""
     config = generator.model.config
     thinking, sampler_steps = config.thinking, generator.sampler.steps
-    spaced = np.linspace(0, sampler_steps - 1, min(sampler_steps, TOKEN_STEPS))
-    steps = tuple(spaced.round().astype(int).tolist())
+    steps = tuple(picked(sampler_steps, TOKEN_STEPS))
     bytes_each = 4 * len(thinking.layers) * len(steps) * latent_steps * config.width
     wanted = int(np.clip(TOKEN_BYTES // bytes_each, MIN_TOKENS, MAX_TOKENS))
     per_sample = min(config.tokens, -(-wanted // num))

@@ -135,18 +135,6 @@ def mean(values: np.ndarray | None) -> float | None:
     return float(values[np.isfinite(values)].mean())
 
 
-def picked(count: int, limit: int) -> list[int]:
-    """Return at most `limit` of the numbers 0 … count-1, evenly spaced with the first and the last.
-
-    Example:
-      >>> picked(5, 3)
-      [0, 2, 4]
-    """
-    if limit == 1:
-        return [count - 1]
-    return [round(i) for i in np.linspace(0, count - 1, min(count, limit))]
-
-
 def thinking_off(document: Document) -> dict[str, Any] | None:
     """Return the intervention that switches thinking off, if there is one."""
     for intervention in document.get("interventions") or []:

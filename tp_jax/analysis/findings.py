@@ -76,7 +76,7 @@ class _Answer:
 
     text: str
     values: tuple[float, ...] = ()
-    form: str = ".2f"
+    form: str = "z.2f"
 
 
 def _by_answer(answers: dict[str, _Answer]) -> str:

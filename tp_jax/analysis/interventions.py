@@ -14,14 +14,14 @@ import numpy as np
 
 from tp_jax.analysis.blocks import LeftOut, as_json
 from tp_jax.analysis.collect import SHOWN
-from tp_jax.analysis.maps import picked
 from tp_jax.analysis.samples import Samples
 from tp_jax.evals.task import Judgement
 from tp_jax.messages.errors import NotFiniteError, UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.models import build_model
 from tp_jax.models.parameters import Params
-from tp_jax.pictures.grids import to_uint8
+from tp_jax.pictures.grids import mean_difference, to_uint8
+from tp_jax.pictures.tables import picked
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, without_thinking
 from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
@@ -135,7 +135,7 @@ def choose_interventions(
         yield from _of_experts(loaded, generator, use, num, left_out)
 
     steps = generator.latent_steps or thinking.latent_steps
-    fewer = [1 + index for index in picked(steps - 1, MAX_LATENT_STEPS)] if steps > 1 else []
+    fewer = [1 + index for index in picked(steps - 1, MAX_LATENT_STEPS)]
     more = [steps + 1] if thinking.share_across_steps else []
     for number in fewer + more:
         what = f"the recursion ends at latent step {number}, with the base projection there"
@@ -267,7 +267,7 @@ def intervene(
             except NotFiniteError as error:
                 left_out.add(each.name, str(error))
             else:
-                difference = np.abs(changed.astype(np.int16) - images).mean()
+                difference = mean_difference(changed, images)
                 judgement = judge(each.generator, each.params, changed)
                 outcomes.append(
                     Outcome(each.name, each.what, changed, as_json(difference), judgement)

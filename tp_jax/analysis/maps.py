@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tp_jax.pictures.experts import paint_experts
 from tp_jax.pictures.grids import make_grid, to_pil
 from tp_jax.pictures.reading import to_rgb
+from tp_jax.pictures.tables import picked
 
 # Sides in pixels of a picture or map, of the gap between them, and of a line of text.
 CELL, GAP, LINE = 72, 4, 14
@@ -104,13 +105,3 @@ def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:
         for picture in pictures
     ]
     return np.concatenate(padded)
-
-
-def picked(count: int, limit: int) -> list[int]:
-    """Return at most `limit` of the numbers 0 … count-1, evenly spaced from the first to the last.
-
-    Example:
-      >>> picked(5, 3), picked(2, 3)
-      ([0, 2, 4], [0, 1])
-    """
-    return np.linspace(0, count - 1, min(count, limit)).round().astype(int).tolist()

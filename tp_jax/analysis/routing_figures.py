@@ -19,9 +19,9 @@ from tp_jax.analysis.document import (
     information,
     kept_by_chance,
     parts,
-    picked,
     variable_name,
 )
+from tp_jax.pictures.tables import picked
 
 # Blocks in figures that need many panels for each.
 MAX_BLOCKS = 6

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tp_jax.analysis.report import write_report
 from tp_jax.analysis.samples import Samples, choose_samples
 from tp_jax.evals.task import Judgement
 from tp_jax.files.atomic import write_text
+from tp_jax.files.outputs import check_writable
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import run_on_first
@@ -66,7 +66,7 @@ def analyze(request: Analysis) -> dict[str, Any]:
         )
     num = DEFAULT_NUM if request.num is None else request.num
     samples = choose_samples(loaded, num, request.seed, request.labels, request.prompts)
-    run_on_first(lambda: _check_writable(request.out))
+    run_on_first(lambda: check_writable("--out", request.out, folder=True))
     if (request.latent_steps or 0) > thinking.latent_steps:
         say(
             f"--latent_steps={request.latent_steps}: the model was trained with "
@@ -99,20 +99,10 @@ def analyze(request: Analysis) -> dict[str, Any]:
     return document
 
 
-def _check_writable(out: epath.Path) -> None:
-    """Raise a UserError if a folder can't be created or written to, before hours of sampling."""
-    if "://" in str(out):
-        return
-    place = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"--out={out}: {place} can't be written to; name another folder")
-
-
 def _describe_run(
     request: Analysis, loaded: Loaded, generator: Generator, samples: Samples
 ) -> dict[str, Any]:
     model, groups = loaded.built.model, samples.groups
-    height, width = generator.size or (model.image_size, model.image_size)
     return {
         "workdir": str(request.workdir),
         "train_step": loaded.train_step,
@@ -128,7 +118,7 @@ def _describe_run(
         "gate": model.thinking.gate,
         "groups": list(groups.names) if groups else [],
         "group_kind": groups.kind if groups else None,
-        "grid": [height // model.patch, width // model.patch],
+        "grid": list(generator.grid),
         "experts": model.thinking.experts,
         "version": tp_jax.__version__,
     }

@@ -10,11 +10,11 @@ import numpy as np
 
 from tp_jax.evals import SUITES, find_suite
 from tp_jax.evals.task import Task
-from tp_jax.files.jsonl import read_json
 from tp_jax.messages.errors import UserError
+from tp_jax.pictures.galleries import class_caption
 from tp_jax.sampling.loaded import Loaded
 from tp_jax.sampling.plan import plan_samples
-from tp_jax.workdir.changes import RUN
+from tp_jax.workdir.changes import read_class_names
 
 # Most groups: more can't be read in a report, and each needs a table of counts.
 MAX_CLASSES, MAX_WORDS = 1_000, 200
@@ -109,8 +109,8 @@ def choose_samples(
     elif not classes:
         captions = ("",)
     else:
-        names = class_names(loaded)
-        captions = tuple(names.get(label, f"class {label}") for label in plan.values.tolist())
+        names = read_class_names(loaded.workdir)
+        captions = tuple(class_caption(label, names) for label in plan.values.tolist())
         used = min(num, len(captions))
         if used <= MAX_CLASSES:
             groups = Groups("class", captions[:used], np.eye(len(captions), used, dtype=bool))
@@ -131,13 +131,6 @@ def _task(loaded: Loaded, seed: int) -> Task | None:
     if not name:
         return None
     return find_suite(name, "config.evaluation.suite").load().task(loaded, seed)
-
-
-def class_names(loaded: Loaded) -> dict[int, str]:
-    """Return the names of the classes that the workdir records; {} if it is of an early version."""
-    path = loaded.workdir / RUN
-    names = read_json(path).get("classes", []) if path.exists() else []
-    return dict(enumerate(map(str, names)))
 
 
 def group_by_word(texts: Sequence[str]) -> Groups | None:

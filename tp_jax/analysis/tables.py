@@ -16,10 +16,10 @@ from tp_jax.analysis.document import (
     information,
     kept_by_chance,
     parts,
-    picked,
     similarities,
     variable_name,
 )
+from tp_jax.pictures.tables import picked
 
 MAX_CELLS = 2400
 

@@ -11,12 +11,13 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import PercentFormatter
 
 from tp_jax.analysis import drawing
-from tp_jax.analysis.document import Document, parts, picked, similarities
+from tp_jax.analysis.document import Document, parts, similarities
 from tp_jax.analysis.routing_figures import (
     MAX_BLOCKS,
     draw_lines,
     latent_step_names,
 )
+from tp_jax.pictures.tables import picked
 
 
 def draw_similarity(document: Document) -> bytes | None:
@@ -57,7 +58,7 @@ def _write_cells(axes: Axes, matrix: np.ndarray) -> None:
         return
     for (i, j), value in np.ndenumerate(matrix):
         colour = "white" if abs(value) > 0.6 else "black"
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+        axes.text(j, i, f"{value:z.2f}", ha="center", va="center", color=colour, fontsize=9)
 
 
 def draw_moves(document: Document) -> bytes | None:

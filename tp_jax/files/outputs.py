@@ -1,4 +1,6 @@
-"""Tell whether the path of an output is a file or a folder, from its ending."""
+"""Check the path of an output: a file or a folder, by its ending, that can be written to."""
+
+import os
 
 from etils import epath
 
@@ -16,6 +18,26 @@ FILE_ENDINGS = frozenset([
     ".py", ".ipynb", ".sh", ".pdf", ".docx", ".xlsx", ".pptx", ".zip", ".tar", ".gz", ".tgz",
     ".bz2", ".xz", ".zst", ".7z", ".rar",
 ])  # fmt: skip
+
+
+def check_writable(name: str, path: epath.Path, *, folder: bool = False) -> None:
+    """Check that a file or folder can be created or written to, before long work.
+
+    Args:
+      name: the flag or field, for the error message.
+      path: its value. Buckets aren't checked.
+      folder: the path must be that of a folder, or new.
+
+    Raises:
+      UserError: it can't.
+    """
+    if "://" in str(path):
+        return
+    place = next(place for place in (path, *path.absolute().parents) if place.exists())
+    needed = os.W_OK | (os.X_OK if place.is_dir() else 0)
+    in_the_way = (folder or place != path) and not place.is_dir()
+    if in_the_way or not os.access(place, needed):
+        raise UserError(f"{name}={path}: {place} can't be written to; name another")
 
 
 def output_file(name: str, path: epath.Path, ending: str) -> epath.Path:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tp_jax import config as config_lib
 from tp_jax.config import default, flat
 from tp_jax.files.atomic import write_json, write_text
+from tp_jax.files.outputs import check_writable
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.performance.benchmarks import find_groups
@@ -56,7 +57,9 @@ def run_bench(options: BenchOptions) -> list[Row]:
     config_lib.build(options.config)
     check_peers(options.config, options.peer_dit)
     for name in ("json", "report"):
-        check_writable(f"--{name}", getattr(options, name))
+        path = getattr(options, name)
+        if path is not None:
+            check_writable(f"--{name}", path)
     rows, machine = read_rows(options.json), describe_machine()
     for what in options.what:
         settings = describe_settings(what, options) | {"machine": machine}
@@ -125,22 +128,3 @@ def read_rows(path: epath.Path | None) -> list[Row]:
     except (ValueError, KeyError, TypeError):
         pass
     raise UserError(f"--json={path} wasn't written by tp_jax.bench: name another file")
-
-
-def check_writable(name: str, path: epath.Path | None) -> None:
-    """Check that a file can be written, before anything is measured.
-
-    Args:
-      name: the flag.
-      path: the file; None is accepted.
-
-    Raises:
-      UserError: it can't.
-    """
-    if path is None or str(path).startswith("gs://"):
-        return
-    place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not os.access(place, os.W_OK) or (place != path and not place.is_dir()):
-        raise UserError(f"{name}={path} can't be written: {place} isn't writable; name another")

@@ -37,6 +37,16 @@ def to_uint8(x: np.ndarray, first: int = 0) -> np.ndarray:
     return np.clip(127.5 * x + 128, 0, 255).astype(np.uint8)
 
 
+def mean_difference(images: np.ndarray, reference: np.ndarray) -> float:
+    """Return the mean absolute difference of uint8 images, in grey levels from 0 to 255.
+
+    Example:
+      >>> mean_difference(np.array([0, 250], np.uint8), np.array([10, 230], np.uint8))
+      15.0
+    """
+    return float(np.abs(images.astype(np.int16) - reference).mean())
+
+
 def to_pil(image: np.ndarray) -> Image.Image:
     """Convert a uint8 [H, W, C] array to a Pillow image, grey for C = 1 and RGB for C = 3.
 

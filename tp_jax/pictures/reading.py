@@ -23,6 +23,7 @@ ARRAY = "arr_0"
 # Files that tp_jax.sample writes next to the samples. The description names the samples.
 GRID, CAPTIONS, DESCRIPTION = "grid.png", "captions.jsonl", "drawing.json"
 COMPARISON, ROUTING, THINKING = "comparison.png", "routing.png", "thinking.json"
+BESIDE = (GRID, CAPTIONS, COMPARISON, ROUTING, THINKING)
 FILES = "files"  # the field of the description
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, NotImplementedError, zlib.error,
               zipfile.BadZipFile)  # fmt: skip
@@ -203,8 +204,7 @@ def choose_samples(folder: epath.Path) -> list[epath.Path]:
                 f"run the command that makes them again, and it goes on"
             )
         files = [folder / name for name in sorted(described)]
-    known = {GRID, CAPTIONS, DESCRIPTION, COMPARISON, ROUTING, THINKING}
-    known |= {path.name for path in files}
+    known = {DESCRIPTION, *BESIDE, *(path.name for path in files)}
     rest = describe_files([path for path in paths if path.name not in known])
     if not files:
         found = f", only {rest}" if rest else f" (not counting {GRID})"

@@ -82,6 +82,24 @@ def make_table(
     return np.asarray(canvas)
 
 
+def picked(count: int, limit: int, first: int = 0) -> list[int]:
+    """Return at most `limit` of `count` successive integers, evenly spaced from first to last.
+
+    Args:
+      count: number of integers to choose from.
+      limit: number of integers to return; 1 returns the last one.
+      first: the first of the integers to choose from.
+
+    Example:
+      >>> picked(5, 3), picked(2, 3), picked(5, 3, first=1)
+      ([0, 2, 4], [0, 1], [1, 3, 5])
+    """
+    last = first + count - 1
+    if limit == 1:
+        return [last]
+    return [round(number) for number in np.linspace(first, last, min(count, limit))]
+
+
 def _picture_size(images: np.ndarray, cell: int) -> tuple[int, int]:
     """Return the width and height of the pictures of a table."""
     height, width = images.shape[1:3]

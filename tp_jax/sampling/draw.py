@@ -17,6 +17,7 @@ from tp_jax.parallel.processes import broadcast_from_first
 from tp_jax.pictures.galleries import make_captioned_grid, make_class_grid
 from tp_jax.pictures.grids import is_whole_png, make_grid, save_png, to_uint8
 from tp_jax.pictures.reading import (
+    BESIDE,
     CAPTIONS,
     COMPARISON,
     DESCRIPTION,
@@ -141,8 +142,8 @@ def _write_pngs(
     num, out, is_first = len(plan.rows), drawing.out, jax.process_index() == 0
     digits = max(len(str(num - 1)), 5)
     files = [f"{i:0{digits}d}_{name}.png" for i, name in enumerate(plan.names)]
-    path, also = out / DESCRIPTION, (GRID, CAPTIONS, COMPARISON, ROUTING, THINKING)
-    claim(out, path, description | {FILES: files}, overwrite=drawing.overwrite, also=also)
+    path = out / DESCRIPTION
+    claim(out, path, description | {FILES: files}, overwrite=drawing.overwrite, also=BESIDE)
     missing = {i for i, file in enumerate(files) if is_first and not is_whole_png(out / file)}
     # Resume at the beginning of a batch, because the same batches give the same bits.
     first = min(missing, default=num)

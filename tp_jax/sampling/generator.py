@@ -47,6 +47,14 @@ class Trace(NamedTuple):
     probabilities: Any
     tokens: Any = None
 
+    @classmethod
+    def of(cls, found: Mapping[int, RoutingStats], tokens: bool) -> dict[int, "Trace"]:
+        """Return the trace of each block, with its tokens if they are asked for."""
+        return {
+            block: cls(stats.expert, stats.probabilities, stats.tokens if tokens else None)
+            for block, stats in found.items()
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
@@ -132,10 +140,7 @@ class Generator:
         """
 
         def observe(found: Mapping[int, RoutingStats], index: jax.Array) -> dict[int, Trace]:
-            return {
-                block: Trace(stats.expert, stats.probabilities, stats.tokens if tokens else None)
-                for block, stats in found.items()
-            }
+            return Trace.of(found, tokens)
 
         return self.draw_and_observe(params, key, index, condition, observe)
 
@@ -174,6 +179,12 @@ class Generator:
         return sample_and_observe(
             self.objective, self.sampler, predict, key, index, self._shape, observe_step
         )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The number of rows and of columns of vision tokens."""
+        height, width, _ = self._shape
+        return height // self.model.config.patch, width // self.model.config.patch
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -268,6 +279,29 @@ class Generator:
         for (samples, (timestep, observed)), num in found:
             observed = jax.tree.map(lambda leaf, num=num: np.asarray(leaf)[:, :, :num], observed)
             yield self._decode(samples, num), (np.asarray(timestep), observed)
+
+    def trace_all(
+        self,
+        params: Any,
+        conditions: Any,
+        seed: int,
+        rows: np.ndarray | None = None,
+        *,
+        tokens: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, Trace]]:
+        """Return the images [N, H, W, C] float32, the timesteps [S] and the trace of each block.
+
+        Args:
+          params, conditions, seed, rows: as for `batches`.
+          tokens: also return the tokens.
+        """
+        draw = self.draw_and_trace_tokens if tokens else self.draw_and_trace
+        images, observed = zip(*self.traces(params, conditions, seed, rows, draw), strict=True)
+        # The batch is the third axis of all arrays.
+        traces = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves, axis=2), *(trace for _, trace in observed)
+        )
+        return np.concatenate(images), observed[0][0], traces
 
     def _run_observed(self, draw: DrawAndObserve) -> jax.stages.Wrapped:
         if draw not in self._observed:

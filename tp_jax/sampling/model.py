@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from tp_jax.messages.errors import UserError
@@ -207,24 +206,15 @@ class Model:
         plan = self._plan(num, labels, prompts, negative_prompt, seed)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
         loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
-        images, traces = [], []
-        draw = generator.draw_and_trace_tokens if tokens else generator.draw_and_trace
-        conditions, rows = plan.conditions, plan.rows
-        for batch, trace in generator.traces(loaded.params, conditions, seed, rows, draw):
-            images.append(batch)
-            traces.append(trace)
-        # The batch is the third axis of all arrays.
-        routing = jax.tree.map(
-            lambda *leaves: np.concatenate(leaves, axis=2), *(routing for _, routing in traces)
+        images, timesteps, routing = generator.trace_all(
+            loaded.params, plan.conditions, seed, plan.rows, tokens=tokens
         )
-        model = loaded.built.model
-        size = generator.size or (model.image_size, model.image_size)
         return Routing(
-            images=to_uint8(np.concatenate(images)),
-            timesteps=traces[0][0],
+            images=to_uint8(images),
+            timesteps=timesteps,
             experts={block: trace.expert for block, trace in routing.items()},
             probabilities={block: trace.probabilities for block, trace in routing.items()},
-            grid=(size[0] // model.patch, size[1] // model.patch),
+            grid=generator.grid,
             tokens={block: trace.tokens for block, trace in routing.items()} if tokens else {},
         )
 

@@ -11,8 +11,8 @@ import numpy as np
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.experts import paint_experts
 from tp_jax.pictures.galleries import class_caption
-from tp_jax.pictures.grids import to_uint8
-from tp_jax.pictures.tables import Row, make_table
+from tp_jax.pictures.grids import mean_difference, to_uint8
+from tp_jax.pictures.tables import Row, make_table, picked
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, without_thinking
 from tp_jax.sampling.plan import SamplePlan
@@ -58,13 +58,7 @@ def chosen_latent_steps(latent_steps: int) -> list[int]:
       >>> chosen_latent_steps(1), chosen_latent_steps(4), chosen_latent_steps(12)
       ([1], [1, 2, 3, 4], [1, 4, 6, 9, 12])
     """
-    return _spread(1, latent_steps, LATENT_STEPS)
-
-
-def _spread(first: int, last: int, count: int) -> list[int]:
-    """Return at most `count` integers, evenly spread from `first` to `last`."""
-    chosen = np.linspace(first, last, min(count, last - first + 1))
-    return [int(number) for number in np.round(chosen)]
+    return picked(latent_steps, LATENT_STEPS, first=1)
 
 
 def picture_thinking(
@@ -96,19 +90,20 @@ def picture_thinking(
         batches = made.batches(model.params, plan.conditions, seed, rows=rows)
         return to_uint8(np.concatenate(list(batches)))
 
-    images, timesteps, experts = _traced(generator, loaded, plan, seed, rows)
+    floats, timesteps, traces = generator.trace_all(loaded.params, plan.conditions, seed, rows)
+    images, experts = to_uint8(floats), {block: trace.expert for block, trace in traces.items()}
     base, source = without_thinking(loaded, allow_unchecked=unchecked)
     plain = sampled(base, None)
     by_steps = {step: sampled(loaded, step) for step in steps[:-1]} | {last: images}
-    compared = {step: _difference(made, images) for step, made in by_steps.items()}
-    without = _difference(plain, images)
+    compared = {step: mean_difference(made, images) for step, made in by_steps.items()}
+    without = mean_difference(plain, images)
     away = f"grey levels from T = {last}"
     table = [Row(f"without thinking ({_short(source)}): {without:.1f} {away}", plain)]
     for step, made in by_steps.items():
         trained = ", as trained" if step == thinking.latent_steps else ""
         distance = "" if step == last else f": {compared[step]:.1f} {away}"
         table.append(Row(f"T = {step}{trained}{distance}", made))
-    maps = [Row(f"T = {last}", images), *_routing_rows(experts, timesteps, loaded, generator)]
+    maps = [Row(f"T = {last}", images), *_routing_rows(experts, timesteps, generator)]
     return ThinkingPictures(
         comparison=make_table(columns, table, cell=cell),
         routing=make_table(columns, maps, experts=thinking.experts, cell=cell),
@@ -142,42 +137,19 @@ def _captions(loaded: Loaded, plan: SamplePlan, count: int) -> list[str]:
     return [class_caption(label, names) for label in values]
 
 
-def _traced(
-    generator: Generator, loaded: Loaded, plan: SamplePlan, seed: int, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-    """Return images [B, H, W, C] uint8, timesteps [S] and experts {block: [S, T, B, N]}."""
-    images, experts, timesteps = [], [], np.zeros(0)
-    for batch, (found, routing) in generator.traces(loaded.params, plan.conditions, seed, rows):
-        images.append(batch)
-        timesteps = found
-        experts.append({block: trace[0] for block, trace in routing.items()})
-    joined = {
-        block: np.concatenate([part[block] for part in experts], axis=2) for block in experts[0]
-    }
-    return to_uint8(np.concatenate(images)), timesteps, joined
-
-
 def _routing_rows(
-    experts: dict[int, np.ndarray], timesteps: np.ndarray, loaded: Loaded, generator: Generator
+    experts: dict[int, np.ndarray], timesteps: np.ndarray, generator: Generator
 ) -> list[Row]:
     """Return rows with the experts of the tokens, by block, timestep and latent step."""
-    model = loaded.built.model
-    height, width = generator.size or (model.image_size, model.image_size)
-    grid = (height // model.patch, width // model.patch)
-    blocks = sorted(experts)
+    count, blocks = generator.model.config.thinking.experts, sorted(experts)
     rows = []
-    for block in (blocks[i] for i in _spread(0, len(blocks) - 1, BLOCKS)):
-        for step in _spread(0, len(timesteps) - 1, TIMESTEPS):
+    for block in (blocks[i] for i in picked(len(blocks), BLOCKS)):
+        for step in picked(len(timesteps), TIMESTEPS):
             for latent_step in chosen_latent_steps(experts[block].shape[1]):
                 chosen = experts[block][step, latent_step - 1]
                 title = f"block {block}, latent step {latent_step}, timestep {timesteps[step]:.0f}"
-                rows.append(Row(title, paint_experts(chosen, grid, model.thinking.experts)))
+                rows.append(Row(title, paint_experts(chosen, generator.grid, count)))
     return rows
-
-
-def _difference(images: np.ndarray, reference: np.ndarray) -> float:
-    """Return the mean absolute difference of uint8 images in grey levels, 0 to 255."""
-    return float(np.abs(images.astype(np.float32) - reference).mean())
 
 
 def _kept(chosen: np.ndarray) -> float:

@@ -124,17 +124,16 @@ class Thinking(nn.Module):
           tokens: number N of vision tokens.
         """
         steps, routes = options.latent_steps or self.config.latent_steps, options.routes or {}
-        # A random gate takes its experts from its draws, so a given route replaces them.
-        routed = dataclasses.replace(self.config, gate="random")
         layers: dict[int, ThinkingLayer] = {}
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
             # Drawn outside the blocks, so that rematerialisation doesn't repeat it.
+            config = self.config
             if layer in routes:
-                draws, config = routes[layer], routed
+                # A random gate takes its experts from its draws, so a given route replaces them.
+                draws, config = routes[layer], dataclasses.replace(config, gate="random")
             else:
-                draws = draw_routing(options.randomness, self.config, layer, steps, tokens)
-                config = self.config
+                draws = draw_routing(options.randomness, config, layer, steps, tokens)
             layers[layer] = ThinkingLayer(
                 params, draws, config, options.latent_steps, options.trace
             )

@@ -53,9 +53,5 @@ class FrameGenerator(Generator):
         # DiT is the only model that takes a frame.
         model = cast(DiT, self.model)
         frames, found = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
-        traced = {
-            block: Trace(stats.expert, stats.probabilities, stats.tokens if tokens else None)
-            for block, stats in found.items()
-        }
-        routing = jax.tree.map(lambda leaf: leaf[None], traced)
+        routing = jax.tree.map(lambda leaf: leaf[None], Trace.of(found, tokens))
         return frames.swapaxes(0, 1), (1000 * sigma[:1], routing)
