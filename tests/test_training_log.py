@@ -9,8 +9,11 @@ from etils import epath
 from resuming import FakeWriter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import tp_jax
 from tp_jax.pictures.grids import to_uint8
+from tp_jax.pictures.maps import routing_maps
 from tp_jax.pictures.reading import read_rgb
+from tp_jax.thinking import ThinkingConfig
 from tp_jax.train import metrics, summary
 from tp_jax.train.optimizer import make_schedule
 from tp_jax.train.periodic import Evaluation, Every, Log, SampleGrid
@@ -60,6 +63,24 @@ def test_tensorboard_has_the_sample_grid(events, trained, tmp_path):
     np.testing.assert_array_equal(found, saved)
 
 
+def test_tensorboard_has_the_routing_of_every_thinking_block(events, trained, tmp_path):
+    """The map beside each image has the experts that `Model.trace` finds for the same noise."""
+    model = tp_jax.Model.load(trained)
+    config = model.loaded.config
+    found = model.trace(config.train.samples, seed=config.seed)
+    for block in model.thinking.layers:
+        (image,) = events.Images(f"expert_maps/layer_{block}")
+        (tmp_path / "maps.png").write_bytes(image.encoded_image_string)
+        expected = routing_maps(
+            found.images[:8],
+            found.experts[block][:, :, :8],
+            found.timesteps,
+            found.grid,
+            model.thinking.experts,
+        )
+        np.testing.assert_array_equal(read_rgb(tmp_path / "maps.png"), expected)
+
+
 def test_tensorboard_has_the_config_as_text(events):
     (text,) = events.Tensors("config/text_summary")[0].tensor_proto.string_val
     text = text.decode()
@@ -107,7 +128,11 @@ def test_the_log_says_whether_the_base_is_frozen(trainable, expected, trained):
 def test_pictures_that_are_not_finite_do_not_end_training(tmp_path, capsys):
     nan = np.full((2, 8, 8, 1), np.nan)
     model = types.SimpleNamespace(
-        config=types.SimpleNamespace(seed=0), workdir=epath.Path(tmp_path)
+        config=types.SimpleNamespace(seed=0),
+        workdir=epath.Path(tmp_path),
+        built=types.SimpleNamespace(
+            model=types.SimpleNamespace(thinking=ThinkingConfig(layers=()))
+        ),
     )
     grid = object.__new__(SampleGrid)
     grid._generator = types.SimpleNamespace(batches=lambda *arguments: [nan])

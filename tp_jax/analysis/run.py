@@ -11,7 +11,6 @@ import tp_jax
 from tp_jax.analysis.blocks import LeftOut, as_json, describe_blocks
 from tp_jax.analysis.collect import Collected, collect
 from tp_jax.analysis.interventions import Outcome, intervene
-from tp_jax.analysis.maps import routing_maps, rows_of_images, stacked
 from tp_jax.analysis.report import write_report
 from tp_jax.analysis.samples import Samples, choose_samples
 from tp_jax.evals.task import Judgement
@@ -20,7 +19,8 @@ from tp_jax.files.outputs import check_writable
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.parallel.processes import run_on_first
-from tp_jax.pictures.grids import save_png
+from tp_jax.pictures.grids import picture_differences, save_png
+from tp_jax.pictures.maps import routing_maps, rows_of_images, stacked
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
 from tp_jax.sampling.request import Request, matmul_precision, open_generator
@@ -212,8 +212,10 @@ class _Found:
                 out / f"maps_{block}.png", self._maps(block, range(min(PICTURED, len(images))))
             )
         for number, outcome in enumerate(self.everything):
-            rows = [images[:PICTURED]] + [outcome.images[:PICTURED]] * (number > 0)
-            picture = rows_of_images([row[: len(outcome.images)] for row in rows])
+            changed = outcome.images[:PICTURED]
+            same = images[: len(changed)]
+            rows = [same, changed, picture_differences(changed, same)] if number else [same]
+            picture = rows_of_images(rows)
             save_png(out / f"intervention_{number}.png", picture)
         for number, i in enumerate(self.worst):
             judged = self.unchanged.pictures[i : i + 1] if self.unchanged else ()

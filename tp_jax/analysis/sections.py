@@ -117,7 +117,8 @@ SECTIONS = (
         "What changes the pictures?",
         "A bar is the mean difference of the pixels to the unchanged model on the same noise; a "
         "dot, where the task has a score, is the score of the changed model. In the pictures "
-        "below, the first row is the unchanged model.",
+        "below, the first row is the unchanged model, the second the changed one, and the third "
+        "is darker where they differ, and black from 32 grey levels on.",
         tables.intervention_table,
     ),
 )

@@ -7,7 +7,6 @@ chosen. `moves`, `ratios` and `together` take NumPy and JAX arrays.
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 
 _SMALL = 1e-12
 
@@ -106,6 +105,8 @@ def content_clusters(tokens: np.ndarray, clusters: int, seed: int = 0) -> np.nda
       The cluster of each token at each step, [K, S, T] int32.
     """
     tokens = np.asarray(tokens, np.float32)
+    from sklearn.cluster import MiniBatchKMeans  # Imported here because it is slow.
+
     deviation = tokens.std(axis=0)
     standard = (tokens - tokens.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     points = standard.reshape(-1, tokens.shape[-1])

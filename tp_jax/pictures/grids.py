@@ -47,6 +47,28 @@ def mean_difference(images: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(images.astype(np.int16) - reference).mean())
 
 
+# Differences of this many grey levels or more are black in `picture_differences`.
+BLACK_DIFFERENCE = 32
+
+
+def picture_differences(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return pictures of where uint8 images differ: white where equal, darker where they differ.
+
+    Args:
+      images, reference: uint8 [B, H, W, C].
+
+    Returns:
+      uint8 [B, H, W, C]; black where a channel differs by `BLACK_DIFFERENCE` grey levels or more.
+
+    Example:
+      >>> picture_differences(np.array([0, 8, 250], np.uint8), np.zeros(3, np.uint8)).tolist()
+      [255, 192, 0]
+    """
+    difference = np.abs(images.astype(np.int16) - reference)
+    shade = np.minimum(difference / BLACK_DIFFERENCE, 1)
+    return np.ceil(255 * (1 - shade)).astype(np.uint8)
+
+
 def to_pil(image: np.ndarray) -> Image.Image:
     """Convert a uint8 [H, W, C] array to a Pillow image, grey for C = 1 and RGB for C = 3.
 

@@ -17,6 +17,7 @@ from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import padded_batch_size
 from tp_jax.pictures.galleries import make_class_grid
 from tp_jax.pictures.grids import make_grid, save_png, to_uint8
+from tp_jax.pictures.maps import routing_maps
 from tp_jax.sampling.draw import GRID_SIDE
 from tp_jax.sampling.loaded import ModelOnMesh
 from tp_jax.sampling.request import make_generator
@@ -27,6 +28,8 @@ from tp_jax.workdir.changes import read_class_names
 
 # The titles of the columns are printed again after this many reports.
 HEADER_EVERY = 25
+# Images whose routing TensorBoard shows.
+MAPPED = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,10 @@ class EmaAction(Protocol):
 
 
 class SampleGrid:
-    """Samples a grid of images with the EMA parameters, always from the same noise."""
+    """Samples a grid of images with the EMA parameters, always from the same noise.
+
+    If the model has several experts, maps show which of them the tokens of the first images took.
+    """
 
     def __init__(
         self, due: Every, model: ModelOnMesh, conditions: Any, writer: metrics.TensorBoardWriter
@@ -120,7 +126,7 @@ class SampleGrid:
           due: the schedule.
           model: the model.
           conditions: a tree of arrays [config.train.samples, …], one condition per image.
-          writer: writes the grid to TensorBoard.
+          writer: writes the grid and the maps to TensorBoard.
         """
         self.due, count = due, model.config.train.samples
         self._generator = make_generator(model, batch_size=padded_batch_size(model.mesh, count))
@@ -129,10 +135,8 @@ class SampleGrid:
 
     def run(self, train_step: int, params: Params) -> None:
         """Sample, and write the grid to `samples/<train_step>.png` and to TensorBoard."""
-        seed = self._model.config.seed
-        batches = self._generator.batches(params, self._conditions, seed)
         try:
-            images = to_uint8(np.concatenate(list(batches)))
+            images, maps = self._sample(params)
         except NotFiniteError as error:
             say(f"warning: no picture of the samples of step {train_step}: {error}")
             return
@@ -147,7 +151,40 @@ class SampleGrid:
                 save_png(path, grid)
                 say(f"samples of step {train_step}: {path}")
             shown = grid if grid.shape[-1] in (1, 3) else grid[..., :3]
-            self._writer.write_images(train_step, {"samples": shown})
+            self._writer.write_images(train_step, {"samples": shown} | maps)
+
+    def _sample(self, params: Params) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the images, uint8 [B, H, W, C], and a picture of the routing of each block."""
+        generator, thinking = self._generator, self._model.built.model.thinking
+        seed = self._model.config.seed
+        if not thinking.layers or thinking.experts == 1:
+            batches = generator.batches(params, self._conditions, seed)
+            return to_uint8(np.concatenate(list(batches))), {}
+        # There is one batch, because `make_generator` was given the number of images.
+        ((floats, (timesteps, experts)),) = generator.traces(
+            params, self._conditions, seed, draw=self._draw_and_observe
+        )
+        images = to_uint8(floats)
+        return images, {
+            f"expert_maps/layer_{block}": routing_maps(
+                images[:MAPPED],
+                chosen[:, :, :MAPPED],
+                timesteps,
+                generator.grid,
+                thinking.experts,
+            )
+            for block, chosen in experts.items()
+        }
+
+    def _draw_and_observe(self, params: Any, key: Any, index: Any, condition: Any) -> Any:
+        """Sample, and observe the chosen experts alone: probabilities could fill the memory."""
+        return self._generator.draw_and_observe(
+            params,
+            key,
+            index,
+            condition,
+            lambda found, _: {block: stats.expert for block, stats in found.items()},
+        )
 
 
 def open_evaluation(model: ModelOnMesh) -> EvaluateInTraining | None:

@@ -1,4 +1,4 @@
-"""Pictures of what an analysis sampled: rows of samples, and maps of experts beside them.
+"""Rows of samples, and maps of the experts of their tokens beside them.
 
 S sampler steps, T latent steps, B samples, N vision tokens, M experts.
 """
