@@ -1,5 +1,6 @@
 """Training on several processes: same losses and samples as one; all end when one dies."""
 
+import json
 import os
 import re
 import signal
@@ -132,6 +133,33 @@ def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
     assert code == 0, errors
     images = [np.load(tmp_path / name)["arr_0"] for name in ("samples.npz", "alone.npz")]
     np.testing.assert_allclose(*(image.astype(int) for image in images), atol=1)
+
+
+@pytest.mark.slow
+def test_two_processes_analyse_as_one(uninterrupted, tmp_path, cache):
+    flags = [f"--workdir={uninterrupted[0]}", "--num=8", "--json"]
+    Job(tmp_path, cache, 2, 2).run("analyze", *flags, "--out=two")
+    code, _, errors = run_entry("analyze", *flags, f"--out={tmp_path / 'one'}")
+    assert code == 0, errors
+    documents = ((tmp_path / name / "analysis.json").read_text() for name in ("two", "one"))
+    assert_documents_close(*map(json.loads, documents))
+
+
+def assert_documents_close(found, wanted, where=""):
+    """Compare JSON documents, whose numbers may differ by rounding."""
+    assert type(found) is type(wanted), where
+    if isinstance(found, dict):
+        assert found.keys() == wanted.keys(), where
+        for key in found:
+            assert_documents_close(found[key], wanted[key], f"{where}.{key}")
+    elif isinstance(found, list):
+        assert len(found) == len(wanted), where
+        for i, pair in enumerate(zip(found, wanted, strict=True)):
+            assert_documents_close(*pair, f"{where}[{i}]")
+    elif isinstance(found, float):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3, err_msg=where)
+    else:
+        assert found == wanted, where
 
 
 @pytest.mark.slow
