@@ -310,6 +310,13 @@ def test_the_summary_follows_the_other_numbers():
     )
     document["interventions"][0]["difference"] = 0.25
     assert answer(document, "thinking change").startswith("Hardly: without thinking")
+    unchanged = {"name": "unchanged", "difference": 0.0, "score": 0.7, "score_name": "accuracy"}
+    document["interventions"].insert(0, unchanged)
+    assert answer(document, "thinking change").endswith(
+        " The score (accuracy) is 70%; “thinking off” changes it most, to 50%."
+    )
+    document["interventions"][1]["score"] = None
+    assert answer(document, "thinking change").endswith("“random route” changes it most, to 75%.")
 
 
 def test_pictures_that_are_too_large_are_made_smaller(tmp_path):

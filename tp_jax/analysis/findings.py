@@ -262,7 +262,7 @@ def _copies(document: Document) -> Finding | None:
 
 
 def _matters(document: Document) -> Finding | None:
-    """Tell how much the pictures change without thinking, and by the strongest intervention."""
+    """Tell how much pictures and score change without thinking and by other interventions."""
     off = thinking_off(document)
     if off is None or off.get("difference") is None:
         return None
@@ -281,4 +281,19 @@ def _matters(document: Document) -> Finding | None:
             f" Of the other interventions, “{most['name']}” changes the pictures most, by "
             f"{most['difference']:.2f}."
         )
-    return Finding("Does thinking change the picture?", answer, "interventions")
+    return Finding(
+        "Does thinking change the picture?", answer + _change_of_score(document), "interventions"
+    )
+
+
+def _change_of_score(document: Document) -> str:
+    """Tell by which intervention the task's score changes most; "" where there is no score."""
+    scored = {one["name"]: one for one in document["interventions"] if one.get("score") is not None}
+    unchanged = scored.pop("unchanged", None)
+    if unchanged is None or not scored:
+        return ""
+    name, most = max(scored.items(), key=lambda item: abs(item[1]["score"] - unchanged["score"]))
+    return (
+        f" The score ({unchanged['score_name']}) is {unchanged['score']:.0%}; “{name}” changes it "
+        f"most, to {most['score']:.0%}."
+    )
