@@ -32,6 +32,7 @@ def layer_inputs(config, text):
     inputs = {
         "params": params,
         "vision": normal(20, B, N, D),
+        "unmodulated": normal(27, B, N, D),
         "scale": 0.5 * normal(21, B, D),
         "shift": normal(22, B, D),
         "time": normal(23, B, D),
@@ -53,6 +54,7 @@ def our_layer(inputs, config, noise=None, **options):
 
     block = AttentionInputs(
         inputs["vision"],
+        inputs["unmodulated"],
         inputs["scale"],
         inputs["shift"],
         Conditioning(inputs["time"], inputs["condition"]),
@@ -94,6 +96,8 @@ def reference_layer(inputs, config, noise=None, latent_steps=None):
         temperature=config.temperature,
         gate=config.gate,
         gate_inputs=config.gate_inputs,
+        gate_token=config.gate_token,
+        unmodulated=inputs["unmodulated"],
         modulate=config.modulate,
         base_input=config.base_input,
         base_every_step=config.base_every_step,

@@ -45,6 +45,9 @@ VARIANTS = {
     "own_experts": (small_thinking(share_across_steps=False), True, True),
     "random": (small_thinking(gate="random"), False, True),
     "first": (small_thinking(gate="first"), False, True),
+    "unmodulated": (small_thinking(gate_token="unmodulated"), False, True),
+    "unmodulated_mmdit": (small_thinking(gate_token="unmodulated", latent_steps=5), True, False),
+    "unmodulated_one_step": (small_thinking(gate_token="unmodulated", latent_steps=1), True, True),
     "token_only": (small_thinking(gate_inputs=("token",)), False, True),
     "time_and_condition": (small_thinking(gate_inputs=("time", "condition")), False, True),
 }
@@ -84,7 +87,7 @@ def _reference_gradients(name):
     return jax.grad(loss)(layer_inputs(config, text))
 
 
-@pytest.mark.parametrize("name", ["dit", "mmdit", "own_experts"])
+@pytest.mark.parametrize("name", ["dit", "mmdit", "own_experts", "unmodulated"])
 @pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 def test_gradients_equal_those_of_the_per_token_loop(name, dispatch):
     config, text, train = VARIANTS[name]

@@ -104,6 +104,8 @@ def thinking_attention(
     gate="learned",
     random_experts=None,
     gate_inputs=("token", "time", "condition"),
+    gate_token="modulated",
+    unmodulated=None,
     modulate=True,
     base_input="modulated",
     base_every_step=False,
@@ -130,6 +132,8 @@ def thinking_attention(
         gate: "learned", "first" or "random".
         random_experts: [T, B, N] int, for the random gate.
         gate_inputs: the inputs of the learned gate.
+        gate_token: the gate reads LN(ã) ("modulated") or LN(unmodulated + ã - x̃) ("unmodulated").
+        unmodulated: the vision tokens before the block's adaLN [B, N, D].
         modulate: u = Mod(LN(ã)) or, if False, u = LN(ã).
         base_input: at the last latent step W is applied to x̃ ("modulated") or x̃ + u ("recursed").
         base_every_step: W is applied at every latent step t, to its input ã^{t-1}; at the last one
@@ -182,7 +186,10 @@ def thinking_attention(
                     m, w = jnp.asarray(random_experts[t - 1, b, n]), 1.0
                     p = jnp.full(num_experts, 1.0 / num_experts, dtype=x.dtype)
                 else:
-                    gate_input = {"token": normed} | {k: v[b] for k, v in embeddings.items()}
+                    seen = normed
+                    if gate_token == "unmodulated":
+                        seen = layer_norm(unmodulated[b, n] + tokens[n] - x[n], params["norm"])
+                    gate_input = {"token": seen} | {k: v[b] for k, v in embeddings.items()}
                     gate_input = {kind: gate_input[kind] for kind in gate_inputs}
                     noise = None if gumbel is None else gumbel[t - 1, b, n]
                     logits = gate_logits(gate_input, params["gate"])

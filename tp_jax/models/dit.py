@@ -60,7 +60,7 @@ class DiTBlock(nn.Module):
         if think is None:
             attended, _ = attend(base(h))
         else:
-            attended, _, stats = think(AttentionInputs(h, scale, shift, y, base, attend))
+            attended, _, stats = think(AttentionInputs(h, x, scale, shift, y, base, attend))
         x = x + gate[:, None] * dense(cfg.width, "proj", dtype)(attended)
         mlp = Mlp(cfg.width, cfg.mlp_ratio * cfg.width, dtype, name="mlp")
         x = x + mlp_gate[:, None] * mlp(modulate(layer_norm(x), mlp_shift, mlp_scale))

@@ -103,7 +103,7 @@ class MMDiTBlock(nn.Module):
             attended, text_attended = attend(base(h))
         else:
             attended, text_attended, stats = think(
-                AttentionInputs(h, scale, shift, y, base, attend)
+                AttentionInputs(h, x, scale, shift, y, base, attend)
             )
 
         x = x + gate[:, None] * dense(cfg.width, "proj", dtype)(attended)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from tp_jax.messages.errors import UserError
-from tp_jax.values import Choice, check_fields, checked
+from tp_jax.values import Ascending, Choice, check_fields, checked
 from tp_jax.values.kinds import LatentSteps, NonNegative, Positive, Size
 
 GATE_INPUTS = ("token", "time", "condition")
@@ -21,9 +21,13 @@ class ThinkingConfig:
       experts: number M of LoRA experts per layer.
       rank: LoRA rank r.
       latent_steps: number T of latent steps. Sampling may use another number.
+      latent_steps_range: (a, b), the numbers of latent steps from which training draws one for
+        each update, all equally likely; () trains `latent_steps` alone.
       temperature: τ of the Gumbel-softmax.
       gate: "learned"; "random" (uniform per token and latent step); "first" (always expert 0).
       gate_inputs: inputs of the learned gate: one or more of "token", "time" and "condition".
+      gate_token: what the gate reads of a token: "modulated" is LN(ã); "unmodulated" is LN of the
+        block's input before adaLN plus ã - x̃, which doesn't follow the timestep through adaLN.
       modulate: apply the block's adaLN scale and shift to the normalised tokens.
       base_input: input of the base projection at the last latent step: "modulated" (the block's
         modulated input) or "recursed" (the same plus the tokens that the experts see).
@@ -53,11 +57,13 @@ class ThinkingConfig:
     experts: Size = 2
     rank: Size = 128
     latent_steps: LatentSteps = 2
+    latent_steps_range: Annotated[tuple[LatentSteps, ...], Ascending()] = ()
     temperature: Positive = 5.0
     gate: Annotated[str, Choice("learned", "random", "first")] = "learned"
     gate_inputs: Annotated[
         tuple[str, ...], Choice(*GATE_INPUTS), f"name at least one of {', '.join(GATE_INPUTS)}"
     ] = GATE_INPUTS
+    gate_token: Annotated[str, Choice("modulated", "unmodulated")] = "modulated"
     modulate: bool = True
     base_input: Annotated[str, Choice("modulated", "recursed")] = "modulated"
     base_every_step: bool = False
@@ -78,13 +84,39 @@ class ThinkingConfig:
                 f"config.model.thinking.gate_inputs=(): name at least one of "
                 f"{', '.join(GATE_INPUTS)}"
             )
+        self._check_range()
 
-    def check_latent_steps(self, steps: int) -> None:
-        """Raise a UserError if the model has no experts for this many latent steps."""
+    def _check_range(self) -> None:
+        given = self.latent_steps_range
+        if not given:
+            return
+        name = f"config.model.thinking.latent_steps_range={given}"
+        if len(given) != 2:
+            raise UserError(f"{name}: give the smallest and the largest number, as in 1,4, or ()")
+        if self.latent_steps not in self.trained_latent_steps:
+            raise UserError(
+                f"{name} leaves out config.model.thinking.latent_steps={self.latent_steps}, with "
+                f"which the model samples: set one of them so that it is inside"
+            )
+        self.check_latent_steps(given[1], name)
+
+    @property
+    def trained_latent_steps(self) -> range:
+        """Return the numbers of latent steps that training draws from, all equally likely."""
+        first, last = self.latent_steps_range or (self.latent_steps, self.latent_steps)
+        return range(first, last + 1)
+
+    def check_latent_steps(self, steps: int, name: str = "") -> None:
+        """Raise a UserError if the model has no experts for this many latent steps.
+
+        Args:
+          steps: number of latent steps.
+          name: what asks for it, for the error message; by default "latent_steps".
+        """
         checked("latent_steps", steps, LatentSteps)
         if not self.share_across_steps and steps > self.latent_steps:
             raise UserError(
-                f"latent_steps={steps}, but with share_across_steps=False the model has experts "
+                f"{name or f'latent_steps={steps}'}, but with share_across_steps=False the model has experts "
                 f"for {self.latent_steps} latent steps only: use {self.latent_steps} or fewer"
             )
 

@@ -92,7 +92,7 @@ def gate_logits(
 
     Args:
       params: from `init_gate`.
-      normed: [B, N, D] LN(ã).
+      normed: [B, N, D] LN(ã), or what `config.gate_token` says.
       time, condition: [B, D] embeddings of the timestep and of the label or pooled text.
 
     Returns:
@@ -160,7 +160,7 @@ def choose_experts(
 
     Args:
       params: from `init_gate`; None unless `config.gate` is "learned".
-      normed: [B, N, D] LN(ã).
+      normed: [B, N, D] LN(ã), or what `config.gate_token` says.
       time, condition: [B, D] embeddings of the timestep and of the label or pooled text.
       draw: the random numbers of this latent step, one row of `draw_routing`. With None a learned
         gate chooses the expert with the largest logit, with weight 1 (sampling).

@@ -55,6 +55,7 @@ class AttentionInputs:
 
     Attributes:
       vision: x̃ [B, N, D], the modulated input of the block, in the compute dtype.
+      unmodulated: [B, N, D], the tokens that enter the block, before its LayerNorm and adaLN.
       scale, shift: [B, D] the block's adaLN modulation of the attention input.
       y: embeddings that the gate reads.
       base: QKV projection of the base model, [B, N, D] -> [B, N, 3, D].
@@ -63,6 +64,7 @@ class AttentionInputs:
     """
 
     vision: jax.Array
+    unmodulated: jax.Array
     scale: jax.Array
     shift: jax.Array
     y: Conditioning
@@ -152,8 +154,11 @@ def think(
     def route(
         tokens: jax.Array, experts: Experts, draw: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, Route]:
-        normed = layer_norm(params["norm"], tokens)
-        chosen = choose_experts(params.get("gate"), config, normed, y.time, y.condition, draw)
+        normed = seen = layer_norm(params["norm"], tokens)
+        if config.gate_token == "unmodulated":
+            change = tokens.astype(jnp.float32) - vision
+            seen = layer_norm(params["norm"], block.unmodulated + change)
+        chosen = choose_experts(params.get("gate"), config, seen, y.time, y.condition, draw)
         u = normed
         if config.modulate:
             u = (1 + block.scale[:, None]) * normed + block.shift[:, None]
