@@ -26,9 +26,10 @@ from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.processes import join_processes
 from tp_jax.parallel.sharding import batch_sharding, tree_shardings
 from tp_jax.sampling.generator import Generator
+from tp_jax.train.loss import make_gradient
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.state import make_state
-from tp_jax.train.step import choose_gradient, jit_train_step
+from tp_jax.train.step import jit_train_step
 
 STEPS, BATCH = 20, 8
 # Mesh axes on eight devices and the dispatch to use. `uneven` has fewer experts than devices and
@@ -99,7 +100,7 @@ def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
 
     shardings = tree_shardings(jax.eval_shape(init), mesh)
     state = jax.jit(init, out_shardings=shardings)()
-    gradient = choose_gradient(model, built.objective, config)
+    gradient = make_gradient(model, built.objective, config)
     step = jit_train_step(gradient, optimizer, config, mesh, shardings)
     rng = np.random.default_rng(0)
     shape = (BATCH, 8, 8, config.model.channels)

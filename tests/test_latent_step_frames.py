@@ -17,17 +17,17 @@ from tp_jax.diffusion.flow import RectifiedFlow
 from tp_jax.messages.errors import UserError
 from tp_jax.models import DiTConfig, build_model
 from tp_jax.models.dit import DiTBase
-from tp_jax.models.dit_config import check_decodable
-from tp_jax.models.latent_step_frames import decode_latent_steps
+from tp_jax.models.dit_config import check_frames
+from tp_jax.models.latent_step_outputs import decode_latent_steps
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.randomness import stream_key
 from tp_jax.performance.programs import trace
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
-from tp_jax.train.frames_loss import make_frames_loss
+from tp_jax.train.loss import make_gradient, make_loss
 from tp_jax.train.state import make_state
-from tp_jax.train.step import choose_gradient, make_train_step
+from tp_jax.train.step import make_train_step
 
 CONFIG = DiTConfig(
     image_size=4, channels=2, out_channels=2, patch=2, depth=3, width=8, heads=2, num_classes=0,
@@ -129,7 +129,7 @@ def test_loss_compares_the_frame_after_each_move(moves):
         return original_losses(predict, x, noise, times)
 
     recording = types.SimpleNamespace(sample_times=objective.sample_times, losses=losses)
-    total, metrics = make_frames_loss(model, recording, config)(params, batch, 7, moves)
+    total, metrics = make_loss(model, recording, config)(params, batch, 7, moves)
     ((x, x_t, times),) = calls
     np.testing.assert_array_equal(x, frames[:, moves - 1])
     noise = GateRandomness(stream_key(config.seed, "routing", 7), batch["index"])
@@ -149,8 +149,8 @@ def test_each_train_step_samples_the_number_of_moves():
     batch = {"x": frames[:, -1], "frames": frames[:, :-1], "condition": condition}
     batch["index"], optimizer = jnp.arange(3), optax.sgd(1.0)
     objective = RectifiedFlow(prediction="data", shift=1.0)
-    step = jax.jit(make_train_step(choose_gradient(model, objective, config), optimizer, config))
-    loss, drawn = jax.jit(make_frames_loss(model, objective, config), static_argnums=3), set()
+    step = jax.jit(make_train_step(make_gradient(model, objective, config), optimizer, config))
+    loss, drawn = jax.jit(make_loss(model, objective, config), static_argnums=3), set()
     state = make_state(params, optimizer, "all")
     for train_step in range(6):
         now = state.replace(train_step=jnp.int32(train_step))
@@ -169,10 +169,20 @@ def test_source_without_frames_is_refused_before_compilation():
         trace(config, "train", create_mesh(config.mesh, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("layers", [(), (0, 1)])
-def test_decoding_needs_exactly_one_thinking_layer_and_a_frame(layers):
-    thinking = dataclasses.replace(CONFIG.thinking, layers=layers)
-    with pytest.raises(UserError, match="name exactly one block"):
-        check_decodable(dataclasses.replace(CONFIG, thinking=thinking))
-    with pytest.raises(UserError, match=r"set config\.model\.frame"):
-        check_decodable(dataclasses.replace(CONFIG, frame=""))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(layers=()), r"thinking\.layers=\(\): .* name a block"),
+        (dict(latent_steps_range=(1, 5)), "the data have frames for 4 moves"),
+    ],
+)
+def test_frames_need_a_thinking_layer_and_no_more_latent_steps_than_moves(fields, message):
+    thinking = dataclasses.replace(CONFIG.thinking, **fields)
+    with pytest.raises(UserError, match=message):
+        check_frames(dataclasses.replace(CONFIG, thinking=thinking))
+
+
+def test_frames_train_every_number_of_moves_unless_there_is_a_range():
+    assert CONFIG.trained_latent_steps == range(1, 5)
+    thinking = dataclasses.replace(CONFIG.thinking, latent_steps_range=(4, 4))
+    assert dataclasses.replace(CONFIG, thinking=thinking).trained_latent_steps == range(4, 5)

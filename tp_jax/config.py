@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tp_jax.diffusion import OBJECTIVES, SamplerConfig
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, TransformerConfig
-from tp_jax.models.dit_config import check_decodable
+from tp_jax.models.dit_config import check_frames
 from tp_jax.parallel.axes import DATA_PARALLEL
 from tp_jax.pictures.decoding import BACKGROUND, parse_colour
 from tp_jax.thinking import ThinkingConfig
@@ -132,6 +132,9 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # On GPUs, use only kernels that give the same bits in every run; elsewhere all of them do.
     config.train.deterministic = False
     config.train.ema_decay = 0.9999
+    # Weight of the loss of the latent steps before the last, each of which the rest of the model
+    # reads as a prediction of the same target; 0 turns this off.
+    config.train.deep_supervision = 0.0
     # Probability that a training example is used with the null condition.
     config.train.condition_dropout = 0.1
     config.train.log_every = 100
@@ -253,13 +256,14 @@ def build(config: ConfigDict) -> Built:
         )
     FrozenLakeConfig(**config.frozenlake.to_dict())
     if model.condition_kind == "frame":
-        check_decodable(model)
+        check_frames(model)
         if objective.prediction_type != "data":
             raise UserError(
                 f"config.model.frame={config.model.frame!r}: the output is added to the frame, so "
                 f"it needs a flow that predicts data: set config.diffusion.kind='flow' and "
                 f"config.diffusion.prediction='data'"
             )
+    _check_supervision(config, model)
     if config.train.trainable == "thinking":
         if not model.thinking.layers:
             raise UserError(
@@ -272,6 +276,23 @@ def build(config: ConfigDict) -> Built:
                 'checkpoint or a workdir, or train "all"'
             )
     return Built(model, objective, sampler)
+
+
+def _check_supervision(config: ConfigDict, model: TransformerConfig) -> None:
+    """Raise a UserError if `config.train.deep_supervision` has no latent step to train."""
+    name = f"config.train.deep_supervision={config.train.deep_supervision}"
+    if not config.train.deep_supervision:
+        return
+    if model.condition_kind == "frame":
+        raise UserError(
+            f"{name}: config.model.frame={config.model.frame!r} trains every latent step on a "
+            f"frame of its own, with config.frozenlake.frames_weight: set it to 0"
+        )
+    if not model.thinking.layers or model.trained_latent_steps[-1] == 1:
+        raise UserError(
+            f"{name} trains the latent steps before the last, and there are none: set "
+            f"config.model.thinking.layers and 2 or more config.model.thinking.latent_steps, or 0"
+        )
 
 
 def check_guidance(sampler: SamplerConfig, model: TransformerConfig) -> None:

@@ -129,6 +129,11 @@ class TransformerConfig(abc.ABC):
         """
         return None
 
+    @property
+    def trained_latent_steps(self) -> range:
+        """Return the numbers of latent steps that training draws from, all equally likely."""
+        return self.thinking.trained_latent_steps
+
     @abc.abstractmethod
     def block_flops(self, layer: int) -> float:
         """Return the FLOPs of one block without thinking, forward, for one sample."""
@@ -136,6 +141,10 @@ class TransformerConfig(abc.ABC):
     def block_attention_flops(self, layer: int) -> float:
         """Return the part of `block_flops` that is attention."""
         return attention_flops(self.tokens + (self.text.tokens if self.text else 0), self.width)
+
+    def block_output_flops(self, layer: int) -> float:
+        """Return the part of `block_flops` that depends on the output of attention."""
+        return self.block_flops(layer)
 
     def embedding_flops(self) -> float:
         """Return the FLOPs of the timestep embedding and the final modulation, for one sample."""

@@ -81,22 +81,36 @@ class DiTConfig(TransformerConfig):
         """Return whether there are no classes."""
         return self.num_classes == 0
 
+    @property
+    def trained_latent_steps(self) -> range:
+        """Return the range of the config; if a frame is given and there is none, 1 … T."""
+        if self.frame and not self.thinking.latent_steps_range:
+            # Each latent step is one move, and the model generates any number of moves up to T.
+            return range(1, self.thinking.latent_steps + 1)
+        return super().trained_latent_steps
+
     def block_flops(self, layer: int) -> float:
         """Return the FLOPs of one block without thinking, forward, for one sample."""
         n, d = self.tokens, self.width
         linear = 8 + 4 * self.mlp_ratio
         return linear * n * d**2 + attention_flops(n, d) + 12 * d**2
 
+    def block_output_flops(self, layer: int) -> float:
+        """Return the part of `block_flops` that depends on the output of attention."""
+        return (2 + 4 * self.mlp_ratio) * self.tokens * self.width**2
 
-def check_decodable(config: TransformerConfig) -> None:
-    """Raise a UserError if `decode_latent_steps` does not support a model with this config."""
-    if not isinstance(config, DiTConfig) or config.condition_kind != "frame":
+
+def check_frames(config: TransformerConfig) -> None:
+    """Raise a UserError if the latent steps of a model that is conditioned on a frame are unfit."""
+    thinking = config.thinking
+    if not thinking.layers:
         raise UserError(
-            "only a dit model conditioned on a frame can decode its latent steps: set "
-            "config.model.frame"
+            "config.model.thinking.layers=(): a model with config.model.frame decodes one frame "
+            "for each latent step: name a block"
         )
-    if len(config.thinking.layers) != 1:
+    if config.trained_latent_steps[-1] > thinking.latent_steps:
         raise UserError(
-            f"config.model.thinking.layers={config.thinking.layers}: to decode latent steps, name "
-            f"exactly one block"
+            f"config.model.thinking.latent_steps_range={thinking.latent_steps_range}: the data "
+            f"have frames for {thinking.latent_steps} moves, config.model.thinking.latent_steps: "
+            f"raise it, or end the range there"
         )

@@ -6,7 +6,6 @@ The counts that XLA reports are not used, because XLA counts the body of a scan 
 import dataclasses
 
 from tp_jax.models.config import TransformerConfig, attention_flops
-from tp_jax.models.dit_config import DiTConfig
 from tp_jax.thinking.config import ThinkingConfig
 
 
@@ -38,21 +37,31 @@ def forward_flops(config: TransformerConfig) -> float:
     return blocks + thinking + _embedding_and_final_flops(config)
 
 
-def decoding_flops(config: TransformerConfig) -> float:
+def decoding_flops(config: TransformerConfig) -> tuple[float, float, float]:
     """Return the FLOPs of decoding the intermediate latent steps, forward, per sample.
 
-    They are decoded only by models conditioned on a frame; for others this is 0. Each latent step
-    goes through the output projection and MLP of the thinking block, the later blocks and the final
-    layer. The earlier blocks, which run once more for all of them together, are not counted.
+    Each of them goes through the output projection and MLP of the first thinking block, the later
+    blocks and the final layer. Later thinking blocks compute T-1 latent steps instead of their base
+    attention. The blocks before the first thinking block, which run once more for all intermediate
+    latent steps together, are not counted.
+
+    Returns:
+      Of the gate and the chosen experts, of everything else but attention, and of attention, as
+      `thinking_flops` separates them.
     """
-    if not isinstance(config, DiTConfig) or config.condition_kind != "frame":
-        return 0.0
-    (layer,) = config.thinking.layers
-    n, d = config.tokens, config.width
-    own = (2 + 4 * config.mlp_ratio) * n * d**2
-    later = sum(config.block_flops(i) for i in range(layer + 1, config.depth))
-    head = 2 * n * d * config.patch**2 * config.out_channels
-    return (config.thinking.latent_steps - 1) * (own + later + head)
+    first, *others = sorted(config.thinking.layers)
+    n, d, steps = config.tokens, config.width, config.thinking.latent_steps
+    later = range(first + 1, config.depth)
+    attention = sum(config.block_attention_flops(layer) for layer in later)
+    rest = config.block_output_flops(first) + sum(config.block_flops(layer) for layer in later)
+    rest += 2 * n * d * config.patch**2 * config.out_channels - attention
+    trained, base, recursion = thinking_flops(config)
+    # The last latent step of a stopped layer and its use of the base projection aren't computed.
+    once = attention_flops(n + (config.text.tokens if config.text else 0), d)
+    trained *= (steps - 1) / steps * len(others)
+    rest += (base - 6 * n * d**2) * len(others)
+    attention += (recursion - once) * len(others)
+    return (steps - 1) * trained, (steps - 1) * rest, (steps - 1) * attention
 
 
 def _embedding_and_final_flops(config: TransformerConfig) -> float:
@@ -62,35 +71,40 @@ def _embedding_and_final_flops(config: TransformerConfig) -> float:
     return patches + config.embedding_flops()
 
 
-def train_step_flops(config: TransformerConfig, batch_size: int, trainable: str) -> float:
+def train_step_flops(
+    config: TransformerConfig, batch_size: int, trainable: str, *, deep_supervision: bool = False
+) -> float:
     """Return the FLOPs of one train step, forward and backward, without remat's recomputation.
 
     With `trainable="thinking"`, the backward pass ends at the first thinking block, and the base
-    has no weight gradients. A model conditioned on a frame trains 1 … T latent steps equally often,
-    so the result is the mean over them.
+    has no weight gradients. The result is the mean over the numbers of latent steps that the model
+    trains.
 
     Args:
       config: of the model.
       batch_size: global batch size.
       trainable: `config.train.trainable`.
+      deep_supervision: whether `config.train.deep_supervision` is above 0. Models conditioned on a
+        frame decode their latent steps in any case.
     """
-    if config.condition_kind != "frame":
-        return _update_flops(config, batch_size, trainable)
+    decoded = deep_supervision or config.condition_kind == "frame"
     counts = [
-        _update_flops(
-            dataclasses.replace(
-                config, thinking=dataclasses.replace(config.thinking, latent_steps=steps)
-            ),
-            batch_size,
-            trainable,
-        )
-        for steps in range(1, config.thinking.latent_steps + 1)
+        _update_flops(_with_latent_steps(config, steps), batch_size, trainable, decoded)
+        for steps in config.trained_latent_steps
     ]
     return sum(counts) / len(counts)
 
 
-def _update_flops(config: TransformerConfig, batch_size: int, trainable: str) -> float:
-    forward = forward_flops(config) + decoding_flops(config)
+def _with_latent_steps(config: TransformerConfig, steps: int) -> TransformerConfig:
+    thinking = dataclasses.replace(config.thinking, latent_steps=steps, latent_steps_range=())
+    return dataclasses.replace(config, thinking=thinking)
+
+
+def _update_flops(
+    config: TransformerConfig, batch_size: int, trainable: str, decoded: bool
+) -> float:
+    decoding = decoding_flops(config) if decoded else (0.0, 0.0, 0.0)
+    forward = forward_flops(config) + sum(decoding)
     if trainable == "all":
         return 3 * batch_size * forward
     first = min(config.thinking.layers)
@@ -103,7 +117,8 @@ def _update_flops(config: TransformerConfig, batch_size: int, trainable: str) ->
     )
     head = 2 * config.tokens * config.width * config.patch**2 * config.out_channels
     thinking = len(config.thinking.layers) * (2 * trained + base + 2 * attention)
-    backward = blocks + head + decoding_flops(config) + thinking - _unneeded_flops(config)
+    again = 2 * decoding[0] + decoding[1] + 2 * decoding[2]
+    backward = blocks + head + again + thinking - _unneeded_flops(config)
     return batch_size * (forward + backward)
 
 

@@ -95,6 +95,11 @@ class MMDiTConfig(TransformerConfig):
         adaln = 2 * (9 if dual else 6) + 2 * (2 if last else 6)
         return (linear + adaln) * d**2 + self.block_attention_flops(layer)
 
+    def block_output_flops(self, layer: int) -> float:
+        """Return the part of `block_flops` that depends on the output of attention."""
+        text = 0 if layer == self.depth - 1 else self.text_tokens
+        return 18 * (self.tokens + text) * self.width**2
+
     def block_attention_flops(self, layer: int) -> float:
         """Return the part of `block_flops` that is attention."""
         dual = layer < self.dual_attention_layers

@@ -133,7 +133,12 @@ def train_contender(name: str, config: ConfigDict, **fields: Any) -> Contender:
         training = prepare_training(config)
         return Timed(training.call, training.facts)
 
-    flops = train_step_flops(built.model, batch_size, config.train.trainable)
+    flops = train_step_flops(
+        built.model,
+        batch_size,
+        config.train.trainable,
+        deep_supervision=config.train.deep_supervision > 0,
+    )
     return Contender(name, prepare, images=batch_size, flops=flops, **fields)
 
 

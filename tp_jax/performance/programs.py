@@ -88,7 +88,12 @@ def _trace_train(
     rows = batch_size * mesh.shape["tensor"] // mesh.size
     return TracedProgram(
         traced,
-        train_step_flops(built.model, batch_size, trainable),
+        train_step_flops(
+            built.model,
+            batch_size,
+            trainable,
+            deep_supervision=config.train.deep_supervision > 0,
+        ),
         held={
             "parameters": _bytes_per_device(state.params, shardings.params),
             **({} if offload else memory),

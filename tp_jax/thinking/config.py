@@ -114,10 +114,11 @@ class ThinkingConfig:
           name: what asks for it, for the error message; by default "latent_steps".
         """
         checked("latent_steps", steps, LatentSteps)
+        name = name or f"latent_steps={steps}"
         if not self.share_across_steps and steps > self.latent_steps:
             raise UserError(
-                f"{name or f'latent_steps={steps}'}, but with share_across_steps=False the model has experts "
-                f"for {self.latent_steps} latent steps only: use {self.latent_steps} or fewer"
+                f"{name}, but with share_across_steps=False the model has experts for "
+                f"{self.latent_steps} latent steps only: use {self.latent_steps} or fewer"
             )
 
     def check_depth(self, depth: int) -> None:

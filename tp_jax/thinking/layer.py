@@ -5,7 +5,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -22,11 +22,30 @@ __all__ = [
     "AttentionReplacement",
     "Conditioning",
     "RoutingStats",
+    "Stopped",
     "Thinking",
     "ThinkingLayer",
     "ThinkingOptions",
     "init_thinking_layer",
 ]
+
+
+@struct.dataclass
+class Stopped:
+    """Ends all thinking layers of a forward pass after an intermediate latent step t.
+
+    The result of each layer is then ã^t - x̃, attention without the base projection. That of the
+    first layer is given, because the layers before it don't change with t.
+
+    Attributes:
+      latent_step: int32 scalar, t in 1 … T-1.
+      vision: [B, N, D] ã^t - x̃ of the first thinking layer.
+      text: [B, L, D] the text output of its attention at latent step t; None without text.
+    """
+
+    latent_step: jax.Array
+    vision: jax.Array
+    text: jax.Array | None = None
 
 
 @struct.dataclass
@@ -39,12 +58,14 @@ class ThinkingOptions:
       trace: return the probabilities, experts and tokens of every latent step.
       routes: {block: [T, B, N] int32}, the experts that these blocks use instead of their gate's
         choice; None routes every block by its gate.
+      stopped: ends the thinking layers after an intermediate latent step; None runs all steps.
     """
 
     randomness: GateRandomness | None = None
     latent_steps: int | None = struct.field(pytree_node=False, default=None)
     trace: bool = struct.field(pytree_node=False, default=False)
     routes: dict[int, jax.Array] | None = None
+    stopped: Stopped | None = None
 
 
 def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str, Any]:
@@ -109,6 +130,33 @@ class ThinkingLayer:
         )
 
 
+@struct.dataclass
+class _GivenAttention:
+    """Replaces the attention of the first thinking block by `stopped.vision` and its text."""
+
+    stopped: Stopped
+
+    def __call__(self, block: AttentionInputs) -> tuple[jax.Array, jax.Array | None, None]:
+        """Return the given attention output, without statistics."""
+        return self.stopped.vision, self.stopped.text, None
+
+
+@struct.dataclass
+class _StoppedLayer:
+    """A thinking layer that returns the attention of an intermediate latent step."""
+
+    layer: ThinkingLayer
+    latent_step: jax.Array
+
+    def __call__(self, block: AttentionInputs) -> tuple[jax.Array, jax.Array | None, None]:
+        """Return ã^t - x̃ and the text output of latent step t, without statistics."""
+        # The last latent step isn't computed, because no result depends on it.
+        _, _, stats = dataclasses.replace(self.layer, trace=True)(block)
+        step, tokens = self.latent_step, cast("jax.Array", stats.tokens)
+        text = None if stats.text is None else stats.text[step - 1]
+        return tokens[step] - tokens[0], text, None
+
+
 class Thinking(nn.Module):
     """All thinking layers of a model, with parameters `layer_<block index>`."""
 
@@ -116,7 +164,7 @@ class Thinking(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, options: ThinkingOptions, tokens: int) -> dict[int, ThinkingLayer]:
+    def __call__(self, options: ThinkingOptions, tokens: int) -> dict[int, AttentionReplacement]:
         """Return {block index: thinking layer}.
 
         Args:
@@ -124,7 +172,8 @@ class Thinking(nn.Module):
           tokens: number N of vision tokens.
         """
         steps, routes = options.latent_steps or self.config.latent_steps, options.routes or {}
-        layers: dict[int, ThinkingLayer] = {}
+        layers: dict[int, AttentionReplacement] = {}
+        stopped = options.stopped
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
             # Drawn outside the blocks, so that rematerialisation doesn't repeat it.
@@ -134,7 +183,11 @@ class Thinking(nn.Module):
                 draws, config = routes[layer], dataclasses.replace(config, gate="random")
             else:
                 draws = draw_routing(options.randomness, config, layer, steps, tokens)
-            layers[layer] = ThinkingLayer(
-                params, draws, config, options.latent_steps, options.trace
-            )
+            thinking = ThinkingLayer(params, draws, config, options.latent_steps, options.trace)
+            if stopped is None:
+                layers[layer] = thinking
+            elif not layers:
+                layers[layer] = _GivenAttention(stopped)
+            else:
+                layers[layer] = _StoppedLayer(thinking, stopped.latent_step)
         return layers

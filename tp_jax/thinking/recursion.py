@@ -89,6 +89,8 @@ class RoutingStats:
       tokens: [T, B, N, D] the tokens that enter each latent step, ã⁰ … ã^{T-1}; None without a
         trace.
       inputs: [T, B, N, D] Mod(LN(ã)), what the experts multiply; None without a trace.
+      text: [T-1, B, L, D] the text outputs of attention at latent steps 1 … T-1; None without a
+        trace or without text tokens.
     """
 
     entropy: jax.Array
@@ -102,6 +104,7 @@ class RoutingStats:
     expert: jax.Array | None = None
     tokens: jax.Array | None = None
     inputs: jax.Array | None = None
+    text: jax.Array | None = None
 
 
 def layer_norm(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
@@ -174,8 +177,11 @@ def think(
         )
         if config.base_every_step:
             delta += block.base(tokens)
-        attended, _ = block.attend(delta)
-        return attended + vision, step_fields(chosen, tokens, u)
+        attended, text = block.attend(delta)
+        fields = step_fields(chosen, tokens, u)
+        if trace and text is not None:
+            fields["text"] = text
+        return attended + vision, fields
 
     def step_fields(chosen: Route, tokens: jax.Array, u: jax.Array) -> Fields:
         return _step_fields(chosen, {"tokens": tokens, "inputs": u} if trace else None)
@@ -193,7 +199,9 @@ def think(
     if config.base_input == "recursed":
         base_input = vision + u
     attended, text = block.attend(delta + block.base(base_input))
-    return attended, text, _combine(fields, step_fields(chosen, tokens, u), trace)
+    earlier_text = fields.pop("text", None)
+    stats = _combine(fields, step_fields(chosen, tokens, u), trace)
+    return attended, text, dataclasses.replace(stats, text=earlier_text)
 
 
 def _split_experts(experts: Experts, steps: int) -> tuple[Experts, Experts]:

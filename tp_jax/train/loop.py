@@ -96,7 +96,12 @@ def _train(checked: Checked, workdir: epath.Path, held: Held, allow_unchecked: b
 
 def _window(checked: Checked, start: Start) -> metrics.Window:
     fields = checked.config.train
-    flops = train_step_flops(checked.model.built.model, fields.batch_size, fields.trainable)
+    flops = train_step_flops(
+        checked.model.built.model,
+        fields.batch_size,
+        fields.trainable,
+        deep_supervision=fields.deep_supervision > 0,
+    )
     return metrics.Window(flops, fields.batch_size, start.seconds)
 
 

@@ -28,10 +28,11 @@ from tp_jax.sampling.generator import choose_labels
 from tp_jax.sampling.loaded import ModelOnMesh
 from tp_jax.text import TextSpace
 from tp_jax.train.checkpoint import Checkpoints
+from tp_jax.train.loss import make_gradient
 from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.periodic import open_evaluation
 from tp_jax.train.state import TrainState, abstract_state, make_state
-from tp_jax.train.step import JittedStep, choose_gradient, jit_train_step
+from tp_jax.train.step import JittedStep, jit_train_step
 from tp_jax.workdir.changes import (
     Facts,
     changed_facts,
@@ -167,7 +168,7 @@ def build(config: ConfigDict, model: nn.Module, objective: Objective, mesh: Mesh
     abstract, shardings = abstract_state(
         model, optimizer, config.train.trainable, mesh, config.train.offload
     )
-    gradient = choose_gradient(model, objective, config)
+    gradient = make_gradient(model, objective, config)
     step = jit_train_step(gradient, optimizer, config, mesh, shardings)
     return Program(optimizer, abstract, shardings, step)
 

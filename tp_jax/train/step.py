@@ -6,20 +6,16 @@ Axes: B samples in the global batch, A micro-batches.
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tp_jax.diffusion.objective import Objective
-from tp_jax.models.dit import DiT
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import deterministic_options
 from tp_jax.parallel.sharding import batch_sharding, replicated
-from tp_jax.train.frames_loss import make_frames_gradient
-from tp_jax.train.loss import Gradient, Metrics, make_gradient
+from tp_jax.train.loss import Gradient, Metrics
 from tp_jax.train.state import TrainState, split_trainable, to_device_memory
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -35,18 +31,6 @@ class JittedStep(Protocol):
     def trace(self, state: Any, batch: Any, /) -> jax.stages.Traced:
         """Trace the step for the shapes and dtypes of `state` and `batch`."""
         ...
-
-
-def choose_gradient(model: nn.Module, objective: Objective, config: ConfigDict) -> Gradient:
-    """Return the gradient function for a model, by what the model conditions on.
-
-    Models conditioned on a frame also predict the frames of earlier latent steps, if there are any.
-    """
-    if isinstance(model, DiT) and model.config.condition_kind == "frame":
-        has_earlier_frames = model.config.thinking.latent_steps > 1
-        if has_earlier_frames:
-            return make_frames_gradient(model, objective, config)
-    return make_gradient(model, objective, config)
 
 
 def make_train_step(

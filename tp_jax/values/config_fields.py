@@ -28,7 +28,10 @@ ALLOWED: dict[Any, tuple[str, ...]] = {
         "mesh.slices", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.expert",
     ),
     Annotated[float, Range(0, 10**9)]: ("train.hang_seconds",),
-    kinds.NonNegative: ("optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm"),
+    kinds.NonNegative: (
+        "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.clip_norm",
+        "train.deep_supervision",
+    ),
     kinds.Decay: ("train.ema_decay", "train.condition_dropout", "optimizer.b1", "optimizer.b2"),
     kinds.Dtype: ("autoencoder.dtype", "text.dtype"),
     Annotated[str, Choice("thinking", "all")]: ("train.trainable",),

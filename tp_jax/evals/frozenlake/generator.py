@@ -1,14 +1,12 @@
 """Generate the frames of every latent step. B samples, T latent steps, S pixels per frame side."""
 
 import dataclasses
-from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from tp_jax.diffusion.samplers import sample_noise
-from tp_jax.models.dit import DiT
-from tp_jax.models.latent_step_frames import decode_latent_steps
+from tp_jax.models.latent_step_outputs import decode_latent_steps
 from tp_jax.models.parameters import Params
 from tp_jax.sampling.generator import Generator, Trace
 from tp_jax.thinking.gate import GateRandomness
@@ -50,8 +48,6 @@ class FrameGenerator(Generator):
         sigma = jnp.full(len(x), self.read_sigma)
         x = self.objective.add_noise(x, noise, sigma)
         options = ThinkingOptions(GateRandomness(model_key, index, train=False), self.latent_steps)
-        # DiT is the only model that takes a frame.
-        model = cast(DiT, self.model)
-        frames, found = decode_latent_steps(model, params, x, 1000 * sigma, condition, options)
+        frames, found = decode_latent_steps(self.model, params, x, 1000 * sigma, condition, options)
         routing = jax.tree.map(lambda leaf: leaf[None], Trace.of(found, tokens))
         return frames.swapaxes(0, 1), (1000 * sigma[:1], routing)
