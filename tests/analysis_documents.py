@@ -78,7 +78,7 @@ def make_document(
         "run": {
             "workdir": "runs/x", "train_step": 3000, "num": 100, "seed": 0, "sampler": "euler",
             "sampler_steps": steps, "guidance_scale": 1.5, "latent_steps": latent_steps,
-            "trained_latent_steps": 2, "model": "dit", "source": "digits", "gate": "learned",
+            "trained_latent_steps": "2", "model": "dit", "source": "digits", "gate": "learned",
             "groups": list(groups), "group_kind": "class" if groups else None,
             "grid": list(grid), "experts": experts, "version": "0.1.0",
         },

@@ -203,7 +203,7 @@ def test_the_command_writes_a_document_pictures_and_a_report(workdir):
     out = workdir / "analysis"
     document = json.loads((out / "analysis.json").read_text(), parse_constant=pytest.fail)
     run = document["run"]
-    assert (run["latent_steps"], run["trained_latent_steps"], run["num"]) == (3, 2, 60)
+    assert (run["latent_steps"], run["trained_latent_steps"], run["num"]) == (3, "2", 60)
     assert run["groups"][0] == "<script>" and run["group_kind"] == "class"
     assert run["grid"] == [2, 2] and run["experts"] == 2 and len(document["timesteps"]) == 3
     shapes = {

@@ -25,6 +25,7 @@ FEW = {
 UNBOUNDED = (
     "shift", "time_mean", "time_std", "temperature", "balance_weight", "frames_weight",
     "learning_rate", "weight_decay", "clip_norm", "guidance_scale", "guidance_scales",
+    "deep_supervision",
 )  # fmt: skip
 # Why a value is accepted: value -> the fields and flags that may have it.
 ACCEPTED = {
@@ -52,6 +53,7 @@ ACCEPTED = {
         "allow_change",
         "guidance_scales",
         "latent_steps",
+        "latent_steps_range",
         "what",
         "peers",
         "experts",

@@ -67,11 +67,6 @@ def analyze(request: Analysis) -> dict[str, Any]:
     num = DEFAULT_NUM if request.num is None else request.num
     samples = choose_samples(loaded, num, request.seed, request.labels, request.prompts)
     run_on_first(lambda: check_writable("--out", request.out, folder=True))
-    if (request.latent_steps or 0) > thinking.latent_steps:
-        say(
-            f"--latent_steps={request.latent_steps}: the model was trained with "
-            f"{thinking.latent_steps}, and later latent steps may have no use"
-        )
     left_out, steps = LeftOut(), loaded.config.train.steps
     if loaded.train_step < steps:
         why = f"the checkpoint is of train step {loaded.train_step} of {steps}"
@@ -112,7 +107,7 @@ def _describe_run(
         "sampler_steps": generator.sampler.steps,
         "guidance_scale": generator.sampler.guidance_scale,
         "latent_steps": generator.latent_steps or model.thinking.latent_steps,
-        "trained_latent_steps": model.thinking.latent_steps,
+        "trained_latent_steps": model.trained_latent_steps_text,
         "model": loaded.config.model.kind,
         "source": loaded.config.data.source,
         "gate": model.thinking.gate,

@@ -134,6 +134,12 @@ class TransformerConfig(abc.ABC):
         """Return the numbers of latent steps that training draws from, all equally likely."""
         return self.thinking.trained_latent_steps
 
+    @property
+    def trained_latent_steps_text(self) -> str:
+        """Return the numbers of latent steps in training as "2" or "1 to 4"."""
+        first, last = self.trained_latent_steps[0], self.trained_latent_steps[-1]
+        return str(first) if first == last else f"{first} to {last}"
+
     @abc.abstractmethod
     def block_flops(self, layer: int) -> float:
         """Return the FLOPs of one block without thinking, forward, for one sample."""

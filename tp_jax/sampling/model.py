@@ -15,7 +15,7 @@ from tp_jax.pictures.grids import to_uint8
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, load, without_thinking
 from tp_jax.sampling.plan import SamplePlan, plan_samples
-from tp_jax.sampling.request import make_generator
+from tp_jax.sampling.request import make_generator, say_untrained_latent_steps
 from tp_jax.sampling.thinking_pictures import ThinkingPictures, picture_thinking
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.values import checked
@@ -291,6 +291,7 @@ class Model:
         key = (*changes.values(), latent_steps, thinking, height, width, batch_size)
         if key not in self._generators:
             loaded = self.loaded if thinking else without_thinking(self.loaded)[0]
+            say_untrained_latent_steps(loaded, [latent_steps])
             generator = make_generator(loaded, changes, batch_size, latent_steps, height, width)
             self._generators[key] = loaded, generator
         return self._generators[key]

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -121,6 +121,23 @@ def make_generator(
     )
 
 
+def say_untrained_latent_steps(model: ModelOnMesh, latent_steps: Collection[int | None]) -> None:
+    """Say which numbers of latent steps training left out, because a model may be bad at them.
+
+    Args:
+      model: the model.
+      latent_steps: the numbers that it will be sampled with; None is the config's.
+    """
+    config = model.built.model
+    trained = config.trained_latent_steps
+    left_out = sorted({steps for steps in latent_steps if steps and steps not in trained})
+    if config.thinking.layers and left_out:
+        say(
+            f"latent_steps={', '.join(map(str, left_out))}: the model was trained with "
+            f"{config.trained_latent_steps_text}, and may be worse with other numbers"
+        )
+
+
 def sampler_fields(loaded: ModelOnMesh, changes: dict[str, Any]) -> dict[str, Any]:
     """Return the changed sampler as a JSON object."""
     fields = dataclasses.asdict(changed_sampler(loaded.built.sampler, changes))
@@ -199,6 +216,7 @@ def open_generator(request: Request) -> tuple[Loaded, Generator]:
     if not request.thinking:
         loaded, base = without_thinking(loaded, allow_unchecked=request.allow_unchecked)
         say(f"sampling with the base model: {base}")
+    say_untrained_latent_steps(loaded, [request.latent_steps])
     return loaded, make_generator(
         loaded,
         request.sampler_changes,

@@ -100,7 +100,7 @@ def picture_thinking(
     away = f"grey levels from T = {last}"
     table = [Row(f"without thinking ({_short(source)}): {without:.1f} {away}", plain)]
     for step, made in by_steps.items():
-        trained = ", as trained" if step == thinking.latent_steps else ""
+        trained = ", as trained" if step in loaded.built.model.trained_latent_steps else ""
         distance = "" if step == last else f": {compared[step]:.1f} {away}"
         table.append(Row(f"T = {step}{trained}{distance}", made))
     maps = [Row(f"T = {last}", images), *_routing_rows(experts, timesteps, generator)]

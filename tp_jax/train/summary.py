@@ -91,15 +91,13 @@ def _model(checked: Checked, program: Program) -> list[str]:
     lines = [f"model {config.model.kind}: {base} parameters; training {config.train.trainable}"]
     if not thinking.layers:
         return [*lines, "no thinking"]
-    trained = checked.model.built.model.trained_latent_steps
-    steps = f"T={thinking.latent_steps} latent steps"
-    if len(trained) > 1:
-        steps = f"T={trained[0]} to {trained[-1]} latent steps, drawn for each update"
+    model = checked.model.built.model
+    drawn = ", drawn for each update" if len(model.trained_latent_steps) > 1 else ""
     blocks, size = ", ".join(map(str, thinking.layers)), millions(params["thinking"])
     return [
         *lines,
         f"thinking in blocks {blocks}: {size} parameters, M={thinking.experts} experts, "
-        f"{steps}, rank {thinking.rank}",
+        f"T={model.trained_latent_steps_text} latent steps{drawn}, rank {thinking.rank}",
     ]
 
 

@@ -30,6 +30,7 @@ from tp_jax.sampling.request import (
     matmul_precision,
     picture_size,
     sampler_fields,
+    say_untrained_latent_steps,
 )
 
 # Records the settings that all cells of a folder share.
@@ -103,6 +104,7 @@ def run_sweep(sweep: Sweep) -> None:
     check_no_frame(loaded)
     base, base_name = without_thinking(loaded, sweep.base, allow_unchecked=sweep.allow_unchecked)
     say(f"base: {base_name}")
+    say_untrained_latent_steps(loaded, sweep.latent_steps)
     generators = {}
     for scale in sweep.guidance_scales:
         changes = sweep.sampler_changes | {"guidance_scale": scale}

@@ -139,12 +139,6 @@ def walk_workdir(request: WalkRequest) -> dict[str, Any]:
     loaded, generator = open_generator(request)
     name = "--suite=frozenlake"
     map_set = _maps_for(loaded, request.num, request.seed, name, request.maps)
-    trained = loaded.built.model.thinking.latent_steps
-    if (request.latent_steps or 0) > trained:
-        say(
-            f"--latent_steps={request.latent_steps}: training used at most {trained}, and frames "
-            f"of later latent steps are rarely correct; give {trained} or fewer"
-        )
     # Make the folder first: if that fails, no time was spent on generating walks.
     make_folder(request.out, f"--out={request.out}")
     with matmul_precision(request.matmul_precision):
