@@ -178,7 +178,7 @@ def flag_cases(entry, base, arguments):
 # Outcomes
 
 # (command line, flag) -> what its message names, where one flag changes what another must be.
-OTHER_NAMES = {("frozenlake", "collect"): "--out"}
+OTHER_NAMES = {(suite, "collect"): "--out" for suite in ("frozenlake", "digits", "validation")}
 
 
 def run(case, watched):
@@ -247,6 +247,7 @@ def only_checks(loaded=None):
         patch.setattr("tp_jax.performance.bench.find_groups", stop)
         patch.setattr("tp_jax.sampling.generator.Generator.batches", stop)
         patch.setattr("tp_jax.sampling.generator.Generator.traces", stop)
+        patch.setattr("tp_jax.evals.validation.losses.Validation.losses", stop)
         if loaded:
             from tp_jax.sampling import request
 
@@ -311,6 +312,11 @@ def command_lines(folder, workdirs):
         "shapes": (evaluate, {"suite": "shapes", **making, "out": new}),
         "shapes collect": (evaluate, {"suite": "shapes", "collect": "nowhere", "out": "new.json"}),
         "frozenlake": (evaluate, {"suite": "frozenlake", **sampling, "out": new}),
+        "digits": (evaluate, {"suite": "digits", **sampling, "out": new}),
+        "validation": (
+            evaluate,
+            {"suite": "validation", "workdir": workdirs["shapes"], "batch_size": "4", "out": new},
+        ),
     }  # fmt: skip
 
 

@@ -56,14 +56,15 @@ def workdir(trained, tmp_path):
 ASKED = {
     "seed": 1, "data.source": "synthetic", "data.split": "test", "diffusion.shift": 1.0,
     "train.condition_dropout": 0.0, "model.heads": 4, "model.thinking.latent_steps": 3,
-    "data.flip": True, "init.base": "/base", "autoencoder.pool": 2,
+    "data.flip": True, "init.base": "/base", "autoencoder.pool": 2, "validation.fraction": 0.1,
+    "validation.seed": 1,
 }  # fmt: skip
 HARMLESS = {
     "train.steps": 9, "train.log_every": 1, "checkpoint.keep": 5, "train.samples": 2,
     "data.workers": 1, "data.dir": "/moved", "mesh.data": 2, "train.hang_seconds": 1.0,
     "optimizer.learning_rate": 1e-3, "sampling.steps": 4, "evaluation.suite": "adm",
     "autoencoder.path": "/moved", "text.path": "/moved", "model.attention": "pallas",
-    "train.batch_size": 4,
+    "train.batch_size": 4, "validation.every_steps": 5, "validation.split": "test",
 }  # fmt: skip
 
 

@@ -163,6 +163,24 @@ def assert_documents_close(found, wanted, where=""):
 
 
 @pytest.mark.slow
+def test_two_processes_validate_as_one(tmp_path, cache):
+    job, fields = Job(tmp_path, cache, 2, 2), {"fraction": 0.1, "num": 6, "times": 2}
+    fields |= {"every_steps": 4, "batch_size": 4}
+    flags = [f"--config.validation.{name}={value}" for name, value in fields.items()]
+    log = job.run("main", "--config=config.py", "--config.train.steps=4", *flags)
+    assert "step 4: validation loss" in log and "validation loss" not in job.log(1)
+    in_training = json.loads((job.workdir / "validation" / "00000004.json").read_text())
+    job.run("evaluate", "--suite=validation", "--batch_size=4", "--out=two")
+    arguments = ["--suite=validation", f"--workdir={job.workdir}", f"--out={tmp_path / 'one'}"]
+    code, _, errors = run_entry("evaluate", *arguments)
+    assert code == 0, errors
+    two, one = (json.loads((tmp_path / n / "scores.json").read_text()) for n in ("two", "one"))
+    assert len(one["losses"]) == 6 and one["digest"] == two["digest"] == in_training["digest"]
+    assert two["losses"] == in_training["losses"]
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):
     job = Job(tmp_path, cache, 2, 2, SLOW)
     running = job.start("main", "--config=config.py", "--config.checkpoint.every_steps=100")

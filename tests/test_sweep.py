@@ -159,7 +159,8 @@ def flag_outcomes(lines, bases, workdirs):
 
 
 BASES = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "adm", "adm sweep",
-         "geneval", "geneval make", "dpg", "shapes", "shapes collect", "frozenlake")  # fmt: skip
+         "geneval", "geneval make", "dpg", "shapes", "shapes collect", "frozenlake", "digits",
+         "validation")  # fmt: skip
 
 
 def test_wrong_values_of_flags(lines, trained, monkeypatch):

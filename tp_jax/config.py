@@ -1,9 +1,9 @@
 """All config fields with their defaults, their checks, and the objects that they describe.
 
-The sections `model`, `model.thinking`, `diffusion`, `sampling` and `frozenlake` have the fields of
-a dataclass each, which documents and checks them: `DiTConfig` or `MMDiTConfig`, `ThinkingConfig`,
-`GaussianConfig` or `FlowConfig`, `SamplerConfig` and `FrozenLakeConfig`. A config is locked:
-setting a field that doesn't exist is an error.
+The sections `model`, `model.thinking`, `diffusion`, `sampling`, `validation` and `frozenlake` have
+the fields of a dataclass each, which documents and checks them: `DiTConfig` or `MMDiTConfig`,
+`ThinkingConfig`, `GaussianConfig` or `FlowConfig`, `SamplerConfig`, `ValidationConfig` and
+`FrozenLakeConfig`. A config is locked: setting a field that doesn't exist is an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ml_collections import ConfigDict
 
 from tp_jax.diffusion import OBJECTIVES, SamplerConfig
+from tp_jax.diffusion.validation_config import ValidationConfig
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MODELS, TransformerConfig
 from tp_jax.models.dit_config import check_frames
@@ -118,6 +119,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Worker processes that decode and augment; 0 uses threads of this process.
     config.data.workers = 0
 
+    config.validation = ConfigDict(dataclasses.asdict(ValidationConfig()))
+
     # For data.source="frozenlake": the maps, and the frames decoded from latent steps.
     config.frozenlake = ConfigDict(dataclasses.asdict(FrozenLakeConfig()))
 
@@ -182,6 +185,9 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.evaluation.frozenlake.num = 100
     # Start each sample from the true frame, instead of from the last generated frame.
     config.evaluation.frozenlake.look = False
+    config.evaluation.digits = ConfigDict()
+    # Number of images, of all classes in turn.
+    config.evaluation.digits.num = 1_000
 
     # Number of devices along each axis of the mesh. `data` copies the model, `fsdp` divides every
     # weight, `tensor` attention heads and MLPs, `expert` the experts, and `slices` are TPU slices
@@ -352,6 +358,7 @@ def allowed_values(model: str, diffusion: str) -> dict[str, Any]:
         "model.thinking": ThinkingConfig,
         "diffusion": OBJECTIVES[diffusion][0],
         "sampling": SamplerConfig,
+        "validation": ValidationConfig,
         "frozenlake": FrozenLakeConfig,
     }
     for section, config_class in sections.items():

@@ -25,8 +25,8 @@ flags.disclaim_key_flags()
 Precision = Annotated[str, Choice("default", "high", "highest")]
 
 
-def define_model_flags(values: flags.FlagValues) -> None:
-    """Define the flags that every command that samples from a workdir has.
+def define_workdir_flags(values: flags.FlagValues) -> None:
+    """Define the flags that every command that loads the model of a workdir has.
 
     Args:
       values: the flag values to add them to.
@@ -37,13 +37,7 @@ def define_model_flags(values: flags.FlagValues) -> None:
             "checkpoint", CountOrZero, None,
             "train_step of the checkpoint; the newest by default",
         ),
-        ("seed", Seed, 0, "seed of the samples; the same seed gives the same bytes"),
         ("batch_size", Images, 64, "samples per batch; doesn't change the samples"),
-        ("sampler_steps", Count, None, "number of sampler steps; the config's by default"),
-        (
-            "guidance_channels", SizeOrZero, None,
-            "number of leading channels that are guided; 0 guides all",
-        ),
         ("dtype", Dtype, None, "compute dtype of the model; the config's by default"),
         ("matmul_precision", Precision, None, "precision of matrix products on accelerators"),
         (
@@ -58,6 +52,45 @@ def define_model_flags(values: flags.FlagValues) -> None:
         define(name, annotation, default, text, values)
 
 
+def define_model_flags(values: flags.FlagValues) -> None:
+    """Define the flags that every command that samples from a workdir has.
+
+    Args:
+      values: the flag values to add them to.
+    """
+    define_workdir_flags(values)
+    for name, annotation, default, text in (
+        ("seed", Seed, 0, "seed of the samples; the same seed gives the same bytes"),
+        ("sampler_steps", Count, None, "number of sampler steps; the config's by default"),
+        (
+            "guidance_channels", SizeOrZero, None,
+            "number of leading channels that are guided; 0 guides all",
+        ),
+    ):  # fmt: skip
+        define(name, annotation, default, text, values)
+
+
+def define_variant_flags(values: flags.FlagValues) -> None:
+    """Define --latent_steps and --ema.
+
+    Args:
+      values: the flag values to add them to.
+    """
+    text = "number T of latent steps; as in training by default"
+    define("latent_steps", LatentSteps, None, text, values)
+    text = "use the EMA parameters; --noema (or --no-ema) uses the trained ones"
+    define("ema", bool, True, text, values)
+
+
+def define_thinking_flag(values: flags.FlagValues) -> None:
+    """Define --thinking.
+
+    Args:
+      values: the flag values to add it to.
+    """
+    define("thinking", bool, True, "--nothinking uses the base model only", values)
+
+
 def define_sampling_flags(values: flags.FlagValues, num: str) -> None:
     """Define `define_model_flags` and the flags of one set of samples.
 
@@ -66,6 +99,7 @@ def define_sampling_flags(values: flags.FlagValues, num: str) -> None:
       num: help text of --num.
     """
     define_model_flags(values)
+    define_variant_flags(values)
     for name, annotation, default, text in (
         ("num", Images, None, num),
         (
@@ -73,11 +107,6 @@ def define_sampling_flags(values: flags.FlagValues, num: str) -> None:
             "a sampler for the model's objective, such as heun; an unknown name lists them",
         ),
         ("guidance_scale", Number, None, "classifier-free guidance scale; 1 is no guidance"),
-        ("latent_steps", LatentSteps, None, "number T of latent steps; as in training by default"),
-        (
-            "ema", bool, True,
-            "use the EMA parameters; --noema (or --no-ema) uses the trained ones",
-        ),
     ):  # fmt: skip
         define(name, annotation, default, text, values)
 
@@ -105,4 +134,4 @@ def define_prompt_flags(values: flags.FlagValues) -> None:
     define("text", Path, None, "folder of the text encoders; the config's by default", values)
     text = "cut prompts that are longer than the encoder accepts, with a warning"
     define("truncate", bool, False, text, values)
-    define("thinking", bool, True, "--nothinking samples from the base model only", values)
+    define_thinking_flag(values)

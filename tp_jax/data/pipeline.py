@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax.cli import signals
+from tp_jax.data.held_out import Part, check_held_out, training_part
 from tp_jax.data.source import Source
 from tp_jax.data.sources import SOURCES, SourceKind, open_named
 from tp_jax.data.sources.latents import LatentSource
@@ -43,17 +44,37 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
       >>> len(source.records), source.condition_kind, source.class_names[:3]
       (1797, 'label', ('0', '1', '2'))
     """
-    model, data = config_lib.model_config(config), config.data
+    data = config.data
     kind = SOURCES.get(data.source)
     if kind and kind.from_config:
         source = kind.from_config(config)
     else:
         source = open_named("config.data", data.source, data.dir, data.split)
-    source = dataclasses.replace(source, background=data.background)
+    check_held_out(source, config)
+    space = None if kind and kind.from_config else space
+    return check_source(source, config, space, for_training=True)
+
+
+def check_source(
+    source: Source, config: ConfigDict, space: LatentSpace | None, *, for_training: bool
+) -> Source:
+    """Check that a source fits the config, and return it with `config.data.background`.
+
+    Args:
+      source: the source.
+      config: the whole config.
+      space: latent space of the autoencoder; None if the source doesn't depend on it.
+      for_training: whether the records must fill a batch of training.
+
+    Raises:
+      UserError: it doesn't fit the model or the latent space.
+    """
+    model = config_lib.model_config(config)
+    source = dataclasses.replace(source, background=config.data.background)
     _check_condition_kind(source, config, model)
-    _check_fields(source, config, model, None if kind and kind.from_config else space)
+    _check_fields(source, config, model, space, for_training)
     if source.text_space:
-        check_text(source.text_space, model, f"the text in {data.dir}")
+        check_text(source.text_space, model, f"the text in {config.data.dir}")
     return source
 
 
@@ -133,12 +154,16 @@ def check_text(space: TextSpace, model: TransformerConfig, what: str) -> None:
 
 
 def _check_fields(
-    source: Source, config: ConfigDict, model: TransformerConfig, space: LatentSpace | None
+    source: Source,
+    config: ConfigDict,
+    model: TransformerConfig,
+    space: LatentSpace | None,
+    for_training: bool,
 ) -> None:
     """Raise one UserError that names all fields of the config that don't fit the source.
 
     Args:
-      space: latent space of the autoencoder; None if the source doesn't depend on it.
+      space, for_training: as for `check_source`.
     """
     name, classes = config.data.source, len(source.class_names)
     if space and isinstance(source, LatentSource):
@@ -147,7 +172,8 @@ def _check_fields(
     if model.condition_kind != "text" and model.classes not in (0, classes):
         has = f"{classes} classes (0 trains without classes)" if classes else "no classes: set 0"
         problems.append(f"config.model.num_classes={model.classes}, but {name} has {has}")
-    problems += filter(None, [_batch_size_problem(source, config)])
+    if for_training:
+        problems += filter(None, [_batch_size_problem(training_part(source, config), config)])
     if problems:
         raise UserError("; ".join(problems))
 
@@ -175,14 +201,15 @@ def _shape_problems(source: Source, config: ConfigDict, space: LatentSpace | Non
     return problems
 
 
-def _batch_size_problem(source: Source, config: ConfigDict) -> str:
-    """Describe why a batch can't be filled; "" if it can."""
-    count = len(source.records)
+def _batch_size_problem(part: Part, config: ConfigDict) -> str:
+    """Describe why a batch of training can't be filled; "" if it can."""
+    count = len(part)
     if config.train.batch_size <= count:
         return ""
+    rest = " that aren't held out" if config.validation.fraction else ""
     return (
         f"config.train.batch_size={config.train.batch_size} is larger than {config.data.source}, "
-        f"which has {count} images: choose at most {count}"
+        f"which has {count} images{rest}: choose at most {count}"
     )
 
 
@@ -231,6 +258,36 @@ class _EncodeCaption(grain.transforms.Map):
 def _caption_transform(encoder: TextEncoder) -> _EncodeCaption:
     null = {f"null_{name}": array[0] for name, array in encoder.encode([""]).items()}
     return _EncodeCaption(encoder, null)
+
+
+def read_part(part: Part, config: ConfigDict, size: int, *, flip: bool) -> ReadExample:
+    """Return the transform that reads and decodes the records of a part.
+
+    Args:
+      part: the records.
+      config: the whole config.
+      size: from `example_size`.
+      flip: mirror examples left to right with probability one half.
+    """
+    decode, skip = part.source.decoder(size, flip), config.data.skip_corrupt
+    return ReadExample(part, decode, part.record_name, part.source.remedy, skip)
+
+
+def example_transforms(
+    config: ConfigDict, encoder: TextEncoder | None
+) -> tuple[grain.transforms.Map, ...]:
+    """Return the transforms of decoded examples: they encode captions, or remove labels.
+
+    Args:
+      config: the whole config.
+      encoder: the encoder from `open_text`.
+    """
+    transforms: list[grain.transforms.Map] = []
+    if encoder:
+        transforms.append(_caption_transform(encoder))
+    if config_lib.model_config(config).unconditional:
+        transforms.append(_ZeroLabel())
+    return tuple(transforms)
 
 
 def example_conditions(
@@ -307,18 +364,15 @@ def make_iterator(
       >>> batch["x"].shape, batch["condition"]["label"].shape
       ((4, 8, 8, 1), (4,))
     """
-    problem = _batch_size_problem(source, config)
+    part = training_part(source, config)
+    problem = _batch_size_problem(part, config)
     if problem:
         raise UserError(problem)
-    decode = source.decoder(example_size(source, config, space), config.data.flip)
-    skip = config.data.skip_corrupt
-    read = ReadExample(source.records, decode, source.record_name, source.remedy, skip)
-    dataset = grain.MapDataset.range(len(source.records)).seed(config.seed).shuffle().repeat()
+    read = read_part(part, config, example_size(source, config, space), flip=config.data.flip)
+    dataset = grain.MapDataset.range(len(part)).seed(config.seed).shuffle().repeat()
     dataset = dataset.random_map(read)
-    if encoder:
-        dataset = dataset.map(_caption_transform(encoder))
-    if config_lib.model_config(config).unconditional:
-        dataset = dataset.map(_ZeroLabel())
+    for transform in example_transforms(config, encoder):
+        dataset = dataset.map(transform)
     workers = config.data.workers
     if workers:
         signals.before_workers()

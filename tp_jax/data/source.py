@@ -10,6 +10,8 @@ from tp_jax.data.transforms import DecodeImage, Records
 from tp_jax.pictures.decoding import BACKGROUND
 from tp_jax.text import TextSpace
 
+# The parts of validation examples: such as training sees, and what it holds out on purpose.
+SEEN, UNSEEN = "seen", "unseen"
 # (record, random generator for this example) -> {"x": …, "condition": …}
 Decode = Callable[[Any, np.random.Generator], dict[str, Any]]
 
@@ -61,6 +63,19 @@ class Source:
           flip: mirror an example left to right with probability one half.
         """
         return DecodeImage(size, self.channels, flip, self.background)
+
+    def validation_sources(self, seed: int) -> "dict[str, Source]":
+        """Return sources of examples for validation, if this source generates its examples.
+
+        Args:
+          seed: `config.validation.seed`; another one gives other examples.
+
+        Returns:
+          `SEEN`: new examples of the distribution of training; and `UNSEEN`, if training holds out
+          something on purpose, such as combinations of words. Empty if the records are stored:
+          `config.validation` then says which of them are for validation.
+        """
+        return {}
 
     def record_name(self, index: int) -> str:
         """Return a name of a record that lets a user find it, such as its file, for messages."""

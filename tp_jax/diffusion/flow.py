@@ -38,7 +38,13 @@ class RectifiedFlow(FlowConfig):
 
     def sample_times(self, keys: jax.Array) -> jax.Array:
         """Sample σ [B] in (0, 1) from the shifted logit-normal distribution."""
-        normal = jax.vmap(jax.random.normal)(keys)
+        return self._from_normal(jax.vmap(jax.random.normal)(keys))
+
+    def times_at(self, quantiles: jax.Array) -> jax.Array:
+        """Return quantiles [B] in (0, 1) of the distribution of σ in training."""
+        return self._from_normal(jax.scipy.special.ndtri(quantiles))
+
+    def _from_normal(self, normal: jax.Array) -> jax.Array:
         return self.shift_sigma(jax.nn.sigmoid(self.time_mean + self.time_std * normal))
 
     def add_noise(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:

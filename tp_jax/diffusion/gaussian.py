@@ -131,6 +131,10 @@ class GaussianDiffusion(GaussianConfig):
 
         return jax.vmap(one)(keys)
 
+    def times_at(self, quantiles: jax.Array) -> jax.Array:
+        """Return quantiles [B] in (0, 1) of the uniform distribution of timesteps."""
+        return jnp.floor(quantiles * self.num_timesteps).astype(jnp.int32)
+
     def add_noise(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """Return x_t ~ q(x_t | x_0) for data x [B, …], noise [B, …] and timesteps [B] int."""
         alphas_cumprod = self.tables().alphas_cumprod

@@ -31,6 +31,18 @@ class Objective(Protocol):
         """Sample a training time [B] for each of B PRNG keys, in the unit of this objective."""
         ...
 
+    def times_at(self, quantiles: jax.Array) -> jax.Array:
+        """Return the quantiles of the distribution that `sample_times` samples from.
+
+        Args:
+          quantiles: [B] float32 in (0, 1).
+
+        Returns:
+          Times [B] in the unit of this objective; with uniform quantiles they are distributed as
+          those of training.
+        """
+        ...
+
     def add_noise(self, x: jax.Array, noise: jax.Array, times: jax.Array) -> jax.Array:
         """Add noise [B, …] to data x [B, …] at times [B]."""
         ...

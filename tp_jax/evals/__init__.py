@@ -7,10 +7,12 @@ from absl import flags
 
 from tp_jax.evals.adm.command import COMMAND as ADM
 from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.digits.command import COMMAND as DIGITS
 from tp_jax.evals.dpg.command import COMMAND as DPG
 from tp_jax.evals.frozenlake.command import COMMAND as FROZENLAKE
 from tp_jax.evals.geneval.command import COMMAND as GENEVAL
 from tp_jax.evals.shapes.command import COMMAND as SHAPES
+from tp_jax.evals.validation.command import COMMAND as VALIDATION
 from tp_jax.messages import renamed
 from tp_jax.messages.errors import UserError
 
@@ -23,6 +25,8 @@ SUITES: dict[str, SuiteCommand] = {
     "dpg": DPG,
     "shapes": SHAPES,
     "frozenlake": FROZENLAKE,
+    "digits": DIGITS,
+    "validation": VALIDATION,
 }
 
 

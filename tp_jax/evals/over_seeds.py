@@ -21,7 +21,11 @@ ReadColumns = Callable[[dict[str, Any], str], Columns]
 
 
 def collect(
-    root: epath.Path, out: epath.Path, suite: str, read_columns: ReadColumns
+    root: epath.Path,
+    out: epath.Path,
+    suite: str,
+    read_columns: ReadColumns,
+    plain: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Summarise scores over seeds: write `out`, and the same as a Markdown table next to it.
 
@@ -30,6 +34,7 @@ def collect(
       out: FILE.json; the table is written to FILE.md and printed.
       suite: name of the suite that wrote the scores.
       read_columns: the suite's function that reads the content of one scores.json.
+      plain: endings of the rows whose values aren't shares, and are shown as they are.
 
     Returns:
       The content of `out`.
@@ -81,29 +86,39 @@ def collect(
             "runs": runs,
         }
     write_json(out, content)
-    table = as_table(content)
+    table = as_table(content, plain)
     write_text(out.with_suffix(".md"), table + "\n")
     print(table)
     return content
 
 
-def as_table(content: dict[str, Any]) -> str:
-    """Return a Markdown table: one row per score, one column per variant, values in percent."""
+def as_table(content: dict[str, Any], plain: tuple[str, ...] = ()) -> str:
+    """Return a Markdown table: one row per score, one column per variant, values in percent.
+
+    Args:
+      content: from `collect`.
+      plain: as for `collect`.
+    """
     variants = content["variants"]
+    keys = next(iter(variants.values()))["mean"]
+    unit = "M" if all(key.endswith(plain) for key in keys) else "Percent, m"
     lines = [
-        f"Percent, mean ± standard deviation over {len(content['seeds'])} seeds.",
+        f"{unit}ean ± standard deviation over {len(content['seeds'])} seeds.",
         "",
         "| | " + " | ".join(variants) + " |",
         "|---|" + "---|" * len(variants),
     ]
-    for key in next(iter(variants.values()))["mean"]:
+    for key in keys:
         if key.endswith(COUNT_SUFFIX):
             cells = [f"{scores['mean'][key]:g}" for scores in variants.values()]
             lines.append(f"| {key} (number) | " + " | ".join(cells) + " |")
             continue
-        cells = []
-        for scores in variants.values():
-            spread = f" ± {100 * scores['std'][key]:.1f}" if key in scores["std"] else ""
-            cells.append(f"{100 * scores['mean'][key]:.1f}{spread}")
+        cells = [_cell(scores, key, key.endswith(plain)) for scores in variants.values()]
         lines.append(f"| {key} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(scores: dict[str, Any], key: str, plain: bool) -> str:
+    """Return mean and standard deviation of a score, in percent unless `plain`."""
+    found = [scores[part][key] for part in ("mean", "std") if key in scores[part]]
+    return " ± ".join(f"{value:.4g}" if plain else f"{100 * value:.1f}" for value in found)

@@ -16,15 +16,17 @@ def say(text: str) -> None:
         print(text, file=_STDERR, flush=True)
 
 
-def progress_bar(total: int, what: str, unit: str = "img") -> tqdm:
+def progress_bar(total: int, what: str, unit: str = "img", *, shown: bool = True) -> tqdm:
     """Return a progress bar with rate and time left, on stderr of the first process only.
 
     Args:
       total: number of units of the whole job.
       what: title of the bar.
       unit: name of the units, such as "img".
+      shown: False shows nothing.
     """
-    return tqdm(total=total, desc=what, unit=unit, file=_STDERR, disable=not _is_first_process())
+    hidden = not (shown and _is_first_process())
+    return tqdm(total=total, desc=what, unit=unit, file=_STDERR, disable=hidden)
 
 
 def _is_first_process() -> bool:

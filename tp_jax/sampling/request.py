@@ -197,11 +197,11 @@ class Request:
     allow_unchecked: bool = False
 
 
-def open_generator(request: Request) -> tuple[Loaded, Generator]:
-    """Load the model of a request, and build its generator.
+def open_model(request: Request) -> Loaded:
+    """Load the model of a request.
 
     Raises:
-      UserError: the model can't be loaded, or doesn't support something that was requested.
+      UserError: it can't be loaded.
     """
     loaded = load(
         request.workdir,
@@ -215,8 +215,18 @@ def open_generator(request: Request) -> tuple[Loaded, Generator]:
     )
     if not request.thinking:
         loaded, base = without_thinking(loaded, allow_unchecked=request.allow_unchecked)
-        say(f"sampling with the base model: {base}")
+        say(f"the base model only: {base}")
     say_untrained_latent_steps(loaded, [request.latent_steps])
+    return loaded
+
+
+def open_generator(request: Request) -> tuple[Loaded, Generator]:
+    """Load the model of a request, and build its generator.
+
+    Raises:
+      UserError: the model can't be loaded, or doesn't support something that was requested.
+    """
+    loaded = open_model(request)
     return loaded, make_generator(
         loaded,
         request.sampler_changes,
@@ -239,10 +249,10 @@ def request_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "workdir": required_path("workdir"),
         "sampler_changes": {
-            "sampler": values["sampler"],
-            "steps": values["sampler_steps"],
-            "guidance_scale": values["guidance_scale"],
-            "guidance_channels": values["guidance_channels"],
+            "sampler": values.get("sampler"),
+            "steps": values.get("sampler_steps"),
+            "guidance_scale": values.get("guidance_scale"),
+            "guidance_channels": values.get("guidance_channels"),
         },
         **{name: value for name, value in values.items() if name in known},
     }

@@ -19,7 +19,7 @@ from tp_jax.train import metrics
 from tp_jax.train.checkpoint import Checkpoints
 from tp_jax.train.liveness import Preemption, Watchdog
 from tp_jax.train.optimizer import make_schedule
-from tp_jax.train.periodic import EmaAction, Evaluation, Every, Log, SampleGrid, Save
+from tp_jax.train.periodic import EmaAction, Evaluation, Every, Log, SampleGrid, Save, Validate
 from tp_jax.train.setup import Checked, Program, Start, build, check, restore
 from tp_jax.train.state import TrainState, to_device_memory
 from tp_jax.train.summary import markdown, start_lines
@@ -165,6 +165,9 @@ def _actions(checked: Checked, writer: metrics.TensorBoardWriter) -> list[EmaAct
     if checked.evaluate:
         due = Every(config.evaluation.every_steps, steps)
         actions.append(Evaluation(due, checked.model, checked.evaluate, writer))
+    if checked.validation:
+        due = Every(config.validation.every_steps, steps)
+        actions.append(Validate(due, checked.model.workdir, checked.validation, writer))
     return actions
 
 

@@ -7,9 +7,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import optax
+from etils import epath
 
+from tp_jax.data import SEEN
 from tp_jax.evals import find_suite
 from tp_jax.evals.suite import EvaluateInTraining
+from tp_jax.evals.validation.losses import Validation
+from tp_jax.evals.validation.suite import as_json, validate
 from tp_jax.files.atomic import Dispensable, write_json
 from tp_jax.messages.errors import NotFiniteError
 from tp_jax.messages.progress import say
@@ -228,3 +232,37 @@ class Evaluation:
         if numbers:
             values = "  ".join(f"{name} {number:.4g}" for name, number in numbers.items())
             say(f"step {train_step}: {values}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Validate:
+    """Computes the loss of the EMA parameters on the validation examples."""
+
+    due: Every
+    workdir: epath.Path
+    validation: Validation
+    writer: metrics.TensorBoardWriter
+    dispensable: Dispensable = dataclasses.field(default_factory=Dispensable)
+
+    def run(self, train_step: int, params: Params) -> None:
+        """Write the losses to `validation/<train_step>.json`, TensorBoard and the terminal."""
+        try:
+            found = validate(self.validation, params)
+        except NotFiniteError as error:
+            say(f"warning: no validation of step {train_step}: {error}")
+            return
+        scalars = {
+            f"validation/{name if part == SEEN else f'{part}_{name}'}": value
+            for part, summary in found.items()
+            for name, value in summary.scalars().items()
+        }
+        self.writer.write_scalars(train_step, scalars)
+        if jax.process_index() == 0:
+            path = self.workdir / "validation" / f"{train_step:08d}.json"
+            with self.dispensable.writing("validation losses"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, as_json(self.validation, found))
+        others = "".join(
+            f"; {part} {summary.text()}" for part, summary in found.items() if part != SEEN
+        )
+        say(f"step {train_step}: validation loss {found[SEEN].line()}{others}")

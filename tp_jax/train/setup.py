@@ -16,6 +16,8 @@ from tp_jax import config as config_lib
 from tp_jax import data
 from tp_jax.diffusion.objective import Objective
 from tp_jax.evals.suite import EvaluateInTraining
+from tp_jax.evals.validation.losses import Validation
+from tp_jax.evals.validation.suite import make_validation
 from tp_jax.files.differences import Difference
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.progress import say
@@ -53,24 +55,29 @@ class Checked:
       changes: the config fields and facts that changed since the last start in this workdir.
       facts: what is known about the data, and must stay the same.
       images: number of records of the data source.
+      held_out: how many of them training leaves out, for validation.
       class_names: names of the classes of the data source, if it has classes.
       text_space: identifies the text encoder; None if the data have no text.
       conditions: conditions of the sample grids, a tree of arrays [num, …].
       iterator: batches {"x", "condition", …}, this process's part of each.
       encode: encodes a batch of pixels into latents; None if the batches are ready for the model.
       evaluate: scores the EMA parameters; None if no evaluation is configured.
+      validation: computes their loss on examples that training doesn't read; None if
+        `config.validation.every_steps` is 0.
     """
 
     model: ModelOnMesh
     changes: list[Difference]
     facts: Facts
     images: int
+    held_out: int
     class_names: tuple[str, ...]
     text_space: TextSpace | None
     conditions: Any
     iterator: grain.DatasetIterator
     encode: Callable[..., jax.Array] | None
     evaluate: EvaluateInTraining | None
+    validation: Validation | None
 
     @property
     def config(self) -> ConfigDict:
@@ -119,13 +126,22 @@ def check(config: ConfigDict, workdir: epath.Path, allow_change: Collection[str]
         changes=[*changes, *changed],
         facts=facts,
         images=len(source.records),
+        held_out=len(source.records) - len(data.training_part(source, config)),
         class_names=source.class_names,
         text_space=text_space,
         conditions=_picture_conditions(model, source, encoder),
         iterator=iterator,
         encode=codec.encode if codec and data.encodes_on_the_fly(source, space) else None,
         evaluate=open_evaluation(model),
+        validation=_open_validation(model, source, encoder),
     )
+
+
+def _open_validation(model: ModelOnMesh, source: data.Source, encoder: Any) -> Validation | None:
+    if not model.config.validation.every_steps:
+        return None
+    space = model.codec.space if model.codec else None
+    return make_validation(model, data.open_validation(source, model.config, space, encoder))
 
 
 def check_batches(config: ConfigDict, mesh: Mesh) -> None:

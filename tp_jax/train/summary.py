@@ -65,6 +65,8 @@ def _data(checked: Checked) -> str:
     shown = ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
     classes = f" in {len(names)} classes ({shown})" if names else ""
     images = f"{checked.images:,} images{classes}"
+    if checked.held_out:
+        images += f", {checked.held_out:,} of them held out for validation"
     return f"data {config.data.source}: {images}, batch {config.train.batch_size}"
 
 
@@ -76,9 +78,12 @@ def _base(checked: Checked) -> str:
     )
     if not (epath.Path(path) / CONFIG).exists():
         return f"base: {path}, {frozen}"
-    thought = read_config(epath.Path(path)).model.thinking.layers
-    dropped = "; its own thinking layers are not used" if thought else ""
-    return f"base: {path}, {frozen}{dropped}"
+    theirs, ours = read_config(epath.Path(path)), checked.config
+    notes = "; its own thinking layers are not used" if theirs.model.thinking.layers else ""
+    held_out = [(each.validation.fraction, each.validation.seed) for each in (theirs, ours)]
+    if ours.validation.fraction and held_out[0] != held_out[1]:
+        notes += "; it was trained on records that this run holds out for validation"
+    return f"base: {path}, {frozen}{notes}"
 
 
 def _model(checked: Checked, program: Program) -> list[str]:

@@ -20,7 +20,7 @@ ALLOWED: dict[Any, tuple[str, ...]] = {
         "train.batch_size", "train.accumulate", "prepare.batch_size", "evaluation.batch_size",
         "evaluation.frozenlake.num",
     ),
-    Annotated[int, Range(2, 2**24)]: ("evaluation.adm.num",),
+    Annotated[int, Range(2, 2**24)]: ("evaluation.adm.num", "evaluation.digits.num"),
     kinds.SizeOrZero: ("train.samples", "autoencoder.tile", "autoencoder.pool"),
     kinds.Size: ("text.clip_tokens", "text.t5_tokens"),
     Annotated[int, Range(0, 1024)]: ("data.workers",),

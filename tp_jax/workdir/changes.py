@@ -36,6 +36,8 @@ RULES = {
         "train.deep_supervision", "train.deterministic", "train.ema_decay",
         "train.hang_seconds", "train.log_every", "train.offload", "train.sample_every",
         "train.samples", "train.steps",
+        "validation.batch_size", "validation.dir", "validation.every_steps", "validation.num",
+        "validation.split", "validation.times",
     ),
     ASK: (
         "autoencoder.pool", "data.background", "data.flip", "data.source", "data.split",
@@ -44,7 +46,7 @@ RULES = {
         "model.image_size", "model.thinking.base_every_step", "model.thinking.base_input",
         "model.thinking.gate_token", "model.thinking.latent_steps",
         "model.thinking.latent_steps_range", "model.thinking.temperature", "seed",
-        "train.condition_dropout",
+        "train.condition_dropout", "validation.fraction", "validation.seed",
     ),
     FIXED: (
         "model.channels", "model.depth", "model.dual_attention_layers", "model.frame",

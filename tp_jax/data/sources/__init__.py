@@ -30,22 +30,24 @@ class SourceKind:
       from_config: whole config -> source, for examples that are generated to fit the config.
       extras: whole config -> shapes and dtypes of the arrays that a batch holds in addition to "x",
         "index" and "condition"; None if there are no others.
+      reads: which of `dir` and `split` decide what `from_disk` reads.
     """
 
     from_disk: Callable[[str, str, str], Source] | None = None
     from_config: Callable[[ConfigDict], Source] | None = None
     extras: Callable[[ConfigDict], AbstractArrays] | None = None
+    reads: tuple[str, ...] = ("dir", "split")
 
 
 # `tfds/NAME` isn't listed here: it opens any TFDS image data set.
 SOURCES: dict[str, SourceKind] = {
     "captions": SourceKind(open_captions),
     "coco": SourceKind(open_coco),
-    "digits": SourceKind(open_digits),
+    "digits": SourceKind(open_digits, reads=()),
     "folder": SourceKind(open_folder),
     "frozenlake": SourceKind(from_config=make_frozenlake, extras=frames_before_last),
-    "latents": SourceKind(open_latents),
-    "shapes": SourceKind(open_shapes),
+    "latents": SourceKind(open_latents, reads=("dir",)),
+    "shapes": SourceKind(open_shapes, reads=()),
     "synthetic": SourceKind(from_config=make_synthetic),
 }
 TFDS_PREFIX = "tfds/"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tp_jax.data.source import Decode, Source
+from tp_jax.data.source import SEEN, UNSEEN, Decode, Source
 from tp_jax.data.sources.synthetic import return_record
 from tp_jax.worlds.frozenlake.frames import Canvas, tiles
 from tp_jax.worlds.frozenlake.maps import (
@@ -31,14 +31,17 @@ class _Examples:
     fields: FrozenLakeConfig
     canvas: Canvas
     moves: int
+    # What the seed of an example has beside its index: () in training.
+    seed: tuple[int, ...] = ()
+    held_out: bool = False
 
     def __len__(self) -> int:
         return COUNT
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng([int(index)])
+        rng = np.random.default_rng([int(index), *self.seed])
         size = self.fields.sizes[rng.integers(len(self.fields.sizes))]
-        desc = make_map(rng, size, self.fields.frozen, held_out=False)
+        desc = make_map(rng, size, self.fields.frozen, held_out=self.held_out)
         start = find(desc, "S")
         if rng.random() >= FROM_START:
             cells = [cell for cell, left in distances_to_goal(desc).items() if left]
@@ -57,12 +60,21 @@ class _Examples:
 
 
 class _FrozenLakeSource(Source):
+    records: _Examples
     condition_kind = "frame"
     pixels = False
 
     def decoder(self, size: int, flip: bool) -> Decode:
         """Return records as they are; `flip` is ignored, because it would change the path."""
         return return_record
+
+    def validation_sources(self, seed: int) -> dict[str, Source]:
+        """Return other walks on maps such as training shows, and walks on the held-out maps."""
+        parts = {
+            name: dataclasses.replace(self.records, seed=(1 + seed, number), held_out=held_out)
+            for number, (name, held_out) in enumerate(((SEEN, False), (UNSEEN, True)))
+        }
+        return {name: dataclasses.replace(self, records=part) for name, part in parts.items()}
 
 
 def frames_before_last(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,13 +1,14 @@
 """Images of `tp_jax.worlds.shapes` with captions, rendered on demand."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tp_jax.data.source import Decode, Source
+from tp_jax.data.source import SEEN, UNSEEN, Decode, Source
 from tp_jax.worlds.shapes.render import render
-from tp_jax.worlds.shapes.scenes import Scene, training_scene
+from tp_jax.worlds.shapes.scenes import Scene, training_scene, unseen_scene
 
 # Number of distinct examples: the most that Grain shuffles, and more than any training reads.
 COUNT = 2**31
@@ -15,11 +16,15 @@ COUNT = 2**31
 
 @dataclasses.dataclass(frozen=True)
 class _Scenes:
+    # Seed of `make`: 0 in training.
+    seed: int = 0
+    make: Callable[[int, int], Scene] = training_scene
+
     def __len__(self) -> int:
         return COUNT
 
     def __getitem__(self, index: int) -> Scene:
-        return training_scene(int(index))
+        return self.make(int(index), self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +44,17 @@ class DecodeScene:
 
 
 class _ShapesSource(Source):
+    records: _Scenes
     condition_kind = "caption"
 
     def decoder(self, size: int, flip: bool) -> Decode:
         """Return the renderer; `flip` is ignored, because captions contain left and right."""
         return DecodeScene(size)
+
+    def validation_sources(self, seed: int) -> dict[str, Source]:
+        """Return other scenes such as training shows, and scenes of held-out combinations."""
+        parts = {SEEN: _Scenes(1 + seed), UNSEEN: _Scenes(1 + seed, unseen_scene)}
+        return {name: dataclasses.replace(self, records=part) for name, part in parts.items()}
 
 
 def open_shapes(dir: str, split: str, section: str) -> Source:

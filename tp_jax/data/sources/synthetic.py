@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
-from tp_jax.data.source import Decode, Source
+from tp_jax.data.source import SEEN, Decode, Source
 
 COUNT = 65_536
 
@@ -17,12 +17,14 @@ COUNT = 65_536
 class _Noise:
     shape: tuple[int, ...]
     condition: Callable[[int, np.random.Generator], dict[str, Any]]
+    # What the seed of an example has beside its index: () in training.
+    seed: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return COUNT
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng(index)
+        rng = np.random.default_rng([index, *self.seed])
         x = rng.standard_normal(self.shape, np.float32)
         return {"x": x, "condition": self.condition(index, rng)}
 
@@ -49,10 +51,15 @@ class _Text:
 
 
 class _SyntheticSource(Source):
+    records: _Noise
     pixels = False
 
     def decoder(self, size: int, flip: bool) -> Decode:
         return return_record
+
+    def validation_sources(self, seed: int) -> dict[str, Source]:
+        noise = dataclasses.replace(self.records, seed=(1 + seed,))
+        return {SEEN: dataclasses.replace(self, records=noise)}
 
 
 class _SyntheticText(_SyntheticSource):

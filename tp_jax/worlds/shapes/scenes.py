@@ -5,6 +5,7 @@ points down.
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -260,6 +261,28 @@ def training_scene(index: int, seed: int = 0) -> Scene:
         request = _random_request(skill, rng)
         if request.seen:
             return make_scene(request, rng, only_seen=True)
+
+
+def unseen_scene(index: int, seed: int = 0) -> Scene:
+    """Return the `index`-th scene of a seed with a combination that is held out from training.
+
+    All skills that have such combinations are equally likely.
+
+    Example:
+      >>> unseen_scene(0).caption == unseen_scene(0).caption
+      True
+    """
+    rng = np.random.default_rng([seed, index])
+    unseen = _unseen_requests()
+    requests = unseen[rng.integers(len(unseen))]
+    return make_scene(requests[rng.integers(len(requests))], rng, only_seen=False)
+
+
+@functools.cache
+def _unseen_requests() -> list[list[Request]]:
+    """Return the requests that are held out from training, for each skill that has some."""
+    by_skill = [[ask for ask in all_requests(skill) if not ask.seen] for skill in SKILLS]
+    return [requests for requests in by_skill if requests]
 
 
 def _random_request(skill: str, rng: np.random.Generator) -> Request:

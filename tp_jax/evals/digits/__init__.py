@@ -1,0 +1,1 @@
+"""The digits suite: a Fréchet distance and the classes of generated digits."""

@@ -1,0 +1,1 @@
+"""The validation suite: the denoising loss on examples that training never reads."""

@@ -1,0 +1,168 @@
+"""The denoising loss on validation examples, at fixed noise, times and routing.
+
+Axes: N examples, K times of each, B examples per batch.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tp_jax.data import ValidationExamples
+from tp_jax.diffusion.objective import Objective
+from tp_jax.latents.codec import Codec, Pooling
+from tp_jax.messages.progress import progress_bar
+from tp_jax.models.parameters import Params
+from tp_jax.parallel.mesh import padded_batch_size
+from tp_jax.parallel.randomness import sample_keys, stream_key
+from tp_jax.parallel.sharding import batch_sharding, replicated
+from tp_jax.thinking.gate import GateRandomness
+from tp_jax.thinking.layer import ThinkingOptions
+
+# Multiples of this number, modulo 1, fill the unit interval evenly, however many there are.
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+# Keeps quantiles away from 0 and 1, at which the time of a flow is exactly 0 or 1.
+EDGE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """The losses of N examples, at K times each.
+
+    Attributes:
+      losses: [N, K] float64, what training minimises the mean of.
+      timesteps: [N, K] float64 in 0 … 1000.
+      digest: SHA-256 of the examples; losses of two models can be paired if it is the same.
+    """
+
+    losses: np.ndarray
+    timesteps: np.ndarray
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Computes the losses of parameters on fixed examples.
+
+    The noise, the times and the experts of a random gate depend only on `seed` and on the index of
+    an example. Two models therefore solve the same problems, and the differences of their losses
+    vary much less than the losses. A learned gate chooses as in sampling.
+
+    Attributes:
+      model: the DiT or MMDiT.
+      objective: its objective.
+      mesh: the mesh that batches are sharded over.
+      parts: the examples, by the name of the part.
+      seed: `config.validation.seed`.
+      times: number K of times of each example, one in each of K equally likely ranges of the
+        distribution of training.
+      batch_size: examples per batch; smaller if there are fewer examples.
+      latent_steps: number T of latent steps; None is that of training.
+      encoder: encodes pixels as latents; None if the model takes the examples as they are.
+    """
+
+    model: nn.Module
+    objective: Objective
+    mesh: Mesh
+    parts: Mapping[str, ValidationExamples]
+    seed: int
+    times: int
+    batch_size: int
+    latent_steps: int | None = None
+    encoder: Codec | Pooling | None = None
+
+    def __post_init__(self) -> None:
+        if self.latent_steps is not None:
+            self.model.config.thinking.check_latent_steps(self.latent_steps)
+
+    def losses(self, params: Params, part: str, *, progress: bool = False) -> Losses:
+        """Compute the losses of all examples of a part.
+
+        Args:
+          params: parameters of the model, sharded over the mesh.
+          part: a key of `parts`.
+          progress: show a progress bar.
+        """
+        examples, digest = self.parts[part], hashlib.sha256()
+        num, found = examples.count, list[tuple[np.ndarray, np.ndarray]]()
+        batch_size = min(self.batch_size, padded_batch_size(self.mesh, num))
+        with progress_bar(num, f"loss of {part} examples", "example", shown=progress) as bar:
+            for start in range(0, num, batch_size):
+                index = np.arange(start, start + batch_size)
+                kept = min(batch_size, num - start)
+                # The last batch is padded by repeating the last example.
+                index = np.minimum(index, num - 1)
+                batch = examples.batch(index)
+                losses, timesteps = self._run_on_mesh(params, batch, index)
+                found.append((losses[:, :kept], timesteps[:, :kept]))
+                leaves = jax.tree.leaves(batch)
+                for row in range(kept):
+                    for leaf in leaves:
+                        digest.update(np.ascontiguousarray(leaf[row]).tobytes())
+                bar.update(kept)
+        losses, timesteps = (
+            np.concatenate(rows, axis=1).T.astype(np.float64) for rows in zip(*found, strict=True)
+        )
+        return Losses(losses, timesteps, digest.hexdigest())
+
+    def _run_on_mesh(
+        self, params: Params, examples: dict[str, Any], index: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return losses and timesteps [K, B] of examples with these indices [B]."""
+        sharding = batch_sharding(self.mesh)
+        # Every process has read the whole batch, and supplies its own shards.
+        batch = jax.tree.map(
+            lambda leaf: jax.make_array_from_callback(
+                leaf.shape, sharding, lambda rows, leaf=leaf: leaf[rows]
+            ),
+            examples | {"index": index.astype(np.int32), "quantiles": self.quantiles(index)},
+        )
+        with jax.set_mesh(self.mesh):
+            if self.encoder:
+                batch["x"] = self.encoder.encode(batch["x"], batch["index"], self.seed, 0)
+            return jax.device_get(self._run(params, batch))
+
+    def quantiles(self, index: np.ndarray) -> np.ndarray:
+        """Return the quantiles [B, K] of the times of the examples with these indices, float32.
+
+        Quantile k is in k/K … (k + 1)/K. Where it lies in there differs from example to example
+        such that all quantiles together are as evenly spaced as they can be.
+        """
+        shift = np.random.default_rng(self.seed).random()
+        offset = (shift + index[:, None] * GOLDEN_RATIO) % 1
+        quantiles = (np.arange(self.times) + offset) / self.times
+        return np.clip(quantiles, EDGE, 1 - EDGE).astype(np.float32)
+
+    @functools.cached_property
+    def _run(self) -> jax.stages.Wrapped:
+        sharded, on_all = batch_sharding(self.mesh), replicated(self.mesh)
+        return jax.jit(self._losses, in_shardings=(None, sharded), out_shardings=on_all)
+
+    def _losses(self, params: Params, batch: Any) -> tuple[jax.Array, jax.Array]:
+        x, index, condition = batch["x"], batch["index"], batch["condition"]
+
+        def at(k: jax.Array) -> tuple[jax.Array, jax.Array]:
+            keys = sample_keys(stream_key(self.seed, "validation noise", k), index)
+            noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+            routing_key = stream_key(self.seed, "validation routing", k)
+            routing = GateRandomness(routing_key, index, train=False)
+            options = ThinkingOptions(routing, self.latent_steps)
+            seen: list[jax.Array] = []
+
+            def predict(x_t: jax.Array, timestep: jax.Array) -> jax.Array:
+                seen.append(timestep)
+                return self.model.apply({"params": params}, x_t, timestep, condition, options)[0]
+
+            times = self.objective.times_at(batch["quantiles"][:, k])
+            losses = self.objective.losses(predict, x, noise, times)["loss"]
+            return losses, seen[0]
+
+        # One time after another, so that the memory is that of one batch.
+        return jax.lax.map(at, jnp.arange(self.times))
