@@ -24,6 +24,7 @@ from tp_jax.pictures.decoding import BACKGROUND, parse_colour
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.values import Choice, annotations, checked
 from tp_jax.values.config_fields import ALLOWED
+from tp_jax.values.variants import parse_variants as parse_variants
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
 
 if TYPE_CHECKING:
@@ -194,29 +195,6 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # that only the data-centre network connects.
     config.mesh = ConfigDict(DATA_PARALLEL)
     return config.lock()
-
-
-def parse_variants(argument: str, choices: Collection[str]) -> list[str]:
-    """Split what follows the colon of --config=FILE:VARIANT,VARIANT.
-
-    Args:
-      argument: the text after the colon; "" is no variant.
-      choices: the variants that the config file has.
-
-    Raises:
-      UserError: a variant isn't one of the choices.
-
-    Example:
-      >>> parse_variants("think,large", ("think", "lora", "large"))
-      ['think', 'large']
-    """
-    variants = argument.split(",") if argument else []
-    for variant in variants:
-        if variant not in choices:
-            raise UserError(
-                f"--config: unknown variant {variant!r}: choose from {', '.join(choices)}"
-            )
-    return variants
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:
