@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train a small model of handwritten digits and sample from it: create .venv, install the package,
-# train for 1,000 steps on 1,797 real scans, and sample ten images of each digit.
+# train for 1,000 steps on 1,619 real scans, and sample ten images of each digit.
 #   bash launch/quickstart.sh [--config.a.b=v …]
 # Takes about two minutes on two CPU cores; installing takes 1.2 GB of disk. A run that was stopped
 # resumes with the same command. Environment variables:
@@ -25,7 +25,7 @@ done
 workdir="${WORKDIR:-runs/quickstart}"
 pictures="$workdir/pictures"
 cat << END
-This trains a small diffusion transformer that thinks in two of its blocks, on 1,797 scans of
+This trains a small diffusion transformer that thinks in two of its blocks, on 1,619 scans of
 handwritten digits, and then samples from it. It takes about two minutes on two CPU cores. If you
 stop it, the same command resumes from the last checkpoint.
 
