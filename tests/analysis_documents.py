@@ -41,6 +41,8 @@ def make_block(rng, steps, latent_steps, experts, groups, grid, tokens):
         "use": shares(rng, steps, latent_steps, experts),
         "use_by_group": shares(rng, groups, latent_steps, experts) if groups else None,
         "use_by_place": np.moveaxis(place, -1, 1).tolist(),
+        "latent_steps": rng.uniform(1, latent_steps, steps).tolist(),
+        "latent_steps_by_place": rng.uniform(1, latent_steps, grid).tolist(),
         "information": {
             "timestep": entry(0.5),
             "group": entry(0.02) if groups else None,

@@ -6,7 +6,7 @@ Axes: B samples, N vision tokens, L text tokens, D width.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from thinking_reference import thinking_attention
+from thinking_reference import layer_norm, thinking_attention
 
 from tp_jax.models.attention import attention, split_heads
 from tp_jax.thinking import ThinkingConfig
@@ -42,11 +42,12 @@ def layer_inputs(config, text):
     return inputs | ({"text": normal(26, B, L, 3, D)} if text else {})
 
 
-def our_layer(inputs, config, noise=None, **options):
-    """Run the package's layer as a transformer block does."""
+def our_layer(inputs, config, noise=None, watch=lambda qkv: None, **options):
+    """Run the package's layer as a transformer block does; `watch` sees what attention gets."""
     text = inputs.get("text")
 
     def attend(qkv):
+        watch(qkv)
         if text is None:
             return attention(split_heads(qkv, HEADS), HEADS), None
         out = attention(split_heads(jnp.concatenate([qkv, text], 1), HEADS), HEADS)
@@ -72,8 +73,8 @@ def our_layer(inputs, config, noise=None, **options):
     )
 
 
-def reference_layer(inputs, config, noise=None, latent_steps=None):
-    """Run the slow reference with the same random draws."""
+def reference_layer(inputs, config, noise=None, latent_steps=None, halts=None):
+    """Run the slow reference with the same random draws; `halts` says which tokens halt."""
     steps = latent_steps or config.latent_steps
     params = dict(inputs["params"])
     if "step_experts" in params:
@@ -102,6 +103,7 @@ def reference_layer(inputs, config, noise=None, latent_steps=None):
         base_input=config.base_input,
         base_every_step=config.base_every_step,
         share_across_steps=config.share_across_steps,
+        halts=halts,
         **draws,
     )
 
@@ -112,6 +114,16 @@ def gate_randomness(train=True):
 
 def small_thinking(**fields):
     return ThinkingConfig(**dict(experts=3, rank=2, latent_steps=3, gate_width=4) | fields)
+
+
+def halting_thinking(**fields):
+    return small_thinking(**dict(halting="threshold", halting_epsilon=0.0) | fields)
+
+
+def halting_probability(params, token):
+    """λ of one token ã [D]."""
+    logit = layer_norm(token, params["norm"]) @ params["halt"]["kernel"] + params["halt"]["bias"][0]
+    return 1 / (1 + jnp.exp(-logit))
 
 
 def assert_close(actual, wanted, tolerance):

@@ -48,11 +48,16 @@ MESHES = {
 
 
 def small_config(kind: str):
-    """Config of a `dit` or `mmdit`, or `own`: a DiT with separate experts for each latent step."""
-    config = config_lib.default("dit" if kind == "own" else kind, "flow")
+    """Config of a `dit` or `mmdit`.
+
+    `own` is a DiT with separate experts for each latent step, and `ponder` one whose tokens halt.
+    """
+    config = config_lib.default("mmdit" if kind == "mmdit" else "dit", "flow")
     config.model.update(image_size=8, patch=2, depth=3, width=16, heads=2)
     config.model.thinking.update(layers=(1,), experts=4, rank=2, gate_width=8)
     config.model.thinking.share_across_steps = kind != "own"
+    if kind == "ponder":
+        config.model.thinking.update(halting="ponder", ponder_prior=0.45, latent_steps=3)
     if kind != "mmdit":
         config.model.update(channels=1, num_classes=10)
     else:

@@ -84,6 +84,8 @@ def test_a_reservoir_spreads_over_all_items_whatever_the_batches():
 S, T, N, D = 3, 3, 4, 6
 BOUNDS = collect.Bounds(steps=(0, 1, 2), per_sample=N, tokens=400, units=50)
 THINKING = ThinkingConfig(layers=(1,), experts=2, rank=2, latent_steps=T)
+# What is left out if tokens don't halt.
+HALTING = {"latent_steps", "latent_steps_by_place"}
 
 
 def samples_of(num, classes=5):
@@ -114,7 +116,7 @@ def test_memory_does_not_grow_with_the_number_of_samples():
 
 def test_a_random_gate_follows_nothing():
     block, left_out, _ = describe(*drawn(400)[:2], samples_of(400), THINKING, drawn(1)[2], BOUNDS)
-    assert len(block["information"]) == 5 and not left_out
+    assert len(block["information"]) == 5 and set(left_out) == HALTING
     for name, found in block["information"].items():
         assert found["corrected"] < 0.003 and found["bits"] < 1.5 * found["permuted_high"], name
 
@@ -150,6 +152,7 @@ def test_what_one_expert_or_one_latent_step_leaves_out():
     thinking = dataclasses.replace(THINKING, experts=1, latent_steps=1)
     block, left_out, _ = describe(experts, tokens, samples_of(20), thinking, layer, BOUNDS)
     missing = {"kept", "moves", "ratios", "together", "trajectories", "information", "similarity"}
+    missing |= HALTING
     assert {name for name in block if block[name] is None} == missing == set(left_out)
     assert left_out["information"] == left_out["similarity"] == "there is one expert"
     assert left_out["kept"] == "there is one latent step"
@@ -161,13 +164,44 @@ def test_what_untrained_experts_and_few_samples_leave_out():
     tokens[:] = tokens[:, :1]  # no token moves
     layer["experts"]["lora_b"] *= 0
     block, left_out, _ = describe(experts, tokens, samples_of(3), THINKING, layer, BOUNDS)
-    assert set(left_out) == {"information", "ratios", "together", "similarity"}
+    assert set(left_out) == {"information", "ratios", "together", "similarity"} | HALTING
     assert left_out["information"] == "it needs 10 samples: raise --num"
     assert left_out["similarity"] == "the experts are still zero"
     assert np.all(np.array(block["moves"]) == 0) and block["use_by_group"][4][0] == [None, None]
     # Enough samples for some information, but not for that of 5 classes.
     _, left_out, _ = describe(*drawn(20)[:2], samples_of(20), THINKING, drawn(1)[2], BOUNDS)
-    assert set(left_out) == {"information with the group", "information with the content"}
+    found = {"information with the group", "information with the content"}
+    assert set(left_out) == found | HALTING
+
+
+def test_latent_steps_of_tokens_that_halt():
+    """Token n of 4 halts after min(n + 1, 2) latent steps, and at the last sampler step after 1."""
+    experts, tokens, layer = drawn(20)
+    steps = np.broadcast_to(np.minimum(np.arange(N) + 1, 2), (S, 20, N)).copy()
+    steps[-1] = 1
+    halted = np.arange(T)[:, None, None] >= steps[:, None]
+    experts = np.where(halted, 2, experts)
+    np.testing.assert_array_equal(analysis.latent_steps_used(experts, 2), steps)
+    thinking = dataclasses.replace(THINKING, halting="threshold")
+    block, left_out, totals = describe(experts, tokens, samples_of(20), thinking, layer, BOUNDS)
+    assert not set(left_out) & HALTING
+    np.testing.assert_allclose(block["latent_steps"], [1.75, 1.75, 1])
+    # Two of three sampler steps take 1, 2, 2, 2 latent steps, and one takes 1 everywhere.
+    np.testing.assert_allclose(block["latent_steps_by_place"], [[1, 5 / 3], [5 / 3, 5 / 3]], 1e-5)
+    # The statistics are those of the tokens that took a latent step; none takes the third.
+    live = experts[:2, 1, :, 1:]
+    np.testing.assert_allclose(
+        np.array(block["use"], float)[:2, 1, 1], (live == 1).mean((1, 2)), 1e-5
+    )
+    kept = (experts[:2, 0, :, 1:] == live).mean((1, 2))
+    np.testing.assert_allclose(totals.mean("kept")[:2, 0], kept)
+    np.testing.assert_allclose(analysis.kept(experts, 2)[:2, 0], kept)
+    assert np.isnan(totals.mean("kept")[:, 1]).all() and np.isnan(totals.mean("kept")[2]).all()
+    assert block["use"][0][2] == [None, None] and block["use"][2][1] == [None, None]
+    assert np.array(block["use_by_place"]).shape == (2, 2, 2, 2)
+    assert len(block["effective_experts"]) == 2
+    choices = sum(totals.units.kept["step"].sum((1, 2)))
+    assert choices == (~halted).sum()
 
 
 def test_experts_of_each_latent_step_are_compared_at_their_step():

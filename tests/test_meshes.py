@@ -52,7 +52,12 @@ def assert_equal_to_one_device(found, wanted):
 def test_training_on_meshes_and_processes_equals_one_device(tmp_path):
     """Two and four processes have one or two meshes; TP_JAX_MESHES=all has five (15 minutes)."""
     cases = [f"{kind}:{name}" for kind in KINDS for name in MESHES]
-    wanted = train(tmp_path, 1, 8, [*cases, "own:one", "own:mixed"])
+    wanted = train(
+        tmp_path,
+        1,
+        8,
+        [*cases, *(f"{kind}:{name}" for kind in ("own", "ponder") for name in ("one", "mixed"))],
+    )
     losses, samples = wanted["dit:one"]
     assert losses.shape == (20, 2) and len(np.unique(losses[:, 0])) == 20
     assert samples.shape == (8, 8, 8, 1) and samples.std() > 0.1

@@ -35,6 +35,7 @@ def count(config, width):
         {"experts": 5, "latent_steps": 5},
         {"latent_steps": 3, "share_across_steps": False, "rank": 7},
         {"gate": "random"},
+        {"halting": "ponder"},
         {"gate_inputs": ("token",), "gate_width": 40},
     ],
 )

@@ -24,6 +24,7 @@ FEW = {
 }
 UNBOUNDED = (
     "shift", "time_mean", "time_std", "temperature", "balance_weight", "frames_weight",
+    "halting_epsilon", "ponder_weight",
     "learning_rate", "weight_decay", "clip_norm", "guidance_scale", "guidance_scales",
     "deep_supervision",
 )  # fmt: skip

@@ -111,6 +111,7 @@ def thinking_attention(
     base_every_step=False,
     share_across_steps=True,
     qk_norm=None,
+    halts=None,
 ):
     """The attention of one thinking layer, computed token by token.
 
@@ -141,6 +142,9 @@ def thinking_attention(
         share_across_steps: if False, latent step t < T uses the experts with index t - 1, and T
             the last ones.
         qk_norm: None, or (q [n, heads, hd], k, "vision" or "text") -> (q, k).
+        halts: None, or (t, b, n, ã^{t-1} [D], ã^t [D]) -> bool, asked for every token that hasn't
+            halted, after the latent steps t = 1 … T-1. A token for which it is True keeps ã^t and,
+            until the end, the Δ and u of latent step t; its expert is then M.
 
     Returns:
         A dict: "vision" [B, N, D] and "text" [B, L, D] or None are the attention of latent step T
@@ -165,6 +169,7 @@ def thinking_attention(
         x = vision[b]
         text_qkv = None if text is None else tuple(projection[b] for projection in text)
         tokens = x  # ã⁰ = x̃
+        halted, kept = [False] * num_tokens, [None] * num_tokens
         trace = {"experts": [], "probabilities": [], "noiseless": [], "tokens": []}
 
         for t in range(1, latent_steps + 1):
@@ -176,7 +181,19 @@ def thinking_attention(
 
             inputs, experts, probabilities, noiseless = [], [], [], []
             deltas = ([], [], [])  # of q, k and v
+            reads = []
             for n in range(num_tokens):
+                if halted[n]:
+                    read, u, delta = kept[n]
+                    for i in range(3):
+                        deltas[i].append(delta[i])
+                    reads.append(read)
+                    inputs.append(u)
+                    experts.append(jnp.asarray(num_experts))
+                    probabilities.append(jnp.full(num_experts, jnp.nan, dtype=x.dtype))
+                    noiseless.append(probabilities[-1])
+                    continue
+                reads.append(tokens[n])
                 normed = layer_norm(tokens[n], params["norm"])
                 u = (1.0 + scale[b]) * normed + shift[b] if modulate else normed
 
@@ -202,10 +219,11 @@ def thinking_attention(
                 inputs.append(u)
                 experts.append(m)
                 probabilities.append(p)
+                kept[n] = tokens[n], u, [delta[-1] for delta in deltas]
 
             qkv = tuple(jnp.stack(delta) for delta in deltas)
             if last or base_every_step:
-                base_x = tokens if base_every_step else x
+                base_x = jnp.stack(reads) if base_every_step else x
                 if last and base_input == "recursed":
                     base_x = x + jnp.stack(inputs)
                 qkv = tuple(delta + frozen for delta, frozen in zip(qkv, base(base_x), strict=True))
@@ -216,7 +234,12 @@ def thinking_attention(
             trace["noiseless"].append(jnp.stack(noiseless))
             trace["tokens"].append(tokens)
             if not last:
-                tokens = joint[:num_tokens] + x  # the residual goes to x̃, not to ã^{t-1}
+                moved = joint[:num_tokens] + x  # the residual goes to x̃, not to ã^{t-1}
+                moved = [tokens[n] if halted[n] else moved[n] for n in range(num_tokens)]
+                if halts is not None:
+                    for n in range(num_tokens):
+                        halted[n] = halted[n] or bool(halts(t, b, n, tokens[n], moved[n]))
+                tokens = jnp.stack(moved)
 
         sample = {name: jnp.stack(steps) for name, steps in trace.items()}
         samples.append(sample | {"vision": joint[:num_tokens], "text": joint[num_tokens:]})

@@ -272,6 +272,11 @@ def _check_supervision(config: ConfigDict, model: TransformerConfig) -> None:
             f"{name}: config.model.frame={config.model.frame!r} trains every latent step on a "
             f"frame of its own, with config.frozenlake.frames_weight: set it to 0"
         )
+    if model.thinking.halting == "ponder":
+        raise UserError(
+            f"{name} trains every latent step of every token, but with config.model.thinking."
+            f"halting='ponder' tokens halt before: set one of them to 0 or 'none'"
+        )
     if not model.thinking.layers or model.trained_latent_steps[-1] == 1:
         raise UserError(
             f"{name} trains the latent steps before the last, and there are none: set "

@@ -62,7 +62,7 @@ def describe_blocks(
       collected: totals of all samples.
       samples: what was sampled.
       params: parameters of the model.
-      config: where and how it thinks.
+      config: where and how it thinks; `halting` is that of these samples.
       grid: rows and columns of the tokens of the image. They are the last tokens, if there are
         others.
       left_out: gets what can't be computed.
@@ -75,6 +75,7 @@ def describe_blocks(
         described[str(block)] = {
             **found.routing(),
             "information": found.information(),
+            **found.halting(),
             **found.movement(),
             "similarity": found.similarity(layer),
             "trajectories": found.trajectories(),
@@ -96,18 +97,41 @@ class _Block:
     def latent_steps(self) -> int:
         return self.totals.by_step.shape[1]
 
+    @property
+    def latent_steps_taken(self) -> int:
+        """Return the number of latent steps that any token takes: T unless all tokens halt."""
+        return int(self.totals.by_step.any(axis=(0, 2)).sum())
+
+    def halting(self) -> dict[str, Any]:
+        """Return how many latent steps the tokens take, by timestep and by place."""
+        if self.config.halting == "none":
+            names = "latent_steps", "latent_steps_by_place"
+            for name in names:
+                self.left_out.add(name, "tokens don't halt")
+            return dict.fromkeys(names)
+        steps, num, (rows, columns) = len(self.totals.by_step), self.totals.num, self.grid
+        # A token that takes a latent step takes an expert, and is counted once.
+        tokens = self.totals.by_place.shape[1]
+        by_place = self.totals.by_place.sum((0, 2))[-rows * columns :] / (steps * num)
+        return {
+            "latent_steps": as_json(self.totals.by_step.sum((1, 2)) / (num * tokens)),
+            "latent_steps_by_place": as_json(by_place.reshape(rows, columns)),
+        }
+
     def routing(self) -> dict[str, Any]:
         """Return entropy, kept experts, use and collapse."""
         totals = self.totals
         by_step, by_place = statistics.shares(totals.by_step), statistics.shares(totals.by_place)
-        use = statistics.shares(totals.by_step.sum(0))
+        use = statistics.shares(totals.by_step.sum(0))[: self.latent_steps_taken]
         rows, columns = self.grid
-        by_place = by_place[:, -rows * columns :].swapaxes(1, 2)
+        # Latent steps that no token takes have no shares, and are left out.
+        taken = self.latent_steps_taken
+        by_place = by_place[:taken, -rows * columns :].swapaxes(1, 2)
         by_group = None
         if self.samples.groups is None:
             self.left_out.add("use_by_group", self.samples.left_out["group"])
         else:
-            by_group = as_json(statistics.shares(totals.by_group))
+            by_group = as_json(statistics.shares(totals.by_group[:, :taken]))
         return {
             "entropy": as_json(totals.mean("entropy")),
             "kept": self._over_steps("kept", 2, "there is one latent step"),

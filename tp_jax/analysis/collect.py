@@ -69,9 +69,10 @@ class Observed(NamedTuple):
     """What a device returns of one thinking layer, for one sampler step or with an axis S of them.
 
     Attributes:
-      expert: [T, B, N] uint16, the chosen experts.
+      expert: [T, B, N] uint16, the chosen experts; M for tokens that have halted.
       means: {name: [steps, B] float32}, means over the tokens of each sample. "entropy" of the gate
-        has T steps, "moves" T - 1, "ratios" T - 2, and "together" 1.
+        has T steps, "moves" T - 1, "ratios" T - 2, and "together" 1. The entropy leaves out tokens
+        that have halted.
       tokens, inputs: [T, B, k, D] float32, ã and Mod(LN(ã)) of k tokens of each sample.
       token_expert: [T, B, k], their experts.
     """
@@ -124,8 +125,10 @@ class Observer:
         def pick(values: Any) -> jax.Array:
             return jnp.take_along_axis(values, place, axis=2)
 
+        noiseless = jnp.asarray(stats.noiseless)
+        live = expert < noiseless.shape[-1]
         means = {
-            "entropy": statistics.entropy(jnp.asarray(stats.noiseless)).mean(-1),
+            "entropy": statistics.mean_of_live(statistics.entropy(noiseless), live),
             "moves": trajectories.moves(tokens).mean(-1),
             "ratios": jnp.nanmean(trajectories.ratios(tokens), -1),
             "together": trajectories.together(tokens)[None],
@@ -223,7 +226,9 @@ class BlockTotals:
         self.by_step += statistics.count_experts(expert, count, (2, 3))
         self.by_place += statistics.count_experts(expert, count, (0, 2))
         self.by_group += np.einsum("bg,tbm->gtm", membership.astype(np.int64), per_sample)
-        means = {**batch.means, "kept": (expert[:, 1:] == expert[:, :-1]).mean(-1)}
+        same = expert[:, 1:] == expert[:, :-1]
+        kept = statistics.mean_of_live(same, expert[:, 1:] < count)
+        means = {**batch.means, "kept": kept}
         for name, values in means.items():
             finite = np.isfinite(values)
             self.sums[name] += np.where(finite, values, 0).sum(-1)

@@ -171,9 +171,11 @@ def permute_labels(
 def cross_table(labels: np.ndarray, experts: np.ndarray, levels: int, num: int) -> np.ndarray:
     """Count the pairs of labels and experts of the same shape: [L, M] int64.
 
+    The expert M, which stands for tokens that have halted, isn't counted.
+
     Example:
       >>> cross_table(np.array([0, 0, 1]), np.array([1, 1, 0]), levels=2, num=2).tolist()
       [[0, 2], [1, 0]]
     """
-    pairs = labels.ravel().astype(np.int64) * num + experts.ravel()
-    return np.bincount(pairs, minlength=levels * num).reshape(levels, num)
+    pairs = labels.ravel().astype(np.int64) * (num + 1) + experts.ravel()
+    return np.bincount(pairs, minlength=levels * (num + 1)).reshape(levels, num + 1)[:, :num]

@@ -96,6 +96,8 @@ ANALYSIS_FIGURES: dict[str, Drawing] = {
     "use_by_group": _without_folder(routing_figures.draw_use_by_group),
     "use_by_place": _without_folder(routing_figures.draw_use_by_place),
     "similarity": _without_folder(token_figures.draw_similarity),
+    "latent_steps": _without_folder(token_figures.draw_latent_steps),
+    "latent_steps_by_place": _without_folder(token_figures.draw_latent_steps_by_place),
     "moves": _without_folder(token_figures.draw_moves),
     "ratios": _without_folder(token_figures.draw_ratios),
     "together": _without_folder(token_figures.draw_together),

@@ -24,6 +24,7 @@ from tp_jax.pictures.grids import mean_difference, to_uint8
 from tp_jax.pictures.tables import picked
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded, without_thinking
+from tp_jax.thinking.halting import with_last_expert
 from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
 
 # Most experts that are switched off one by one, and most numbers of latent steps that are tried.
@@ -61,7 +62,13 @@ class RoutedLikeAnother:
         arguments = (variables, x, timestep, condition)
         found = cast("Any", self.model.apply(*arguments, traced))[1]
         other = jnp.minimum(jnp.arange(len(x)) ^ 1, len(x) - 1)
-        routes = {block: jnp.asarray(stats.expert)[:, other] for block, stats in found.items()}
+        # A token that has halted in the other sample may still be live here.
+        experts = self.config.thinking.experts
+        taken = {
+            block: with_last_expert(jnp.asarray(stats.expert), experts)
+            for block, stats in found.items()
+        }
+        routes = {block: expert[:, other] for block, expert in taken.items()}
         return cast(
             "Any", self.model.apply(*arguments, dataclasses.replace(options, routes=routes))
         )

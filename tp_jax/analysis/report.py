@@ -198,9 +198,11 @@ def _left_out(document: Document, missing: list[tuple[str, str]], questions: lis
 
 def _made(document: Document) -> str:
     run = document["run"]
+    epsilon = run.get("halting_epsilon")
     command = shlex.join([
         "python", "-m", "tp_jax.analyze", f"--workdir={run['workdir']}", f"--num={run['num']}",
         f"--latent_steps={run['latent_steps']}", f"--seed={run['seed']}",
+        *([f"--halting_epsilon={epsilon}"] if epsilon is not None else []),
     ])  # fmt: skip
     names = {
         "version": "version of tp_jax",
@@ -211,6 +213,8 @@ def _made(document: Document) -> str:
         "experts": "experts",
         "trained_latent_steps": "latent steps in training",
         "latent_steps": "latent steps here",
+        "halting": "halting in training",
+        "halting_epsilon": "--halting_epsilon here",
         "sampler": "sampler",
         "sampler_steps": "sampler steps",
         "guidance_scale": "guidance scale",

@@ -24,6 +24,7 @@ from tp_jax.pictures.maps import routing_maps, rows_of_images, stacked
 from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
 from tp_jax.sampling.request import Request, matmul_precision, open_generator
+from tp_jax.thinking.layer import ThinkingOptions
 
 DOCUMENT, FOLDER = "analysis.json", "analysis"
 DEFAULT_NUM = 1_000
@@ -81,11 +82,12 @@ def analyze(request: Analysis) -> dict[str, Any]:
         )
     run = _describe_run(request, loaded, generator, samples)
     found = _Found(request, samples, collected, outcomes, unchanged, run)
+    sampled = ThinkingOptions(halting_epsilon=generator.halting_epsilon).halting_of(thinking)
     document = {
         "run": run,
         "timesteps": as_json(collected.timesteps),
         "blocks": describe_blocks(
-            collected, samples, loaded.params, thinking, run["grid"], left_out, request.seed
+            collected, samples, loaded.params, sampled, run["grid"], left_out, request.seed
         ),
         **found.describe(left_out),
         "left_out": left_out.as_json(),
@@ -108,6 +110,8 @@ def _describe_run(
         "guidance_scale": generator.sampler.guidance_scale,
         "latent_steps": generator.latent_steps or model.thinking.latent_steps,
         "trained_latent_steps": model.trained_latent_steps_text,
+        "halting": model.thinking.halting,
+        "halting_epsilon": generator.halting_epsilon,
         "model": loaded.config.model.kind,
         "source": loaded.config.data.source,
         "gate": model.thinking.gate,

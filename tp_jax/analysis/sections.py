@@ -84,6 +84,20 @@ SECTIONS = (
         tables.similarity_table,
     ),
     Section(
+        "latent_steps",
+        "At which timesteps do tokens take more latent steps?",
+        "The height is the mean number of latent steps that a token takes before it halts; on the "
+        "dotted line no token halts.",
+        tables.latent_steps_table,
+    ),
+    Section(
+        "latent_steps_by_place",
+        "Where in the picture do tokens take more latent steps?",
+        "Each map is the picture's grid of tokens; the lighter a place, the more latent steps its "
+        "tokens take on average. Of many blocks, six are shown.",
+        tables.latent_steps_by_place_table,
+    ),
+    Section(
         "moves",
         "How far do tokens move at each latent step?",
         "The height is the length of the move of ã at that latent step, relative to the length of "

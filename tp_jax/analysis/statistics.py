@@ -46,16 +46,57 @@ def entropy(probabilities: Any) -> Any:
     return -(probabilities * logarithms).sum(-1) + 0.0
 
 
-def kept(experts: np.ndarray) -> np.ndarray:
+def kept(experts: np.ndarray, num: int | None = None) -> np.ndarray:
     """Return the share of tokens that keep their expert from one latent step to the next.
 
     Args:
       experts: [S, T, B, N] integers.
+      num: number M of experts, needed if tokens halt. Halted tokens, which have the expert M, don't
+        count.
 
     Returns:
-      [S, T-1] float64.
+      [S, T-1] float64; NaN where all tokens have halted.
     """
-    return (experts[:, 1:] == experts[:, :-1]).mean((2, 3))
+    same = experts[:, 1:] == experts[:, :-1]
+    live = np.ones(same.shape, bool) if num is None else experts[:, 1:] < num
+    flat = (*same.shape[:2], -1)
+    return mean_of_live(same.reshape(flat), live.reshape(flat))
+
+
+def mean_of_live(values: Any, live: Any) -> Any:
+    """Return the mean over the tokens that are live: [..., N] -> [...], NaN where none is.
+
+    Takes NumPy and JAX arrays.
+
+    Args:
+      values: [..., N] of the tokens.
+      live: [..., N] bool, False for tokens that have halted.
+
+    Example:
+      >>> mean_of_live(np.array([1.0, 3.0, 8.0]), np.array([True, True, False])).item()
+      2.0
+    """
+    xp = live.__array_namespace__()
+    count = live.sum(-1)
+    mean = xp.where(live, values, 0).sum(-1) / xp.maximum(count, 1)
+    return xp.where(count > 0, mean, xp.nan)
+
+
+def latent_steps_used(experts: np.ndarray, num: int) -> np.ndarray:
+    """Return the number of latent steps of each token, of those that may halt.
+
+    Args:
+      experts: [S, T, B, N] integers, M for tokens that have halted.
+      num: number M of experts.
+
+    Returns:
+      [S, B, N] int64.
+
+    Example:
+      >>> latent_steps_used(np.array([[[[0, 1]], [[1, 2]], [[0, 2]]]]), num=2).tolist()
+      [[[3, 1]]]
+    """
+    return (experts < num).sum(1)
 
 
 def count_experts(experts: np.ndarray, num: int, axes: tuple[int, ...]) -> np.ndarray:

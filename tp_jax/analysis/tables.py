@@ -83,6 +83,40 @@ def entropy_table(document: Document) -> Table | None:
     return _lines_table(document, "entropy", lambda i: f"latent step {i + 1}")
 
 
+def latent_steps_table(document: Document) -> Table | None:
+    """Return the mean latent steps of a token, and the FLOPs that its experts need.
+
+    FLOPs are relative to those of the same tokens at all latent steps.
+    """
+    values, latent_steps = parts(document, "latent_steps"), document["run"]["latent_steps"]
+    if not values:
+        return None
+
+    def rows_of(block: str, s: int) -> list[tuple[Any, ...]]:
+        used = float(values[block][s])
+        return [(used, 100 * used / latent_steps)]
+
+    return _over_timesteps(document, values, ["mean latent steps", "expert FLOPs (%)"], rows_of)
+
+
+def latent_steps_by_place_table(document: Document) -> Table | None:
+    """Return the lowest, mean and highest mean number of latent steps over the picture."""
+    values = parts(document, "latent_steps_by_place")
+    if not values:
+        return None
+    rows = [
+        (block, float(used.min()), float(used.mean()), float(used.max()), _place(used))
+        for block, used in values.items()
+    ]
+    return Table(("block", "lowest", "mean", "highest", "highest at"), rows)
+
+
+def _place(values: np.ndarray) -> str:
+    """Return where in a picture [rows, columns] the highest value is."""
+    row, column = np.unravel_index(np.nanargmax(values), values.shape)
+    return f"row {row + 1}, column {column + 1}"
+
+
 def moves_table(document: Document) -> Table | None:
     """Return the relative moves by block and timestep, a column for each latent step."""
     return _lines_table(document, "moves", lambda i: f"latent step {i + 1}")
@@ -172,10 +206,8 @@ def place_table(document: Document) -> Table | None:
             shares = use[t, m]
             if not np.isfinite(shares).any():
                 continue
-            row, column = np.unravel_index(np.nanargmax(shares), shares.shape)
             numbers = np.array([np.nanmin(shares), np.nanmean(shares), np.nanmax(shares)])
-            place = f"row {row + 1}, column {column + 1}"
-            rows.append((block, t + 1, int(m), *_finite(numbers), place))
+            rows.append((block, t + 1, int(m), *_finite(numbers), _place(shares)))
     limit = MAX_CELLS // len(header)
     note = f"the first {limit} of {len(rows)} rows" if len(rows) > limit else ""
     return Table(header, rows[:limit], note)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.ticker import PercentFormatter
 
 from tp_jax.analysis import drawing
@@ -97,6 +99,37 @@ def draw_together(document: Document) -> bytes | None:
     )
 
 
+def draw_latent_steps(document: Document) -> bytes | None:
+    """Draw the mean number of latent steps of a token over the timesteps, a panel per block."""
+    values = parts(document, "latent_steps")
+    if not values:
+        return None
+    latent_steps = document["run"]["latent_steps"]
+    used = {block: found[:, None] for block, found in values.items()}
+    return draw_lines(
+        document, used, [], "mean latent steps", limits=(0, 1.06 * latent_steps),
+        reference=(latent_steps, f"no token halts: {latent_steps}"),
+    )  # fmt: skip
+
+
+def draw_latent_steps_by_place(document: Document) -> bytes | None:
+    """Draw where in the picture tokens take more latent steps, a map for each of six blocks."""
+    values = parts(document, "latent_steps_by_place")
+    if not values:
+        return None
+    shown = [list(values)[i] for i in picked(len(values), MAX_BLOCKS)]
+    rows, columns = values[shown[0]].shape
+    height = min(2.4, 0.44 * drawing.WIDTH * rows / columns)
+    figure, axes = drawing.block_panels(shown, height + 0.3)
+    norm = Normalize(1, max(2, document["run"]["latent_steps"]))
+    for block, one in axes.items():
+        one.imshow(values[block], norm=norm, interpolation="nearest")
+        one.set(xticks=[], yticks=[])
+    every = np.array([*axes.values()])
+    drawing.add_colour_bar(figure, every, ScalarMappable(norm), "mean latent steps")
+    return drawing.to_png(figure)
+
+
 def draw_trajectories(document: Document) -> bytes | None:
     """Draw the tokens' ways over the latent steps in the plane of two principal components.
 
@@ -125,7 +158,8 @@ def draw_trajectories(document: Document) -> bytes | None:
         rows, columns, 2.1 if columns > 1 else 3.2, extra=0.9, sharex=False, sharey=False
     )
     experts = document["run"]["experts"]
-    colours = np.array(drawing.hex_colours(experts))
+    # Tokens that have halted have the expert M, and don't move.
+    colours = np.array([*drawing.hex_colours(experts), drawing.GREY])
     for one, (block, trajectory) in zip(axes.flat, drawn, strict=False):
         zoom = _draw_ways(one, trajectory, colours)
         title = f"block {block}, timestep {trajectory['timestep']:.4g}"

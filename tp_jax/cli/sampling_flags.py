@@ -12,6 +12,7 @@ from tp_jax.values.kinds import (
     Dtype,
     Images,
     LatentSteps,
+    NonNegative,
     Number,
     Path,
     Seed,
@@ -107,6 +108,11 @@ def define_sampling_flags(values: flags.FlagValues, num: str) -> None:
             "a sampler for the model's objective, such as heun; an unknown name lists them",
         ),
         ("guidance_scale", Number, None, "classifier-free guidance scale; 1 is no guidance"),
+        (
+            "halting_epsilon", NonNegative, None,
+            "a token halts when it moves by this part of its length or less; by default tokens "
+            "halt as the config says",
+        ),
     ):  # fmt: skip
         define(name, annotation, default, text, values)
 

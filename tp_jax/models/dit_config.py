@@ -108,6 +108,11 @@ def check_frames(config: TransformerConfig) -> None:
             "config.model.thinking.layers=(): a model with config.model.frame decodes one frame "
             "for each latent step: name a block"
         )
+    if thinking.halting == "ponder":
+        raise UserError(
+            "config.model.thinking.halting='ponder' doesn't fit a model conditioned on a frame, "
+            "which is trained to make a move at every latent step: use 'none' or 'threshold'"
+        )
     if config.trained_latent_steps[-1] > thinking.latent_steps:
         raise UserError(
             f"config.model.thinking.latent_steps_range={thinking.latent_steps_range}: the data "

@@ -7,10 +7,19 @@ import dataclasses
 
 from tp_jax.models.config import TransformerConfig, attention_flops
 from tp_jax.thinking.config import ThinkingConfig
+from tp_jax.thinking.cost import expert_flops
 
 
-def thinking_flops(config: TransformerConfig) -> tuple[float, float, float]:
+def thinking_flops(
+    config: TransformerConfig, mean_latent_steps: float | None = None
+) -> tuple[float, float, float]:
     """Return the FLOPs that thinking adds to one block, forward, per sample.
+
+    Args:
+      config: of the model.
+      mean_latent_steps: mean number of latent steps of a token, if tokens halt; None is T. Halted
+        tokens take no expert (see `thinking.cost.expert_flops`), but gate and attention compute
+        them.
 
     Returns:
       (FLOPs of the gate and the chosen experts, of further uses of the base projection, and of
@@ -20,20 +29,27 @@ def thinking_flops(config: TransformerConfig) -> tuple[float, float, float]:
     thinking: ThinkingConfig = config.thinking
     n, d, steps = config.tokens, config.width, thinking.latent_steps
     text = config.text.tokens if config.text else 0
-    experts = 12 * d * thinking.rank
+    used = steps if mean_latent_steps is None else mean_latent_steps
+    experts = expert_flops(d, thinking.rank, n * used)
     gate = 0
     if thinking.gate == "learned":
         projection = 2 * d * thinking.gate_width if "token" in thinking.gate_inputs else 0
         gate = projection + 2 * thinking.gate_width * thinking.experts
+    halt = 2 * (steps - 1) * n * d if thinking.halting == "ponder" else 0
     base = 6 * n * d**2 if thinking.base_every_step else 0
     attention = attention_flops(n + text, d)
-    return steps * n * (experts + gate), (steps - 1) * base, (steps - 1) * attention
+    return experts + steps * n * gate + halt, (steps - 1) * base, (steps - 1) * attention
 
 
-def forward_flops(config: TransformerConfig) -> float:
-    """Return the FLOPs of the whole model, forward, per sample."""
+def forward_flops(config: TransformerConfig, mean_latent_steps: float | None = None) -> float:
+    """Return the FLOPs of the whole model, forward, per sample.
+
+    Args:
+      config: of the model.
+      mean_latent_steps: as for `thinking_flops`.
+    """
     blocks = sum(config.block_flops(layer) for layer in range(config.depth))
-    thinking = len(config.thinking.layers) * sum(thinking_flops(config))
+    thinking = len(config.thinking.layers) * sum(thinking_flops(config, mean_latent_steps))
     return blocks + thinking + _embedding_and_final_flops(config)
 
 

@@ -42,6 +42,7 @@ RULES = (
     (r"thinking/layer_\d+/gate/(token|time|condition)/kernel", ("embed", None)),
     (r"thinking/layer_\d+/gate/out/kernel", (None, None)),
     (r"thinking/layer_\d+/gate/\w+/bias", (None,)),
+    (r"thinking/layer_\d+/halt/(kernel|bias)", (None,)),
     (r"thinking/layer_\d+/experts/lora_a", ("expert", "embed", None, None)),
     (r"thinking/layer_\d+/experts/lora_b", ("expert", None, None, "heads")),
     (r"thinking/layer_\d+/step_experts/lora_a", (None, "expert", "embed", None, None)),

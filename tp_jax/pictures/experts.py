@@ -31,10 +31,11 @@ def paint_experts(chosen: np.ndarray, grid: tuple[int, int], experts: int) -> np
     """Paint the expert of each token as a picture with one pixel per token.
 
     Args:
-      chosen: int [B, N], the expert of each token. If there are more tokens than places, such as
+      chosen: int [B, N], the expert of each token; M, which is painted white, for a token without
+        expert, such as one that has halted. If there are more tokens than places, such as
         those of a first frame, the last ones are those of the picture.
       grid: rows and columns of tokens.
-      experts: number of experts.
+      experts: number M of experts.
 
     Returns:
       uint8 [B, rows, columns, 3].
@@ -45,4 +46,5 @@ def paint_experts(chosen: np.ndarray, grid: tuple[int, int], experts: int) -> np
     """
     rows, columns = grid
     of_picture = chosen[:, -rows * columns :].reshape(-1, rows, columns)
-    return expert_colours(experts)[of_picture]
+    white = np.full((1, 3), 255, np.uint8)
+    return np.concatenate([expert_colours(experts), white])[of_picture]

@@ -42,6 +42,8 @@ def describe(request: Request, loaded: Loaded, encoder: str | None) -> dict[str,
       encoder: identity of the text encoder; None for a model without one.
     """
     fields = {k: v for k, v in dataclasses.asdict(request).items() if k not in _NOT_DESCRIBED}
+    if fields.get("halting_epsilon") is None:
+        fields.pop("halting_epsilon", None)  # Descriptions of earlier versions lack it.
     return fields | {
         "workdir": str(request.workdir.absolute()),
         "checkpoint": loaded.train_step,

@@ -38,7 +38,7 @@ class Trace(NamedTuple):
     """The routing of one thinking layer, over S sampler steps and T latent steps.
 
     Attributes:
-      expert: [S, T, B, N] int32, the chosen experts.
+      expert: [S, T, B, N] int32, the chosen experts; M for tokens that have halted.
       probabilities: [S, T, B, N, M] float32, the gate's probabilities.
       tokens: [S, T, B, N, D], the tokens that enter each latent step; None unless asked for.
     """
@@ -71,8 +71,8 @@ class Generator:
       batch_size: samples per batch; smaller if fewer samples are needed.
       latent_steps: number T of latent steps; None is that of training.
       codec: decodes latents into images; None if the model generates pixels.
-      size: height and width of the samples, in latents or pixels as the model generates them;
-        None is the square of training.
+      size: height and width of the samples as the model generates them; None is that of training.
+      halting_epsilon: ε of halting by "threshold"; None halts tokens as the config says.
     """
 
     model: nn.Module
@@ -83,6 +83,7 @@ class Generator:
     latent_steps: int | None = None
     codec: Codec | Pooling | None = None
     size: tuple[int, int] | None = None
+    halting_epsilon: float | None = None
 
     def __post_init__(self) -> None:
         check_batch_size(self.mesh, "batch_size", self.batch_size)
@@ -138,11 +139,9 @@ class Generator:
           Samples [B, H, W, C] float32, and (timestep [S], {block: `Trace`}) of the conditional
           prediction.
         """
-
-        def observe(found: Mapping[int, RoutingStats], index: jax.Array) -> dict[int, Trace]:
-            return Trace.of(found, tokens)
-
-        return self.draw_and_observe(params, key, index, condition, observe)
+        return self.draw_and_observe(
+            params, key, index, condition, lambda found, _: Trace.of(found, tokens)
+        )
 
     def draw_and_trace_tokens(
         self, params: Params, key: jax.Array, index: jax.Array, condition: dict[str, jax.Array]
@@ -203,7 +202,9 @@ class Generator:
         trace: bool = False,
     ) -> Any:
         randomness = GateRandomness(model_key, index, train=False)
-        options = ThinkingOptions(randomness, self.latent_steps, trace)
+        options = ThinkingOptions(
+            randomness, self.latent_steps, trace, halting_epsilon=self.halting_epsilon
+        )
         return self.model.apply({"params": params}, x, timestep, condition, options)
 
     def _guided(self, params: Params, index: jax.Array, condition: Any) -> KeyedPredict:
@@ -345,8 +346,7 @@ class Generator:
             condition = jax.tree.map(
                 lambda leaf, chosen=chosen: np.asarray(leaf)[chosen], conditions
             )
-            # Each process supplies its own shards; device_put would first compare the whole arrays
-            # across processes.
+            # device_put would first compare the whole arrays across processes.
             inputs = jax.tree.map(
                 lambda leaf: jax.make_array_from_callback(
                     leaf.shape, sharded, lambda rows, leaf=leaf: leaf[rows]

@@ -19,7 +19,7 @@ from tp_jax.sampling.request import make_generator, say_untrained_latent_steps
 from tp_jax.sampling.thinking_pictures import ThinkingPictures, picture_thinking
 from tp_jax.thinking import ThinkingConfig
 from tp_jax.values import checked
-from tp_jax.values.kinds import Images, Seed
+from tp_jax.values.kinds import Images, NonNegative, Seed
 from tp_jax.workdir.changes import read_class_names
 
 
@@ -34,7 +34,7 @@ class Routing:
     Attributes:
       images: [B, H, W, C] uint8, the images that were sampled.
       timesteps: [S] float32, the diffusion timestep of each sampler step, in 0 … 1000.
-      experts: {block: [S, T, B, N] int32}, the chosen expert.
+      experts: {block: [S, T, B, N] int32}, the chosen expert; M for tokens that have halted.
       probabilities: {block: [S, T, B, N, M] float32}, the gate's probabilities,
         softmax(logits / temperature).
       grid: number of rows and of columns of vision tokens.
@@ -136,6 +136,7 @@ class Model:
         sampler: str | None = None,
         sampler_steps: int | None = None,
         latent_steps: int | None = None,
+        halting_epsilon: float | None = None,
         thinking: bool = True,
         height: int | None = None,
         width: int | None = None,
@@ -153,6 +154,8 @@ class Model:
           sampler: a key of `tp_jax.diffusion.samplers.SAMPLERS`; by default the config's.
           sampler_steps: number of sampler steps; by default the config's.
           latent_steps: number T of latent steps; by default that of training.
+          halting_epsilon: a token halts when it moves by this part of its length or less; by
+            default tokens halt as the config says.
           thinking: if False, sample from the base model only.
           height, width: of the images in pixels; by default the size of training.
           batch_size: images per batch; rounded up to a multiple of the number of devices.
@@ -166,7 +169,7 @@ class Model:
         plan = self._plan(num, labels, prompts, negative_prompt, seed)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
         loaded, generator = self._generator(
-            changes, latent_steps, thinking, height, width, batch_size
+            changes, latent_steps, thinking, height, width, batch_size, halting_epsilon
         )
         batches = generator.batches(loaded.params, plan.conditions, seed, rows=plan.rows)
         return to_uint8(np.concatenate(list(batches)))
@@ -183,6 +186,7 @@ class Model:
         sampler: str | None = None,
         sampler_steps: int | None = None,
         latent_steps: int | None = None,
+        halting_epsilon: float | None = None,
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 64,
@@ -195,7 +199,7 @@ class Model:
 
         Args:
           num, labels, prompts, negative_prompt, seed, guidance_scale, sampler, sampler_steps,
-          latent_steps, height, width, batch_size: as for `sample`.
+          latent_steps, halting_epsilon, height, width, batch_size: as for `sample`.
           tokens: also return the tokens that enter the latent steps, D numbers for each choice.
 
         Raises:
@@ -205,7 +209,9 @@ class Model:
         self._check_thinks()
         plan = self._plan(num, labels, prompts, negative_prompt, seed)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
-        loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
+        loaded, generator = self._generator(
+            changes, latent_steps, True, height, width, batch_size, halting_epsilon
+        )
         images, timesteps, routing = generator.trace_all(
             loaded.params, plan.conditions, seed, plan.rows, tokens=tokens
         )
@@ -230,6 +236,7 @@ class Model:
         sampler: str | None = None,
         sampler_steps: int | None = None,
         latent_steps: int | None = None,
+        halting_epsilon: float | None = None,
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 64,
@@ -238,7 +245,7 @@ class Model:
 
         Args:
           num, labels, prompts, negative_prompt, seed, guidance_scale, sampler, sampler_steps,
-          latent_steps, height, width, batch_size: as for `sample`; at most
+          latent_steps, halting_epsilon, height, width, batch_size: as for `sample`; at most
             `thinking_pictures.SAMPLES` images are shown.
 
         Raises:
@@ -248,7 +255,9 @@ class Model:
         self._check_thinks()
         plan = self._plan(num, labels, prompts, negative_prompt, seed)
         changes = dict(guidance_scale=guidance_scale, sampler=sampler, steps=sampler_steps)
-        loaded, generator = self._generator(changes, latent_steps, True, height, width, batch_size)
+        loaded, generator = self._generator(
+            changes, latent_steps, True, height, width, batch_size, halting_epsilon
+        )
         return picture_thinking(loaded, generator, plan, seed)
 
     def _check_thinks(self) -> None:
@@ -284,15 +293,28 @@ class Model:
         height: int | None,
         width: int | None,
         batch_size: int,
+        halting_epsilon: float | None,
     ) -> tuple[Loaded, Generator]:
         """Return a model and its generator, which keeps its compiled program for later calls."""
         checked("batch_size", batch_size, Images)
         batch_size = padded_batch_size(self.loaded.mesh, batch_size)
-        key = (*changes.values(), latent_steps, thinking, height, width, batch_size)
+        if halting_epsilon is not None:
+            checked("halting_epsilon", halting_epsilon, NonNegative)
+        key = (
+            *changes.values(),
+            latent_steps,
+            thinking,
+            height,
+            width,
+            batch_size,
+            halting_epsilon,
+        )
         if key not in self._generators:
             loaded = self.loaded if thinking else without_thinking(self.loaded)[0]
             say_untrained_latent_steps(loaded, [latent_steps])
-            generator = make_generator(loaded, changes, batch_size, latent_steps, height, width)
+            generator = make_generator(
+                loaded, changes, batch_size, latent_steps, height, width, halting_epsilon
+            )
             self._generators[key] = loaded, generator
         return self._generators[key]
 

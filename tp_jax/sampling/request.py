@@ -91,6 +91,7 @@ def make_generator(
     latent_steps: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    halting_epsilon: float | None = None,
 ) -> Generator:
     """Build a generator for a loaded model.
 
@@ -100,6 +101,7 @@ def make_generator(
       batch_size: samples per batch.
       latent_steps: number T of latent steps; by default that of training.
       height, width: of the images in pixels; by default the size of training.
+      halting_epsilon: ε of halting by "threshold"; by default tokens halt as the config says.
 
     Raises:
       UserError: the sampler or the size doesn't fit the model, or the batch size doesn't fit the
@@ -118,6 +120,7 @@ def make_generator(
         latent_steps,
         loaded.codec,
         size,
+        halting_epsilon,
     )
 
 
@@ -161,6 +164,7 @@ class Request:
       batch_size: samples per batch; doesn't change the samples.
       sampler_changes: fields of the config's sampler to replace, except those that are None.
       latent_steps: number T of latent steps; None is that of training.
+      halting_epsilon: ε of halting by "threshold"; None halts tokens as the config says.
       checkpoint: train step of the checkpoint; None is the newest.
       negative_prompt: prompt that takes the place of the empty one in classifier-free guidance.
       height, width: of the images in pixels; None is the size of training.
@@ -182,6 +186,7 @@ class Request:
     batch_size: int = 64
     sampler_changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     latent_steps: int | None = None
+    halting_epsilon: float | None = None
     checkpoint: int | None = None
     negative_prompt: str = ""
     height: int | None = None
@@ -234,6 +239,7 @@ def open_generator(request: Request) -> tuple[Loaded, Generator]:
         request.latent_steps,
         request.height,
         request.width,
+        request.halting_epsilon,
     )
 
 

@@ -85,7 +85,13 @@ def picture_thinking(
     cell = int(np.clip(_WIDTH // len(columns), _SMALLEST_CELL, _LARGEST_CELL))
 
     def sampled(model: Loaded, latent_steps: int | None) -> np.ndarray:
-        made = make_generator(model, sampler, generator.batch_size, latent_steps)
+        made = make_generator(
+            model,
+            sampler,
+            generator.batch_size,
+            latent_steps,
+            halting_epsilon=generator.halting_epsilon,
+        )
         made = dataclasses.replace(made, size=generator.size)
         batches = made.batches(model.params, plan.conditions, seed, rows=rows)
         return to_uint8(np.concatenate(list(batches)))
@@ -120,7 +126,9 @@ def picture_thinking(
             "grey_levels_from_without_thinking": without,
             "grey_levels_from_latent_steps": {str(k): v for k, v in compared.items()},
             "kept_experts": {
-                str(block): _kept(chosen) for block, chosen in experts.items() if last > 1
+                str(block): _kept(chosen, thinking.experts)
+                for block, chosen in experts.items()
+                if last > 1
             },
         },
     )
@@ -152,9 +160,14 @@ def _routing_rows(
     return rows
 
 
-def _kept(chosen: np.ndarray) -> float:
-    """Return the share of tokens [S, T, B, N] that keep their expert at the next latent step."""
-    return float(np.mean(chosen[:, 1:] == chosen[:, :-1]))
+def _kept(chosen: np.ndarray, experts: int) -> float:
+    """Return the share of tokens [S, T, B, N] that keep their expert at the next latent step.
+
+    Tokens that have halted, which have the expert M, don't count. If all have, the share is 1.
+    """
+    live = chosen[:, 1:] < experts
+    same = chosen[:, 1:] == chosen[:, :-1]
+    return float(same[live].mean()) if live.any() else 1.0
 
 
 def _short(source: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from tp_jax.messages.errors import UserError
-from tp_jax.values import Ascending, Choice, check_fields, checked
+from tp_jax.values import Ascending, Choice, Range, check_fields, checked
 from tp_jax.values.kinds import LatentSteps, NonNegative, Positive, Size
 
 GATE_INPUTS = ("token", "time", "condition")
@@ -37,6 +37,12 @@ class ThinkingConfig:
       share_across_steps: use the same experts at all latent steps; False gives each its own. Fewer
         latent steps than trained then use the first experts, and at the last step the last ones.
       balance_weight: weight of the load-balance loss; 0 leaves it out.
+      halting: "none"; "threshold" (in sampling, a token halts when it moves little); "ponder" (a
+        halting unit is trained to tell when a token halts). See `thinking/halting.py`.
+      halting_epsilon: ε of "threshold": the relative move at or below which a token halts.
+      ponder_weight: weight β of the divergence from the prior in the loss of "ponder".
+      ponder_prior: λ_0, the probability in the prior of "ponder" that a token halts after a latent
+        step. The halting unit starts with it.
       dispatch: how the experts are computed: "dense", "grouped", "expert_parallel", or "auto" for
         the cheapest. All give the same numbers.
       gate_width: hidden width of the learned gate.
@@ -69,6 +75,10 @@ class ThinkingConfig:
     base_every_step: bool = False
     share_across_steps: bool = True
     balance_weight: NonNegative = 0.0
+    halting: Annotated[str, Choice("none", "threshold", "ponder")] = "none"
+    halting_epsilon: NonNegative = 0.1
+    ponder_weight: NonNegative = 0.01
+    ponder_prior: Annotated[float, Range(0, 1, above=True, below=True)] = 0.2
     dispatch: Annotated[str, Choice("auto", "dense", "grouped", "expert_parallel")] = "auto"
     gate_width: Size = 128
 

@@ -92,7 +92,7 @@ def dispatch_costs(inputs: CostInputs) -> dict[str, Cost]:
     """
     c = inputs
     remote_share = (c.devices - 1) / c.devices
-    token_flops = 12 * c.width * c.rank * c.latent_steps * c.tokens
+    token_flops = expert_flops(c.width, c.rank, c.latent_steps * c.tokens)
     # Sorting reads and writes the D inputs and 3·D outputs of each token once more.
     sort_bytes = 2 * 4 * c.width * c.itemsize * c.latent_steps * c.tokens
     weights = 6 * c.expert_sets * c.experts * c.width * c.rank * c.itemsize
@@ -112,6 +112,25 @@ def dispatch_costs(inputs: CostInputs) -> dict[str, Cost]:
         received = sent + weights / c.devices * (1 - 1 / c.fsdp)
         costs["expert_parallel"] = Cost(local.flops, local.moved_bytes + sort_bytes, received)
     return costs
+
+
+def expert_flops(width: int, rank: int, latent_steps: float) -> float:
+    """Return the FLOPs of the experts that take a number of latent steps, forward.
+
+    Args:
+      width: D.
+      rank: r.
+      latent_steps: number of pairs of a token and a latent step at which it takes an expert, such
+        as the number of tokens times their mean number of latent steps. With halting, this is what
+        "grouped" multiplies on TPUs, where the kernel leaves out tokens without expert. Elsewhere
+        the number of its tiles, and so the FLOPs, doesn't depend on the routing, and "dense"
+        multiplies every token by all experts.
+
+    Example:
+      >>> expert_flops(width=4, rank=2, latent_steps=2.5 * 100)
+      24000.0
+    """
+    return 12 * width * rank * latent_steps
 
 
 def count_tiles(tokens: int, experts: int, tile: int) -> int:

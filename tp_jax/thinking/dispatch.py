@@ -3,6 +3,9 @@
 B samples, N tokens, D width, M experts, r rank. All implementations give the same values and
 gradients, and none drops a token, whatever the routing.
 
+A token may also have no expert: the out-of-range expert M stands for it, and gives Δ = 0. Tokens
+that have halted have it, and the rows that pad the buffers of `expert_parallel`.
+
 - `dense` multiplies every token by all experts and masks the result.
 - `grouped` sorts the tokens by expert and multiplies each group by its own expert
   (`thinking/grouped.py`).
@@ -45,7 +48,7 @@ def dense(u: jax.Array, expert: jax.Array, weight: jax.Array, experts: Experts) 
 
     Args:
       u: [B, N, D] tokens.
-      expert: [B, N] int32, the expert of each token.
+      expert: [B, N] int32, the expert of each token; M for a token without expert.
       weight: [B, N] float32, the factor of each token's Δ.
       experts: M experts, cast to the dtype of u.
 
@@ -123,6 +126,8 @@ class Dispatch:
         if jax.sharding.get_abstract_mesh().empty:
             return local(u, expert, weight, experts)
         if self.name == "expert_parallel":
+            # The experts may be padded. A token without expert must not be sent to a padding one.
+            expert = jnp.where(expert < self.cost_inputs.experts, expert, experts.lora_a.shape[0])
             return expert_parallel(u, expert, weight, experts, local)
         batch = PartitionSpec(BATCH_AXES)
         lora_a = cast("Any", PartitionSpec())

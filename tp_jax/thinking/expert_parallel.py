@@ -58,7 +58,8 @@ def expert_parallel(
 
     Args:
       u: [B, N, D] tokens.
-      expert: [B, N] int32, the expert of each token.
+      expert: [B, N] int32, the expert of each token; M for a token without expert, which is sent
+        nowhere and gets Δ = 0.
       weight: [B, N] float32, the factor of each token's Δ.
       experts: M experts, M a multiple of E, sharded along `expert`; the last axis of lora_b is
         sharded along `tensor`.

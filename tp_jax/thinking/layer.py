@@ -15,6 +15,7 @@ from flax import struct
 from tp_jax.thinking.config import ThinkingConfig
 from tp_jax.thinking.experts import init_experts
 from tp_jax.thinking.gate import GateRandomness, draw_routing, init_gate
+from tp_jax.thinking.halting import draw_halting, init_halt
 from tp_jax.thinking.recursion import AttentionInputs, Conditioning, RoutingStats, think
 
 __all__ = [
@@ -59,6 +60,8 @@ class ThinkingOptions:
       routes: {block: [T, B, N] int32}, the experts that these blocks use instead of their gate's
         choice; None routes every block by its gate.
       stopped: ends the thinking layers after an intermediate latent step; None runs all steps.
+      halting_epsilon: halts tokens by "threshold" with this ε, whatever `config.halting` is; None
+        follows the config. Training ignores it, as it does "threshold".
     """
 
     randomness: GateRandomness | None = None
@@ -66,6 +69,17 @@ class ThinkingOptions:
     trace: bool = struct.field(pytree_node=False, default=False)
     routes: dict[int, jax.Array] | None = None
     stopped: Stopped | None = None
+    halting_epsilon: float | None = struct.field(pytree_node=False, default=None)
+
+    def halting_of(self, config: ThinkingConfig) -> ThinkingConfig:
+        """Return the config with the halting of this forward pass."""
+        if self.halting_epsilon is not None:
+            config = dataclasses.replace(
+                config, halting="threshold", halting_epsilon=self.halting_epsilon
+            )
+        if config.halting == "threshold" and self.randomness and self.randomness.train:
+            return dataclasses.replace(config, halting="none")
+        return config
 
 
 def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> dict[str, Any]:
@@ -78,7 +92,7 @@ def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> d
 
     Returns:
       "norm" (LayerNorm), "experts" or, with experts per latent step, "step_experts", and "gate" if
-      the gate is learned.
+      the gate is learned, and "halt" if `config.halting` is "ponder".
     """
     gate_key, experts_key = jax.random.split(key)
     params = {"norm": {"scale": jnp.ones(width), "bias": jnp.zeros(width)}}
@@ -87,6 +101,8 @@ def init_thinking_layer(key: jax.Array, config: ThinkingConfig, width: int) -> d
     params[experts] = init_experts(experts_key, config, width)
     if config.gate == "learned":
         params["gate"] = init_gate(gate_key, config, width)
+    if config.halting == "ponder":
+        params["halt"] = init_halt(config, width)
     return params
 
 
@@ -109,11 +125,12 @@ class ThinkingLayer:
 
     Attributes:
       params: from `init_thinking_layer`.
-      draws, config, latent_steps, trace: arguments of `recursion.think`.
+      draws, halting_draws, config, latent_steps, trace: arguments of `recursion.think`.
     """
 
     params: dict[str, Any]
     draws: jax.Array | None
+    halting_draws: jax.Array | None
     config: ThinkingConfig = struct.field(pytree_node=False)
     latent_steps: int | None = struct.field(pytree_node=False, default=None)
     trace: bool = struct.field(pytree_node=False, default=False)
@@ -125,6 +142,7 @@ class ThinkingLayer:
             block,
             config=self.config,
             draws=self.draws,
+            halting_draws=self.halting_draws,
             latent_steps=self.latent_steps,
             trace=self.trace,
         )
@@ -177,13 +195,16 @@ class Thinking(nn.Module):
         for layer in sorted(self.config.layers):
             params = self.param(f"layer_{layer}", init_thinking_layer, self.config, self.width)
             # Drawn outside the blocks, so that rematerialisation doesn't repeat it.
-            config = self.config
+            config = options.halting_of(self.config)
+            halting_draws = draw_halting(options.randomness, config, layer, steps, tokens)
             if layer in routes:
                 # A random gate takes its experts from its draws, so a given route replaces them.
                 draws, config = routes[layer], dataclasses.replace(config, gate="random")
             else:
                 draws = draw_routing(options.randomness, config, layer, steps, tokens)
-            thinking = ThinkingLayer(params, draws, config, options.latent_steps, options.trace)
+            thinking = ThinkingLayer(
+                params, draws, halting_draws, config, options.latent_steps, options.trace
+            )
             if stopped is None:
                 layers[layer] = thinking
             elif not layers:

@@ -8,7 +8,9 @@ from tp_jax.thinking.config import ThinkingConfig
 
 
 def count_layer_parameters(width: int, config: ThinkingConfig) -> int:
-    """Return the number of parameters of one thinking layer: LayerNorm, experts and gate.
+    """Return the number of parameters of one thinking layer.
+
+    They are those of its LayerNorm, experts, gate and halting unit.
 
     Args:
       width: D.
@@ -24,7 +26,8 @@ def count_layer_parameters(width: int, config: ThinkingConfig) -> int:
     if config.gate == "learned":
         inputs = len(config.gate_inputs) * (width + 1) * config.gate_width
         gate = inputs + (config.gate_width + 1) * config.experts
-    return 2 * width + experts + gate
+    halt = width + 1 if config.halting == "ponder" else 0
+    return 2 * width + experts + gate + halt
 
 
 def matched_lora_rank(width: int, config: ThinkingConfig) -> int:

@@ -17,8 +17,9 @@ from tp_jax.models.latent_step_outputs import decode_latent_steps
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.thinking.gate import GateRandomness
+from tp_jax.thinking.halting import score_term
 from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
-from tp_jax.thinking.recursion import balance_loss
+from tp_jax.thinking.recursion import balance_loss, over_latent_steps
 from tp_jax.train.supervision import choose_supervision
 
 Metrics = dict[str, jax.Array]
@@ -60,6 +61,8 @@ def make_loss(model: nn.Module, objective: Objective, config: ConfigDict) -> Los
         x = batch["x"] if supervision is None else supervision.target(batch, latent_steps)
         terms = diffusion_terms(predict, x, batch, train_step)
         metrics, loss = terms.metrics, terms.metrics["loss"]
+        if "halting_divergence" in metrics:
+            loss += config.model.thinking.ponder_weight * metrics["halting_divergence"]
         if supervision is not None:
             supervised = supervision.loss(intermediate[0], batch, terms.loss_of)
             metrics = metrics | {supervision.name: supervised}
@@ -158,6 +161,7 @@ def make_diffusion_terms(
             return output
 
         terms = objective.losses(predicted, x, noise, times)
+        terms = add_halting_terms(terms, routing_stats, config)
         metrics = {name: value.mean() for name, value in terms.items()}
         for layer, stats in routing_stats.items():
             metrics |= thinking_metrics(layer, stats)
@@ -168,6 +172,35 @@ def make_diffusion_terms(
         return DiffusionTerms(metrics, routing_stats, loss_of)
 
     return diffusion_terms
+
+
+def add_halting_terms(
+    terms: Metrics, routing_stats: dict[int, RoutingStats], config: ConfigDict
+) -> Metrics:
+    """Add what trains the halting units with `config.model.thinking.halting="ponder"`.
+
+    Args:
+      terms: {name: [B] float32}, the loss terms of each sample.
+      routing_stats: of the thinking layers.
+      config: of the run.
+
+    Returns:
+      The terms with "halting_divergence" [B], summed over the layers, which the loss has to contain
+      with weight `ponder_weight`. "loss" keeps its value, and its gradient contains that of the
+      halting draws' probability (`thinking/halting.py`).
+    """
+    thinking, layers = config.model.thinking, list(routing_stats.values())
+    if thinking.halting != "ponder" or not layers:
+        return terms
+
+    def total(values: list[jax.Array | None]) -> jax.Array:
+        return jnp.sum(jnp.stack(cast("list[jax.Array]", values)), axis=0)
+
+    divergence = total([stats.halting_divergence for stats in layers])
+    log_probability = total([stats.halting_log_probability for stats in layers])
+    cost = terms["loss"] + thinking.ponder_weight * divergence
+    loss = terms["loss"] + score_term(cost, log_probability)
+    return terms | {"loss": loss, "halting_divergence": divergence}
 
 
 def add_balance_loss(
@@ -185,16 +218,23 @@ def thinking_metrics(layer: int, stats: RoutingStats) -> Metrics:
     """Return the metrics of one thinking layer.
 
     They are the mean gate entropy, each expert's share of the tokens and, with several latent
-    steps, the share of tokens that keep their expert from one latent step to the next. Entropy and
-    shares are given without the noise and the temperature of training, as in sampling, and
-    ("drawn") with them, as the train step routed the tokens.
+    steps, the share of tokens that keep their expert from one latent step to the next; with
+    halting, also the mean number of latent steps of a token. Entropy and shares are given without
+    the noise and the temperature of training, as in sampling, and ("drawn") with them, as the train
+    step routed the tokens.
     """
     metrics = {
-        f"gate_entropy/layer_{layer}": stats.entropy.mean(),
-        f"expert_use/layer_{layer}": stats.expert_use.mean(0),
-        f"drawn_gate_entropy/layer_{layer}": stats.drawn_entropy.mean(),
-        f"drawn_expert_use/layer_{layer}": stats.drawn_use.mean(0),
+        f"gate_entropy/layer_{layer}": over_latent_steps(stats.entropy, stats),
+        f"expert_use/layer_{layer}": over_latent_steps(stats.expert_use, stats),
+        f"drawn_gate_entropy/layer_{layer}": over_latent_steps(stats.drawn_entropy, stats),
+        f"drawn_expert_use/layer_{layer}": over_latent_steps(stats.drawn_use, stats),
     }
+    if stats.live is not None:
+        metrics[f"latent_steps_used/layer_{layer}"] = stats.live.sum()
     if stats.kept.size:
-        metrics[f"expert_kept/layer_{layer}"] = stats.kept.mean()
+        kept = stats.kept
+        if stats.live is not None:
+            live = stats.live[1:]
+            kept = kept * live / jnp.maximum(live.mean(), 1e-9)
+        metrics[f"expert_kept/layer_{layer}"] = kept.mean()
     return metrics
