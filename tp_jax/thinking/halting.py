@@ -139,11 +139,12 @@ def draw_halting(
     fold_in, sample = jax.random.fold_in, randomness.sample
     key = fold_in(fold_in(randomness.key, zlib.crc32(b"halting")), layer)
 
-    def draw(key: jax.Array, sample: jax.Array) -> jax.Array:
-        return jax.random.uniform(fold_in(key, sample), (tokens,))
+    def of_samples(key: jax.Array) -> jax.Array:
+        keys = jax.vmap(functools.partial(fold_in, key))(sample)
+        return jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys)
 
     step_keys = jax.vmap(functools.partial(fold_in, key))(jnp.arange(steps - 1))
-    return jax.vmap(lambda key: jax.vmap(functools.partial(draw, key))(sample))(step_keys)
+    return jax.vmap(of_samples)(step_keys)
 
 
 def moved_little(before: jax.Array, after: jax.Array, epsilon: float) -> jax.Array:

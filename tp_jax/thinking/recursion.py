@@ -183,7 +183,8 @@ def think(
             u = (1 + block.scale[:, None]) * normed + block.shift[:, None]
         u = u.astype(vision.dtype)
         if held is not None:
-            chosen = chosen.replace(expert=held.experts(chosen.expert, config.experts))
+            taken = held.experts(chosen.expert, config.experts)
+            chosen = dataclasses.replace(chosen, expert=taken)
         delta = dispatch(u, chosen.expert, chosen.weight, experts)
         return u, delta if held is None else held.deltas(delta), chosen
 
