@@ -147,6 +147,7 @@ def test_halting_draws_depend_on_key_sample_layer_and_latent_step():
     swapped = GateRandomness(noise.key, noise.sample[::-1])
     np.testing.assert_array_equal(drawn(swapped), found[:, ::-1])
     np.testing.assert_array_equal(drawn(steps=2), found[:1])
+    assert drawn(steps=1).shape == (0, B, N)
     for other in (
         drawn(layer=LAYER + 1),
         drawn(GateRandomness(jax.random.key(4), noise.sample)),
