@@ -139,9 +139,11 @@ def draw_halting(
     fold_in, sample = jax.random.fold_in, randomness.sample
     key = fold_in(fold_in(randomness.key, zlib.crc32(b"halting")), layer)
 
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, (tokens,))
+
     def of_samples(key: jax.Array) -> jax.Array:
-        keys = jax.vmap(functools.partial(fold_in, key))(sample)
-        return jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys)
+        return jax.vmap(draw)(jax.vmap(functools.partial(fold_in, key))(sample))
 
     step_keys = jax.vmap(functools.partial(fold_in, key))(jnp.arange(steps - 1))
     return jax.vmap(of_samples)(step_keys)
