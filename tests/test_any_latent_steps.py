@@ -26,10 +26,16 @@ BASES = {"dit": DiTBase, "mmdit": MMDiTBase}
 
 
 def model_of(kind, **fields):
-    """A tiny DiT that predicts velocities, or an MMDiT. Blocks 0 and 2 think."""
-    config = dataclasses.replace(TINY[kind], out_channels=2, remat="none")
-    thinking = dataclasses.replace(config.thinking, latent_steps=3, **fields)
-    return build_model(dataclasses.replace(config, thinking=thinking))
+    """A tiny DiT that predicts velocities, or an MMDiT. Blocks 0 and 1 think."""
+    fields = dict(layers=(0, 1), latent_steps=3, dispatch="dense") | fields
+    thinking = dataclasses.replace(TINY[kind].thinking, **fields)
+    # The last block of an MMDiT doesn't change the text.
+    depth = 2 if kind == "dit" else 3
+    return build_model(
+        dataclasses.replace(
+            TINY[kind], depth=depth, out_channels=2, remat="none", thinking=thinking
+        )
+    )
 
 
 def plain_recursion(block, params, draws, latent_steps):
@@ -90,12 +96,12 @@ def test_intermediate_outputs_equal_plain_loops_that_stop_there(kind):
     np.testing.assert_allclose(found[:-1], wanted, atol=1e-4 * np.abs(wanted).max())
     last, _ = model.apply({"params": params}, *inputs)
     np.testing.assert_allclose(found[-1], last, atol=1e-5 * np.abs(last).max())
-    assert sorted(stats) == [0, 2]
+    assert sorted(stats) == [0, 1]
     # No two latent steps give the same output.
     assert min(np.abs(found[a] - found[b]).max() for a, b in [(0, 1), (0, 2), (1, 2)]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", ["dit", pytest.param("mmdit", marks=pytest.mark.slow)])
 def test_deep_supervision_equals_the_sum_of_plain_losses(kind):
     """Values and gradients, with the noise of training, for two thinking layers."""
     config, model = tiny_config(deep_supervision=0.7), model_of(kind)
@@ -139,7 +145,7 @@ def test_deep_supervision_equals_the_sum_of_plain_losses(kind):
 
 
 def test_every_update_draws_its_number_of_latent_steps_from_seed_and_train_step():
-    config, model = tiny_config(), model_of("dit", latent_steps_range=(1, 3))
+    config, model = tiny_config(), model_of("dit", layers=(0,), latent_steps_range=(1, 3))
     config.train.condition_dropout = 0.0
     assert model.config.trained_latent_steps == range(1, 4)
     params, (x, _, condition) = random_params(model), example(model, batch=2)
@@ -156,7 +162,7 @@ def test_every_update_draws_its_number_of_latent_steps_from_seed_and_train_step(
         assert metrics["latent_steps"] == wanted
         assert not any(name.startswith("expert_kept") for name in metrics)
         drawn.append(wanted)
-        if train_step < 2:
+        if train_step == 0:
             alone = of_steps(params, batch, jnp.int32(train_step), wanted)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, alone)
     assert set(drawn) == {1, 2, 3}
