@@ -20,12 +20,12 @@ from tp_jax.thinking.layer import ThinkingOptions
 DEPTH, LAYER = 6, 3
 
 
-def step_of(**thinking):
+def step_of(deep_supervision=0.0, **thinking):
     """Trace a train step of block 3 of a DiT-S/2 with six blocks, and return (config, jaxpr)."""
     config = runpy.run_path("configs/imagenet256.py")["get_config"]("scratch")
     config.model.update(SIZES["S"] | dict(depth=DEPTH, dtype="float32", remat="none"))
     config.model.thinking.update(layers=(LAYER,), rank=32, dispatch="dense", **thinking)
-    config.train.update(trainable="thinking", batch_size=8)
+    config.train.update(trainable="thinking", batch_size=8, deep_supervision=deep_supervision)
     config.init.base = "somewhere"
     program = trace(config, "train", create_mesh(ONE_DEVICE, jax.devices()[:1]))
     return config_lib.build(config).model, program.traced.jaxpr
@@ -47,6 +47,19 @@ def test_no_gradient_of_the_base_and_none_below_the_thinking_block(fields):
     wanted = train_step_flops(model, 8, "thinking") + 8 * attentions * 2 * 256**2 * 384
     # Not exactly equal: the embeddings have no gradient, so the adaLN layers need none.
     assert traced_flops(jaxpr) == pytest.approx(wanted, rel=3e-3)
+
+
+def test_deep_supervision_costs_the_rest_of_the_model_for_each_latent_step():
+    model, jaxpr = step_of(deep_supervision=1.0, experts=1, latent_steps=3)
+    wanted = train_step_flops(model, 8, "thinking", deep_supervision=True)
+    assert wanted > 1.5 * train_step_flops(model, 8, "thinking")
+    # Not counted: the blocks below the thinking block run once more, and the backward pass computes
+    # the scores of every attention again.
+    later = DEPTH - LAYER - 1
+    attentions = DEPTH - LAYER + 2 + 2 * later
+    again = sum(model.block_flops(layer) for layer in range(LAYER))
+    wanted += 8 * (again + attentions * 2 * 256**2 * 384)
+    assert traced_flops(jaxpr) == pytest.approx(wanted, rel=1e-2)
 
 
 def test_nothing_is_stored_for_the_blocks_below_the_thinking_block():
