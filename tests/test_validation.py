@@ -24,7 +24,9 @@ from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import ThinkingOptions
+from tp_jax.train import summary
 from tp_jax.train.loop import train
+from tp_jax.train.setup import check
 
 EXAMPLES, TIMES = 6, 3
 FLOW = RectifiedFlow(shift=2.0, time_std=1.5)
@@ -247,6 +249,18 @@ def test_a_workdir_that_held_nothing_out_says_what_to_set(trained, tmp_path, ref
         f"--out={tmp_path / 'place' / 'out'}", match="nothing of digits was held out.*fraction",
         watch=[trained],
     )  # fmt: skip
+
+
+def test_the_start_says_what_is_held_out_and_that_a_base_has_seen_it(trained, tmp_path):
+    config = tiny_config(trainable="thinking")
+    config.init.base = str(trained)
+    assert "held out" not in summary._data(check(config, epath.Path(tmp_path) / "run"))
+    config.validation.fraction = 0.1
+    checked = check(config, epath.Path(tmp_path) / "run")
+    num = len(data.held_out_part(data.open_source(config), config))
+    assert 150 < num < 210
+    assert f"1,797 images in 10 classes (0, 1, 2, 3, 4, …), {num} of them" in summary._data(checked)
+    assert "trained on records that this run holds out" in summary._base(checked)
 
 
 def test_validation_is_no_suite_of_training(tmp_path):
