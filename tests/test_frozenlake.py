@@ -98,10 +98,14 @@ def test_paths_are_shortest_and_have_only_legal_moves():
         start = maps.find(desc, "S")
         cells = maps.walk(desc, start, left[start] + 2)
         assert [left[cell] for cell in cells] == [*range(left[start])][::-1] + [0, 0]
-        assert all(
-            abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1
-            for a, b in itertools.pairwise([start, *cells[: left[start]]])
-        )
+        env = maps.make_env(desc)
+        env.reset(seed=0)
+        for before, after in itertools.pairwise([start, *cells[: left[start]]]):
+            action = maps.MOVES.index((after[0] - before[0], after[1] - before[1]))
+            assert divmod(int(env.step(action)[0]), size) == after
+            # Of several moves that lead towards the goal, the teacher takes the smallest action.
+            towards = [(before[0] + d, before[1] + r) for d, r in maps.MOVES]
+            assert action == [left.get(cell) for cell in towards].index(left[after])
 
 
 def test_training_data_contain_no_held_out_map():

@@ -149,18 +149,21 @@ def check_map(desc: Map, max_cells: int) -> str | None:
 
 
 def walk(desc: Map, start: Cell, moves: int) -> list[Cell]:
-    """Follow a shortest path for a number of moves, stepping gymnasium's environment.
+    """Follow a shortest path for a number of moves.
+
+    The way is unique: of several shortest paths it is the one of `next_action`.
 
     Returns:
       The cell after each move; after the goal is reached, the agent stays there.
+
+    Example:
+      >>> walk(("SFF", "FHF", "FFG"), (0, 0), 5)
+      [(1, 0), (2, 0), (2, 1), (2, 2), (2, 2)]
     """
-    env = make_env(desc)
-    env.reset(seed=0)
-    columns = len(desc[0])
-    env.s, cells = start[0] * columns + start[1], []
+    cell, cells = start, []
     for _ in range(moves):
-        cell = divmod(int(env.s), columns)
         if desc[cell[0]][cell[1]] != "G":
-            env.step(next_action(desc, cell))
-        cells.append(divmod(int(env.s), columns))
+            down, right = MOVES[next_action(desc, cell)]
+            cell = cell[0] + down, cell[1] + right
+        cells.append(cell)
     return cells
