@@ -114,7 +114,10 @@ CONFIGS = {
     "digits": (digits, ("",)),
     "gaussian": (gaussian, ("diffusion", "sampling")),
     "lake": (lake, ("frozenlake", "evaluation.frozenlake", "model.thinking")),
-    "shapes": (shapes, ("model", "evaluation.shapes", "text", "autoencoder", "diffusion")),
+    "shapes": (
+        shapes,
+        ("model", "shapes", "evaluation.shapes", "text", "autoencoder", "diffusion"),
+    ),
     "adm": (adm, ("evaluation.adm.protocol", "evaluation.adm.inception")),
 }
 

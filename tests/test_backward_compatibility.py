@@ -85,6 +85,7 @@ def test_workdir_with_the_old_navigation_section_is_evaluated(before, tmp_path):
 
 
 def test_interrupted_image_generation_resumes(before):
+    assert read_config(epath.Path(before / "shapes")).shapes.difficulty == "hard"
     images = before / "images"
     kept = {path: path.stat().st_mtime_ns for path in images.rglob("*.png")}
     assert len(kept) == 4

@@ -267,7 +267,7 @@ def test_settings_that_do_not_fit_together_are_refused(prepared, config):
     with pytest.raises(UserError, match="'coco' has captions, but a dit model takes labels"):
         prepare_from_scratch(dit)
     refused("'digits' has labels, but a mmdit", prepare_from_scratch, prepare__source="digits")
-    refused("'shapes' renders images on demand", prepare_from_scratch, prepare__source="shapes")
+    refused("'shapes' makes its examples on demand", prepare_from_scratch, prepare__source="shapes")
     refused("text_width=9, but that of config.text", prepare_from_scratch, model__text_width=9)
     refused("prepare.captions=-1: must be 0", prepare_from_scratch, prepare__captions=-1)
     dit.prepare.update(source="digits", captions=1)

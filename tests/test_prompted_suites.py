@@ -102,7 +102,7 @@ def test_dpg_images_are_grids_of_four(trained_shapes, tmp_path):
 
 def test_shapes_scores_are_computed_from_the_images(trained_shapes, tmp_path, monkeypatch, capsys):
     few = shapes.make_prompts(per_skill=4)
-    monkeypatch.setattr(shapes, "make_prompts", lambda: few)
+    monkeypatch.setattr(shapes, "make_prompts", lambda **_: few)
     images, out = epath.Path(tmp_path / "out/images"), epath.Path(tmp_path / "out")
     SUITES["shapes"].load().make_images(
         make_request("shapes", trained_shapes, images, samples_per_prompt=1)

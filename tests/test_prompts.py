@@ -13,6 +13,7 @@ from small_configs import tiny_shapes
 
 from tp_jax import config as config_lib
 from tp_jax import data
+from tp_jax.evals import SUITES
 from tp_jax.evals.geneval import prompts as geneval
 from tp_jax.evals.shapes import scores as shapes
 from tp_jax.latents.codec import Pooling
@@ -24,7 +25,7 @@ from tp_jax.sampling.loaded import load
 from tp_jax.sampling.plan import slug
 from tp_jax.sampling.prompts import check_is_text, encode_prompts, read_prompts
 from tp_jax.sampling.request import make_generator
-from tp_jax.worlds.shapes.scenes import training_scene
+from tp_jax.worlds.shapes.scenes import EASY, training_scene
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = runpy.run_path(str(ROOT / "configs" / "shapes.py"))
@@ -36,7 +37,7 @@ def test_training_samples_use_captions_of_the_data(trained_shapes):
     source = data.open_source(config)
     encoder = data.open_text(source, config)
     conditions = data.example_conditions(source, encoder, 3)
-    captions = [training_scene(index).caption for index in range(3)]
+    captions = [training_scene(index, difficulty=EASY).caption for index in range(3)]
     np.testing.assert_array_equal(conditions["text"], encoder.encode(captions)["text"])
 
 
@@ -247,7 +248,7 @@ def test_data_that_does_not_fit_the_model_condition_is_refused():
 # The variants of configs/shapes.py.
 
 
-@pytest.mark.parametrize("base", ["", "large,"])
+@pytest.mark.parametrize("base", ["", "hard,", "large,"])
 def test_plain_lora_has_as_many_parameters_as_thinking(base):
     def count_and_config(argument):
         config = CONFIGS["get_config"](argument)
@@ -263,8 +264,22 @@ def test_plain_lora_has_as_many_parameters_as_thinking(base):
 
 
 def test_an_unknown_config_variant_is_refused():
-    with pytest.raises(UserError, match="unknown variant 'thnk': choose from think, lora, large"):
+    with pytest.raises(
+        UserError, match="unknown variant 'thnk': choose from think, lora, hard, large"
+    ):
         CONFIGS["get_config"]("thnk")
+
+
+@pytest.mark.parametrize(("difficulty", "absent"), [("easy", {"circle", "orange"}), ("hard", set())])
+def test_data_and_prompts_have_the_difficulty_of_the_config(difficulty, absent):
+    config = tiny_shapes()
+    config.shapes.difficulty = difficulty
+    records = data.open_source(config).records
+    captions = [records[index].caption for index in range(200)]
+    prompts = [prompt.text for prompt in SUITES["shapes"].load().read_prompts(None, config)]
+    for texts in (captions, prompts):
+        words = set(" ".join(texts).split())
+        assert {"circle", "orange"} - words == absent and {"ring", "four", "red", "below"} <= words
 
 
 def test_shapes_skills_are_the_tags_of_geneval():

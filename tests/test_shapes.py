@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import functools
+import hashlib
 import itertools
 import os
 
@@ -14,16 +16,29 @@ from tp_jax.evals.geneval.layout import find_images
 from tp_jax.evals.geneval.rules import judge, select
 from tp_jax.evals.shapes import scores as suite
 from tp_jax.messages.errors import UserError
+from tp_jax.models.layers import patchify, unpatchify
 from tp_jax.text.encoder import ZeroNullEncoder
 from tp_jax.text.words import WordEncoder
 from tp_jax.worlds.shapes import scenes
 from tp_jax.worlds.shapes.checker import find_objects, same_contents
 from tp_jax.worlds.shapes.render import AREAS, CENTROIDS, coverage, render
-from tp_jax.worlds.shapes.scenes import COLOURS, SHAPES, SKILLS, Request, all_requests, make_scene
+from tp_jax.worlds.shapes.scenes import (
+    COLOURS,
+    DIFFICULTIES,
+    EASY,
+    HARD,
+    SHAPES,
+    SKILLS,
+    Request,
+    all_requests,
+    make_scene,
+)
 
 # Number of pictures to check. TP_JAX_PICTURES=10000 takes three minutes on two cores.
 PICTURES = int(os.environ.get("TP_JAX_PICTURES", "150"))
 TOLERANCE = 1.5 / 64
+# The side in pixels of the images that `configs/shapes.py` trains on, after pooling.
+SIDES = [(EASY, 32), (HARD, 64)]
 
 
 def degraded(picture, rng):
@@ -37,11 +52,12 @@ def as_uint8(picture):
 
 
 @pytest.mark.parametrize("quality", ["rendered", "degraded"])
-def test_the_checker_reads_every_picture(quality):
+@pytest.mark.parametrize(("difficulty", "side"), SIDES, ids=["easy", "hard"])
+def test_the_checker_reads_every_picture(difficulty, side, quality):
     wrong = []
     for index in range(PICTURES):
-        scene = scenes.training_scene(index, seed=1)
-        picture = render(scene, 64)
+        scene = scenes.training_scene(index, seed=1, difficulty=difficulty)
+        picture = render(scene, side)
         if quality == "degraded":
             picture = degraded(picture, np.random.default_rng(index))
         if not same_contents(find_objects(as_uint8(picture)), scene.objects, TOLERANCE):
@@ -52,20 +68,21 @@ def test_the_checker_reads_every_picture(quality):
 def verdict(picture, metadata):
     """Return whether the picture fulfils the request in `metadata`."""
     image = as_uint8(picture)
-    objects = select(suite.detect(image), metadata["tag"])
+    objects = select(suite.detect(image, metadata.get("min_size", 0.0)), metadata["tag"])
     return judge(objects, metadata, lambda group, name: suite.colours(image, group, name))[0]
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_correct_pictures_pass_and_pictures_with_one_error_fail(skill):
+@pytest.mark.parametrize(("difficulty", "side"), SIDES, ids=["easy", "hard"])
+def test_correct_pictures_pass_and_pictures_with_one_error_fail(difficulty, side, skill):
     rng = np.random.default_rng(SKILLS.index(skill))
-    requests = all_requests(skill)
+    requests = all_requests(skill, difficulty)
     for index in rng.choice(len(requests), 5):
         request = requests[index]
-        scene = make_scene(request, rng, only_seen=False)
-        assert verdict(render(scene, 64), request.metadata), request.caption
+        scene = make_scene(request, rng, only_seen=False, difficulty=difficulty)
+        assert verdict(render(scene, side), request.metadata), request.caption
         for name, wrong in scenes_with_one_error(request, scene):
-            assert not verdict(render(wrong, 64), request.metadata), (request.caption, name)
+            assert not verdict(render(wrong, side), request.metadata), (request.caption, name)
 
 
 def scenes_with_one_error(request, scene):
@@ -97,10 +114,25 @@ def scenes_with_one_error(request, scene):
         yield "relation", dataclasses.replace(scene, objects=swapped)
 
 
-def test_training_scenes_show_all_combinations_except_held_out_ones():
+def test_fragments_of_objects_do_not_count():
+    rng, passed = np.random.default_rng(0), {"whole": 0, "shuffled": 0}
+    for prompt in suite.make_prompts(per_skill=6, difficulty=EASY):
+        (request,) = (
+            one for one in all_requests(prompt.metadata["tag"], EASY) if one.caption == prompt.text
+        )
+        whole = render(make_scene(request, rng, only_seen=False, difficulty=EASY), 32)
+        patches = patchify(whole[None], 8)[0][rng.permutation(16)]
+        shuffled = np.asarray(unpatchify(patches[None], 8, 32, 32)[0])
+        passed["whole"] += verdict(whole, prompt.metadata)
+        passed["shuffled"] += verdict(shuffled, prompt.metadata)
+    assert passed["whole"] == 36 and passed["shuffled"] <= 3
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES.values(), ids=list(DIFFICULTIES))
+def test_training_scenes_show_all_combinations_except_held_out_ones(difficulty):
     shown = collections.Counter()
     for index in range(4_000):
-        scene = scenes.training_scene(index)
+        scene = scenes.training_scene(index, difficulty=difficulty)
         objects = scene.objects
         kinds = [one.shape for one in objects]
         for one in objects:
@@ -113,20 +145,24 @@ def test_training_scenes_show_all_combinations_except_held_out_ones():
         assert len(set(kinds)) > 1 or count not in scenes.UNSEEN_COUNTS
         shown["count", *count] += len(set(kinds)) == 1
         shown["skill", scene.skill] += 1
-    for colour, shape in itertools.product(COLOURS, SHAPES):
+    for colour, shape in itertools.product(difficulty.colours, difficulty.shapes):
         assert bool(shown["colour", colour, shape]) == (
             (colour, shape) not in scenes.UNSEEN_COLOURS
         )
-    assert sum(1 for key in shown if key[0] == "pair") == 10 - len(scenes.UNSEEN_PAIRS)
-    counts = [key for key in shown if key[0] == "count" and key[1] > 1 and shown[key]]
-    assert len(counts) == 15 - len(scenes.UNSEEN_COUNTS)
+    pairs = set(itertools.combinations(sorted(difficulty.shapes), 2))
+    assert {key[1:] for key in shown if key[0] == "pair"} == pairs - scenes.UNSEEN_PAIRS
+    counts = {key[1:] for key in shown if key[0] == "count" and key[1] > 1 and shown[key]}
+    assert counts == set(itertools.product((2, 3, 4), difficulty.shapes)) - scenes.UNSEEN_COUNTS
+    # Some combination of every kind is held out.
+    assert pairs & scenes.UNSEEN_PAIRS
     # All skills are equally frequent, within five standard deviations over 4,000 scenes.
     assert all(abs(shown["skill", skill] / 4_000 - 1 / 6) < 0.03 for skill in SKILLS)
 
 
-def test_relations_in_captions_hold_and_objects_do_not_touch():
+@pytest.mark.parametrize("difficulty", DIFFICULTIES.values(), ids=list(DIFFICULTIES))
+def test_relations_in_captions_hold_and_objects_do_not_touch(difficulty):
     for index in range(500):
-        objects = scenes.training_scene(index).objects
+        objects = scenes.training_scene(index, difficulty=difficulty).objects
         for a, b in itertools.combinations(objects, 2):
             apart = max(abs(a.x - b.x), abs(a.y - b.y))
             assert apart >= a.size + b.size + scenes.MIN_GAP - 1e-9
@@ -137,7 +173,8 @@ def test_relations_in_captions_hold_and_objects_do_not_touch():
     for relation, (axis, sign) in {
         "left of": ("x", -1), "right of": ("x", 1), "above": ("y", -1), "below": ("y", 1),
     }.items():  # fmt: skip
-        a, b = make_scene(Request("position", pair, relation), rng, only_seen=True).objects
+        request = Request("position", pair, relation)
+        a, b = make_scene(request, rng, only_seen=True, difficulty=difficulty).objects
         assert sign * (getattr(a, axis) - getattr(b, axis)) > a.size + b.size
 
 
@@ -191,6 +228,12 @@ def test_antialiasing_equals_the_mean_over_finer_pixels():
         assert np.abs(coarse - covered).mean() < 0.01 and np.abs(coarse - covered).max() < 0.5
 
 
+def test_hard_scenes_are_those_of_earlier_versions():
+    text = "".join(repr(scenes.training_scene(index, difficulty=HARD)) for index in range(300))
+    digest = "569eec97fc3ca0bce8a5a653b6ea7ef365b1520c44535f98f23117bc3af33e22"
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
+
+
 def test_scenes_are_seeded_and_rendered_at_any_size():
     scene = scenes.training_scene(5)
     assert scene == scenes.training_scene(5) != scenes.training_scene(6)
@@ -199,14 +242,16 @@ def test_scenes_are_seeded_and_rendered_at_any_size():
     assert np.abs(large - render(scene, 64)).mean() < 2e-3
 
 
-def test_half_of_the_prompts_are_unseen_combinations():
-    prompts = suite.make_prompts(per_skill=20)
+@pytest.mark.parametrize("difficulty", DIFFICULTIES.values(), ids=list(DIFFICULTIES))
+def test_half_of_the_prompts_are_unseen_combinations(difficulty):
+    make_prompts = functools.partial(suite.make_prompts, difficulty=difficulty)
+    prompts = make_prompts(per_skill=20)
     assert [prompt.index for prompt in prompts] == list(range(120))
     count = collections.Counter((p.metadata["tag"], p.metadata["seen"]) for p in prompts)
     assert count["single_object", True] == 20
     for skill in SKILLS[1:]:
         assert count[skill, True] == count[skill, False] == 10
-    assert prompts == suite.make_prompts(per_skill=20) != suite.make_prompts(per_skill=20, seed=1)
+    assert prompts == make_prompts(per_skill=20) != make_prompts(per_skill=20, seed=1)
 
 
 def test_word_encoder_outputs_computed_by_hand():

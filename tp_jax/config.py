@@ -1,8 +1,9 @@
 """All config fields with their defaults, their checks, and the objects that they describe.
 
-The sections `model`, `model.thinking`, `diffusion`, `sampling`, `validation` and `frozenlake` have
-the fields of a dataclass each, which documents and checks them: `DiTConfig` or `MMDiTConfig`,
-`ThinkingConfig`, `GaussianConfig` or `FlowConfig`, `SamplerConfig`, `ValidationConfig` and
+The sections `model`, `model.thinking`, `diffusion`, `sampling`, `validation`, `shapes` and
+`frozenlake` have the fields of a dataclass each, which documents and checks them: `DiTConfig` or
+`MMDiTConfig`, `ThinkingConfig`, `GaussianConfig` or `FlowConfig`, `SamplerConfig`,
+`ValidationConfig`, `ShapesConfig` and
 `FrozenLakeConfig`. A config is locked: setting a field that doesn't exist is an error.
 """
 
@@ -26,6 +27,7 @@ from tp_jax.values import Choice, annotations, checked
 from tp_jax.values.config_fields import ALLOWED
 from tp_jax.values.variants import parse_variants as parse_variants
 from tp_jax.worlds.frozenlake.settings import FrozenLakeConfig
+from tp_jax.worlds.shapes.settings import ShapesConfig
 
 if TYPE_CHECKING:
     from tp_jax.diffusion.objective import Objective
@@ -122,6 +124,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
 
     config.validation = ConfigDict(dataclasses.asdict(ValidationConfig()))
 
+    # For data.source="shapes": what the scenes and prompts may contain.
+    config.shapes = ConfigDict(dataclasses.asdict(ShapesConfig()))
     # For data.source="frozenlake": the maps, and the frames decoded from latent steps.
     config.frozenlake = ConfigDict(dataclasses.asdict(FrozenLakeConfig()))
 
@@ -238,6 +242,7 @@ def build(config: ConfigDict) -> Built:
             f"config.train.condition_dropout={config.train.condition_dropout} needs the null "
             f"class, but config.model.null_class=False: set it to 0"
         )
+    ShapesConfig(**config.shapes.to_dict())
     FrozenLakeConfig(**config.frozenlake.to_dict())
     if model.condition_kind == "frame":
         check_frames(model)
@@ -342,6 +347,7 @@ def allowed_values(model: str, diffusion: str) -> dict[str, Any]:
         "diffusion": OBJECTIVES[diffusion][0],
         "sampling": SamplerConfig,
         "validation": ValidationConfig,
+        "shapes": ShapesConfig,
         "frozenlake": FrozenLakeConfig,
     }
     for section, config_class in sections.items():

@@ -51,7 +51,6 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
     else:
         source = open_named("config.data", data.source, data.dir, data.split)
     check_held_out(source, config)
-    space = None if kind and kind.from_config else space
     return check_source(source, config, space, for_training=True)
 
 

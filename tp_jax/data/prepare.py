@@ -116,8 +116,6 @@ def prepare(config: ConfigDict, folder: epath.Path | None = None) -> None:
 def _check_source(source: Source, config: ConfigDict) -> None:
     """Raise a UserError unless the source is on disk and has the condition that the model takes."""
     kind, name = config.model.kind, f"config.prepare.source={config.prepare.source!r}"
-    if source.condition_kind == "caption" and not isinstance(source, CaptionSource):
-        raise UserError(f"{name} renders images on demand: train on it without tp_jax.prepare")
     takes_text = config_lib.model_config(config).condition_kind == "text"
     taken, other = ("caption", "label") if takes_text else ("label", "caption")
     if source.condition_kind == other:

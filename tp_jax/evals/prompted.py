@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from tp_jax.cli.flags import output_folder
 from tp_jax.evals.prompt import Prompt
@@ -28,6 +29,7 @@ from tp_jax.sampling.request import (
     open_generator,
     request_fields,
 )
+from tp_jax.workdir.record import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +62,12 @@ class PromptedSuite(Suite):
     square_only: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
+    def read_prompts(self, path: epath.Path | None, config: ConfigDict) -> list[Prompt]:
         """Return all prompts, in order.
 
         Args:
           path: the user's copy; ignored by suites whose prompts are part of the package.
+          config: that the model was trained with; ignored by suites with the same prompts for all.
 
         Raises:
           UserError: the prompts don't exist or belong to another suite.
@@ -106,13 +109,15 @@ class PromptedSuite(Suite):
             **request_fields(values),
         )
 
-    def first_prompts(self, path: epath.Path | None, num: int | None) -> list[Prompt]:
-        """Return the first `num` prompts; None is all.
+    def first_prompts(
+        self, path: epath.Path | None, num: int | None, config: ConfigDict
+    ) -> list[Prompt]:
+        """Return the first `num` prompts; None is all. `path` and `config` as in `read_prompts`.
 
         Raises:
           UserError: the prompts don't exist, or there are fewer than `num`.
         """
-        found = self.read_prompts(path)
+        found = self.read_prompts(path, config)
         if num is not None and not 1 <= num <= len(found):
             raise UserError(
                 f"--num={num}: {self.name} has {len(found)} prompts: give 1 to {len(found)}"
@@ -134,7 +139,7 @@ class PromptedSuite(Suite):
         if samples < 1 or (self.one_file_per_prompt and samples != self.samples_per_prompt):
             allowed = f"{self.samples_per_prompt}" if self.one_file_per_prompt else "1 or more"
             raise UserError(f"--samples_per_prompt={samples}: must be {allowed} for {self.name}")
-        prompts = self.first_prompts(request.prompts, request.num)
+        prompts = self.first_prompts(request.prompts, request.num, read_config(request.workdir))
         loaded, generator = open_generator(request)
         if self.square_only and generator.size and len(set(generator.size)) > 1:
             raise UserError(

@@ -12,7 +12,7 @@ from tp_jax.data.sources.digits import open_digits
 from tp_jax.data.sources.folder import open_folder
 from tp_jax.data.sources.frozenlake import frames_before_last, make_frozenlake
 from tp_jax.data.sources.latents import open_latents
-from tp_jax.data.sources.shapes import open_shapes
+from tp_jax.data.sources.shapes import make_shapes
 from tp_jax.data.sources.synthetic import make_synthetic
 from tp_jax.data.sources.tfds_images import open_tfds
 from tp_jax.messages.errors import UserError
@@ -47,7 +47,7 @@ SOURCES: dict[str, SourceKind] = {
     "folder": SourceKind(open_folder),
     "frozenlake": SourceKind(from_config=make_frozenlake, extras=frames_before_last),
     "latents": SourceKind(open_latents, reads=("dir",)),
-    "shapes": SourceKind(open_shapes, reads=()),
+    "shapes": SourceKind(from_config=make_shapes),
     "synthetic": SourceKind(from_config=make_synthetic),
 }
 TFDS_PREFIX = "tfds/"
@@ -72,6 +72,11 @@ def open_named(section: str, name: str, dir: str, split: str) -> Source:
     if name.startswith(TFDS_PREFIX):
         return open_tfds(name.removeprefix(TFDS_PREFIX), dir, split, section)
     kind = SOURCES.get(name, SourceKind())
+    if kind.from_config:
+        raise UserError(
+            f"{section}.source={name!r} makes its examples on demand: train on it without "
+            f"tp_jax.prepare"
+        )
     if kind.from_disk is None:
         raise UserError(
             f"{section}.source={name!r} is unknown: choose one of {', '.join(sorted(SOURCES))}, or "

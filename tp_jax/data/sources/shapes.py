@@ -5,10 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from tp_jax.data.source import SEEN, UNSEEN, Decode, Source
 from tp_jax.worlds.shapes.render import render
-from tp_jax.worlds.shapes.scenes import Scene, training_scene, unseen_scene
+from tp_jax.worlds.shapes.scenes import (
+    DIFFICULTIES,
+    Difficulty,
+    Scene,
+    training_scene,
+    unseen_scene,
+)
 
 # Number of distinct examples: the most that Grain shuffles, and more than any training reads.
 COUNT = 2**31
@@ -16,15 +23,16 @@ COUNT = 2**31
 
 @dataclasses.dataclass(frozen=True)
 class _Scenes:
+    difficulty: Difficulty
     # Seed of `make`: 0 in training.
     seed: int = 0
-    make: Callable[[int, int], Scene] = training_scene
+    make: Callable[[int, int, Difficulty], Scene] = training_scene
 
     def __len__(self) -> int:
         return COUNT
 
     def __getitem__(self, index: int) -> Scene:
-        return self.make(int(index), self.seed)
+        return self.make(int(index), self.seed, self.difficulty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +61,12 @@ class _ShapesSource(Source):
 
     def validation_sources(self, seed: int) -> dict[str, Source]:
         """Return other scenes such as training shows, and scenes of held-out combinations."""
-        parts = {SEEN: _Scenes(1 + seed), UNSEEN: _Scenes(1 + seed, unseen_scene)}
+        seen = dataclasses.replace(self.records, seed=1 + seed)
+        parts = {SEEN: seen, UNSEEN: dataclasses.replace(seen, make=unseen_scene)}
         return {name: dataclasses.replace(self, records=part) for name, part in parts.items()}
 
 
-def open_shapes(dir: str, split: str, section: str) -> Source:
-    """Open the training scenes; the arguments are ignored."""
-    return _ShapesSource(_Scenes(), image_size=None, channels=3, class_names=())
+def make_shapes(config: ConfigDict) -> Source:
+    """Make a source of the training scenes of `config.shapes.difficulty`."""
+    scenes = _Scenes(DIFFICULTIES[config.shapes.difficulty])
+    return _ShapesSource(scenes, image_size=None, channels=3, class_names=())

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from tp_jax.cli.flags import output_file, required_path
 from tp_jax.evals.dpg import results as dpg_results
@@ -30,7 +31,7 @@ class DpgSuite(PromptedSuite):
     one_file_per_prompt = True
     square_only = True
 
-    def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
+    def read_prompts(self, path: epath.Path | None, config: ConfigDict) -> list[Prompt]:
         """Read DPG-Bench's prompts from the user's copy, as in `PromptedSuite`."""
         if path is None:
             raise UserError("--prompts is missing: give your copy of DPG-Bench's prompts")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from tp_jax.cli.flags import output_file, required_path
 from tp_jax.evals.geneval.base import GenEvalLayoutSuite
@@ -23,7 +24,7 @@ class GenEvalSuite(GenEvalLayoutSuite):
     name = "geneval"
     samples_per_prompt = SAMPLES_PER_PROMPT
 
-    def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
+    def read_prompts(self, path: epath.Path | None, config: ConfigDict) -> list[Prompt]:
         """Read GenEval's prompts from the user's copy, as in `PromptedSuite`."""
         if path is None:
             raise UserError("--prompts is missing: give your copy of evaluation_metadata.jsonl")

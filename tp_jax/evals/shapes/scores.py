@@ -6,6 +6,7 @@ or "unseen": training shows its combination of attributes, or never does.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from tp_jax.evals.prompt import Prompt
 from tp_jax.files.jsonl import read_lines
 from tp_jax.messages.errors import UserError
 from tp_jax.worlds.shapes.checker import find_objects
-from tp_jax.worlds.shapes.scenes import SKILLS, all_requests
+from tp_jax.worlds.shapes.scenes import HARD, SKILLS, Difficulty, all_requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +37,18 @@ class ShapesScores:
     unseen: GenEvalScores | None
 
 
-def make_prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
+def make_prompts(per_skill: int = 40, seed: int = 0, difficulty: Difficulty = HARD) -> list[Prompt]:
     """Choose prompts of every skill; half of them unseen, if the skill has unseen combinations.
 
     Args:
       per_skill: number of prompts per skill. If fewer exist, they are repeated, with new names.
       seed: seed of the choice.
+      difficulty: what the prompts may ask for.
     """
     rng = np.random.default_rng(seed)
     chosen = []
     for skill in SKILLS:
-        requests = all_requests(skill)
+        requests = all_requests(skill, difficulty)
         groups = [
             [request for request in requests if request.seen is seen] for seen in (True, False)
         ]
@@ -57,9 +59,13 @@ def make_prompts(per_skill: int = 40, seed: int = 0) -> list[Prompt]:
             repeats = -(-count // len(group))
             order = [i for _ in range(repeats) for i in rng.permutation(len(group))]
             chosen += [group[i] for i in order[:count]]
+    min_size = {"min_size": difficulty.min_size} if difficulty.min_size else {}
     return [
         Prompt(
-            i, f"{i:05d}", request.caption, request.metadata | {"seen": request.seen, "index": i}
+            i,
+            f"{i:05d}",
+            request.caption,
+            request.metadata | min_size | {"seen": request.seen, "index": i},
         )
         for i, request in enumerate(chosen)
     ]
@@ -91,11 +97,15 @@ class _ColouredDetection(Detection):
     colour: str = ""
 
 
-def detect(image: np.ndarray) -> Objects:
-    """Return the shapes in an image [S, S, 3] uint8, each with score 1."""
+def detect(image: np.ndarray, min_size: float = 0.0) -> Objects:
+    """Return the shapes in an image [S, S, 3] uint8, each with score 1.
+
+    Args:
+      min_size: objects of a smaller `Object.size` are fragments, which don't count.
+    """
     objects: Objects = {}
     for found in find_objects(image):
-        if found.shape:
+        if found.shape and found.size >= min_size:
             box = np.array(found.box, np.float32) * len(image)
             detection = _ColouredDetection(box, 1.0, None, found.colour)
             objects.setdefault(found.shape, []).append(detection)
@@ -118,7 +128,9 @@ def score(folder: epath.Path, wanted: Sequence[Prompt], out: epath.Path) -> Shap
     Raises:
       UserError: as `tp_jax.evals.geneval.results.score_images`.
     """
-    overall = score_images(folder, detect, colours, out, wanted)
+    min_size = wanted[0].metadata.get("min_size", 0.0)
+    detector = functools.partial(detect, min_size=min_size)
+    overall = score_images(folder, detector, colours, out, wanted)
     lines = read_lines(out)
     parts = {}
     for name, seen in (("seen", True), ("unseen", False)):

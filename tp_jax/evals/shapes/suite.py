@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from tp_jax.cli.flags import output_folder, required_output_file, required_path
 from tp_jax.evals.geneval.base import GenEvalLayoutSuite
@@ -30,6 +31,7 @@ from tp_jax.pictures.reading import read_rgb
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 from tp_jax.sampling.prompts import encode_prompts, load_text_encoder
 from tp_jax.sampling.request import make_generator, picture_size
+from tp_jax.worlds.shapes.scenes import DIFFICULTIES
 
 PARTS = ("overall", "seen", "unseen")  # fields of the scores
 GALLERY_COLUMNS = 8  # images per skill in the gallery
@@ -42,9 +44,9 @@ class ShapesSuite(GenEvalLayoutSuite):
     samples_per_prompt = SAMPLES_PER_PROMPT
     square_only = True
 
-    def read_prompts(self, path: epath.Path | None) -> list[Prompt]:
-        """Return the prompts, which are part of the package; `path` is ignored."""
-        return shapes.make_prompts()
+    def read_prompts(self, path: epath.Path | None, config: ConfigDict) -> list[Prompt]:
+        """Return the prompts of the difficulty that the model was trained with."""
+        return shapes.make_prompts(difficulty=DIFFICULTIES[config.shapes.difficulty])
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Generate images, score them, or both; or summarise scores over seeds."""
@@ -73,13 +75,13 @@ class ShapesSuite(GenEvalLayoutSuite):
         check_local(model, self.name)
         # Raises a UserError for a model of latents without an autoencoder.
         picture_size(model)
-        num = self.settings(model).num
-        if not 0 <= num <= len(shapes.make_prompts()):
+        num, prompts = self.settings(model).num, self.read_prompts(None, model.config)
+        if not 0 <= num <= len(prompts):
             raise UserError(
-                f"config.evaluation.shapes.num={num}: give 1 to {len(shapes.make_prompts())}, or 0 "
-                f"for all prompts"
+                f"config.evaluation.shapes.num={num}: give 1 to {len(prompts)}, or 0 for all "
+                f"prompts"
             )
-        prompts = self.first_prompts(None, num or None)
+        prompts = prompts[: num or None]
         texts = [prompt.text for prompt in prompts]
         encoded = encode_prompts(model, texts, "", load_text_encoder(model))
         generator = make_generator(model, batch_size=model.config.evaluation.batch_size)

@@ -15,6 +15,7 @@ from tp_jax.sampling.generator import Generator
 from tp_jax.sampling.loaded import Loaded
 from tp_jax.sampling.prompts import encode_prompts
 from tp_jax.sampling.request import picture_size
+from tp_jax.worlds.shapes.scenes import DIFFICULTIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ShapesTask(Task):
 
 
 def _judge(image: np.ndarray, prompt: Prompt) -> tuple[bool, str]:
-    objects = select(detect(image), prompt.metadata["tag"])
+    objects = select(detect(image, prompt.metadata.get("min_size", 0.0)), prompt.metadata["tag"])
     correct, reason = judge(
         objects, prompt.metadata, lambda group, name: colours(image, group, name)
     )
@@ -54,7 +55,7 @@ def make_task(model: Loaded) -> ShapesTask:
     """
     picture_size(model)
     by_skill: dict[str, list[Prompt]] = {}
-    for prompt in make_prompts():
+    for prompt in make_prompts(difficulty=DIFFICULTIES[model.config.shapes.difficulty]):
         by_skill.setdefault(prompt.metadata["tag"], []).append(prompt)
     # The first n conditions then have all skills.
     prompts = tuple(prompt for turn in zip(*by_skill.values(), strict=True) for prompt in turn)

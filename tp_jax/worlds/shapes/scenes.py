@@ -44,11 +44,51 @@ UNSEEN_COLOURS = frozenset(
 UNSEEN_PAIRS = frozenset({("circle", "cross"), ("ring", "square")})
 UNSEEN_COUNTS = frozenset({(2, "ring"), (3, "square"), (4, "triangle")})
 
-# Range of `Object.size`, by the number of objects in the image.
-SIZES = {1: (0.18, 0.28), 2: (0.17, 0.25), 3: (0.15, 0.18), 4: (0.14, 0.155)}
 PLACEMENT_TRIES = 20  # positions tried for an object before all objects are placed again
 MIN_GAP = 0.055  # between objects, and between an object and the border
 RELATION_MARGIN = 0.08  # how clearly a relation must hold: see `relation_holds`
+
+
+@dataclasses.dataclass(frozen=True)
+class Difficulty:
+    """What scenes may contain; captions and held-out combinations follow the same rules in all.
+
+    Attributes:
+      shapes, colours: names from `SHAPES` and `COLOURS`.
+      sizes: ranges of `Object.size` in scenes of 1, 2, 3 and 4 objects.
+      cells: side of the grid of cells that hold one object each; 0 places objects anywhere.
+      jitter: largest distance of an object's x and y from the centre of its cell.
+      plain: every background is `GREY` and every light 1; otherwise both vary.
+      min_size: smallest `Object.size` that counts when images are judged. A model that doesn't yet
+        draw whole objects draws fragments, and a corner of a square is a small square.
+    """
+
+    shapes: tuple[str, ...]
+    colours: tuple[str, ...]
+    sizes: tuple[tuple[float, float], ...]
+    cells: int = 0
+    jitter: float = 0.0
+    plain: bool = False
+    min_size: float = 0.0
+
+
+GREY = 0.25  # plain background
+HARD = Difficulty(
+    SHAPES,
+    tuple(COLOURS),
+    ((0.18, 0.28), (0.17, 0.25), (0.15, 0.18), (0.14, 0.155)),
+)
+EASY = Difficulty(
+    ("square", "triangle", "cross", "ring"),
+    ("red", "yellow", "green", "blue", "purple", "pink"),
+    ((0.155, 0.175),) * 4,
+    cells=2,
+    jitter=0.02,
+    plain=True,
+    min_size=0.12,
+)
+# config.shapes.difficulty -> difficulty
+DIFFICULTIES = {"easy": EASY, "hard": HARD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,19 +188,20 @@ class Request:
         return {"tag": self.skill, **rules, "prompt": self.caption}
 
 
-def all_requests(skill: str) -> list[Request]:
+def all_requests(skill: str, difficulty: Difficulty = HARD) -> list[Request]:
     """Return all requests of a skill in a fixed order, held-out combinations included.
 
     Example:
       >>> {skill: len(all_requests(skill)) for skill in ("counting", "position")}
       {'counting': 15, 'position': 80}
     """
-    colours = [None] if skill in ("single_object", "two_object", "position") else list(COLOURS)
-    things = list(itertools.product(SHAPES, colours))
+    shapes, uncoloured = difficulty.shapes, ("single_object", "two_object", "position")
+    colours = [None] if skill in uncoloured else difficulty.colours
+    things = list(itertools.product(shapes, colours))
     if skill in ("single_object", "colors"):
         return [Request(skill, (thing,)) for thing in things]
     if skill == "counting":
-        return [Request(skill, ((s, None),) * n) for n, s in itertools.product(NUMBERS, SHAPES)]
+        return [Request(skill, ((s, None),) * n) for n, s in itertools.product(NUMBERS, shapes)]
     pairs = [pair for pair in itertools.product(things, things) if pair[0][0] != pair[1][0]]
     if skill == "position":
         return [Request(skill, pair, r) for r, pair in itertools.product(RELATIONS, pairs)]
@@ -169,11 +210,20 @@ def all_requests(skill: str) -> list[Request]:
     return [Request(skill, pair) for pair in pairs]
 
 
-def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -> Scene:
+def make_scene(
+    request: Request,
+    rng: np.random.Generator,
+    *,
+    only_seen: bool,
+    difficulty: Difficulty = HARD,
+) -> Scene:
     """Sample a scene that fulfils a request: open colours, positions, sizes and background.
 
     Args:
+      request: one of the difficulty's requests.
+      rng: the source of randomness.
       only_seen: choose open colours such that the scene has no held-out combination.
+      difficulty: what the scene may contain.
 
     Raises:
       ValueError: `only_seen` is set, but the request itself is held out from training.
@@ -184,30 +234,25 @@ def make_scene(request: Request, rng: np.random.Generator, *, only_seen: bool) -
     def colour_of(shape: str, colour: str | None) -> str:
         if colour:
             return colour
-        fitting = [c for c in COLOURS if not (only_seen and (c, shape) in UNSEEN_COLOURS)]
+        colours = difficulty.colours
+        fitting = [c for c in colours if not (only_seen and (c, shape) in UNSEEN_COLOURS)]
         return fitting[rng.integers(len(fitting))]
 
-    colours = [colour_of(*thing) for thing in request.objects]
-    shapes = [shape for shape, _ in request.objects]
-    low = rng.uniform(0.15, 0.75)
-    (top_left, top_right), (low_left, low_right) = (low + rng.uniform(0, 0.12, (2, 2))).tolist()
-    return Scene(
-        request.caption,
-        request.skill,
-        tuple(
-            Object(shape, colour, *place)
-            for shape, colour, place in zip(
-                shapes, colours, _sample_places(len(shapes), request.relation, rng), strict=True
-            )
-        ),
-        light=rng.uniform(0.9, 1.04),
-        background=((top_left, top_right), (low_left, low_right)),
-        tint=tuple(rng.uniform(-0.02, 0.02, 3).tolist()),
-    )
+    things = [(shape, colour_of(shape, colour)) for shape, colour in request.objects]
+    light, background, tint = 1.0, ((GREY, GREY), (GREY, GREY)), (0.0, 0.0, 0.0)
+    if not difficulty.plain:
+        low = rng.uniform(0.15, 0.75)
+        (top_left, top_right), (low_left, low_right) = (low + rng.uniform(0, 0.12, (2, 2))).tolist()
+        background = ((top_left, top_right), (low_left, low_right))
+    places = _sample_places(len(things), request.relation, rng, difficulty)
+    objects = tuple(Object(*thing, *place) for thing, place in zip(things, places, strict=True))
+    if not difficulty.plain:
+        light, tint = rng.uniform(0.9, 1.04), tuple(rng.uniform(-0.02, 0.02, 3).tolist())
+    return Scene(request.caption, request.skill, objects, light, background, tint)
 
 
 def _sample_places(
-    count: int, relation: str | None, rng: np.random.Generator
+    count: int, relation: str | None, rng: np.random.Generator, difficulty: Difficulty
 ) -> list[tuple[float, float, float]]:
     """Sample (x, y, size) of objects that don't touch, by rejection sampling.
 
@@ -215,15 +260,35 @@ def _sample_places(
       relation: position of the first object relative to the second, or None.
     """
     while True:
-        places: list[tuple[float, float, float]] = []
-        for size in rng.uniform(*SIZES[count], count).tolist():
-            for _ in range(PLACEMENT_TRIES):
-                x, y = rng.uniform(size + MIN_GAP, 1 - size - MIN_GAP, 2).tolist()
-                if all(max(abs(x - a), abs(y - b)) >= size + c + MIN_GAP for a, b, c in places):
-                    places.append((x, y, size))
-                    break
+        sizes = rng.uniform(*difficulty.sizes[count - 1], count).tolist()
+        places = (_in_cells if difficulty.cells else _anywhere)(sizes, rng, difficulty)
         if len(places) == count and (relation is None or relation_holds(relation, *places)):
             return places
+
+
+def _anywhere(
+    sizes: list[float], rng: np.random.Generator, difficulty: Difficulty
+) -> list[tuple[float, float, float]]:
+    """Place objects at random; return fewer than asked for if one finds no free place."""
+    places: list[tuple[float, float, float]] = []
+    for size in sizes:
+        for _ in range(PLACEMENT_TRIES):
+            x, y = rng.uniform(size + MIN_GAP, 1 - size - MIN_GAP, 2).tolist()
+            if all(max(abs(x - a), abs(y - b)) >= size + c + MIN_GAP for a, b, c in places):
+                places.append((x, y, size))
+                break
+    return places
+
+
+def _in_cells(
+    sizes: list[float], rng: np.random.Generator, difficulty: Difficulty
+) -> list[tuple[float, float, float]]:
+    """Place objects near the centres of different cells of a grid."""
+    cells, jitter = difficulty.cells, difficulty.jitter
+    chosen = rng.choice(cells**2, len(sizes), replace=False)
+    centres = (np.stack([chosen % cells, chosen // cells], axis=1) + 0.5) / cells
+    places = centres + rng.uniform(-jitter, jitter, centres.shape)
+    return [(x, y, size) for (x, y), size in zip(places.tolist(), sizes, strict=True)]
 
 
 def relation_holds(
@@ -245,7 +310,7 @@ def relation_holds(
 COLOURED_SHARE = 0.5
 
 
-def training_scene(index: int, seed: int = 0) -> Scene:
+def training_scene(index: int, seed: int = 0, difficulty: Difficulty = HARD) -> Scene:
     """Return the `index`-th training scene of a seed; held-out combinations don't occur.
 
     All skills are equally likely.
@@ -258,12 +323,12 @@ def training_scene(index: int, seed: int = 0) -> Scene:
     rng = np.random.default_rng([seed, index])
     skill = SKILLS[rng.integers(len(SKILLS))]
     while True:
-        request = _random_request(skill, rng)
+        request = _random_request(skill, rng, difficulty)
         if request.seen:
-            return make_scene(request, rng, only_seen=True)
+            return make_scene(request, rng, only_seen=True, difficulty=difficulty)
 
 
-def unseen_scene(index: int, seed: int = 0) -> Scene:
+def unseen_scene(index: int, seed: int = 0, difficulty: Difficulty = HARD) -> Scene:
     """Return the `index`-th scene of a seed with a combination that is held out from training.
 
     All skills that have such combinations are equally likely.
@@ -273,33 +338,38 @@ def unseen_scene(index: int, seed: int = 0) -> Scene:
       True
     """
     rng = np.random.default_rng([seed, index])
-    unseen = _unseen_requests()
+    unseen = _unseen_requests(difficulty)
     requests = unseen[rng.integers(len(unseen))]
-    return make_scene(requests[rng.integers(len(requests))], rng, only_seen=False)
+    request = requests[rng.integers(len(requests))]
+    return make_scene(request, rng, only_seen=False, difficulty=difficulty)
 
 
 @functools.cache
-def _unseen_requests() -> list[list[Request]]:
+def _unseen_requests(difficulty: Difficulty) -> list[list[Request]]:
     """Return the requests that are held out from training, for each skill that has some."""
-    by_skill = [[ask for ask in all_requests(skill) if not ask.seen] for skill in SKILLS]
+    by_skill = [
+        [ask for ask in all_requests(skill, difficulty) if not ask.seen] for skill in SKILLS
+    ]
     return [requests for requests in by_skill if requests]
 
 
-def _random_request(skill: str, rng: np.random.Generator) -> Request:
+def _random_request(skill: str, rng: np.random.Generator, difficulty: Difficulty) -> Request:
+    shapes, colours = difficulty.shapes, difficulty.colours
+
     def shape() -> str:
-        return SHAPES[rng.integers(len(SHAPES))]
+        return shapes[rng.integers(len(shapes))]
 
     def colour(always: bool = False) -> str | None:
         named = always or rng.random() < COLOURED_SHARE
-        return tuple(COLOURS)[rng.integers(len(COLOURS))] if named else None
+        return colours[rng.integers(len(colours))] if named else None
 
     if skill in ("single_object", "colors"):
         return Request(skill, ((shape(), colour(True) if skill == "colors" else None),))
     if skill == "counting":
         thing = shape(), colour()
         return Request(skill, (thing,) * int(rng.integers(2, 5)))
-    first, second = rng.choice(len(SHAPES), 2, replace=False)
+    first, second = rng.choice(len(shapes), 2, replace=False)
     coloured = skill == "color_attr" or (skill == "position" and rng.random() < COLOURED_SHARE)
-    pair = tuple((SHAPES[i], colour(True) if coloured else None) for i in (first, second))
+    pair = tuple((shapes[i], colour(True) if coloured else None) for i in (first, second))
     relation = RELATIONS[rng.integers(4)] if skill == "position" else None
     return Request(skill, pair, relation)
