@@ -7,8 +7,8 @@
     configs/shapes.py:large           a larger base on the hard scenes, for a GPU
     configs/shapes.py:think,hard      variants combine
 
-The easy scenes have four shapes instead of five, six colours instead of seven, plain backgrounds,
-and objects in the four quarters of the picture. Every number is ours. think and lora start from
+The easy scenes have six colours instead of seven, plain backgrounds, and objects of nearly the
+same size in the four quarters of the picture. Every number is ours. think and lora start from
 the base: pass --config.init.base=WORKDIR, the workdir of the base.
 """
 
@@ -50,7 +50,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.diffusion.update(prediction="data", shift=4.0)
 
     config.train.update(
-        steps=5_000, batch_size=32, ema_decay=0.99, log_every=200, sample_every=2_000, samples=64
+        steps=6_000, batch_size=32, ema_decay=0.99, log_every=200, sample_every=2_000, samples=64
     )
     config.optimizer.update(
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0, b2=0.99

@@ -270,7 +270,7 @@ def test_an_unknown_config_variant_is_refused():
         CONFIGS["get_config"]("thnk")
 
 
-@pytest.mark.parametrize(("difficulty", "absent"), [("easy", {"circle", "orange"}), ("hard", set())])
+@pytest.mark.parametrize(("difficulty", "absent"), [("easy", {"orange"}), ("hard", set())])
 def test_data_and_prompts_have_the_difficulty_of_the_config(difficulty, absent):
     config = tiny_shapes()
     config.shapes.difficulty = difficulty

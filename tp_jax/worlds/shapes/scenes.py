@@ -79,7 +79,7 @@ HARD = Difficulty(
     ((0.18, 0.28), (0.17, 0.25), (0.15, 0.18), (0.14, 0.155)),
 )
 EASY = Difficulty(
-    ("square", "triangle", "cross", "ring"),
+    SHAPES,
     ("red", "yellow", "green", "blue", "purple", "pink"),
     ((0.155, 0.175),) * 4,
     cells=2,
