@@ -75,7 +75,7 @@ def losses_in_a_loop(validation, params):
     return found
 
 
-@pytest.mark.parametrize("kind", ["dit", "mmdit"])
+@pytest.mark.parametrize("kind", ["dit", pytest.param("mmdit", marks=pytest.mark.slow)])
 def test_losses_equal_those_of_a_plain_loop(kind):
     validation, params = make_validation(kind)
     found = validation.losses(params, SEEN)
