@@ -3,7 +3,8 @@
 python notebooks/make_gallery.py [--quickstart=DIR] [--outputs=DIR] [--install=ADDRESS]
 
 Everything is written from the files in notebooks/results: `SUITE.json` of launch/compare.sh,
-`quickstart.json` of `tp_jax.sample --show_thinking`, `paper.json`, and the pictures.
+`quickstart.json` of `tp_jax.sample --show_thinking`, `paper.json`, the pictures, and
+`studies/NAME.json` of `tp_jax.ablate`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from PIL import Image
 
 from tp_jax.evals.over_seeds import as_table
 from tp_jax.pictures.reading import COMPARISON, GRID, ROUTING, THINKING
+from tp_jax.studies.claims import claims_page
 
 ROOT = pathlib.Path(__file__).parents[1]
 START = "<!-- This part is written by notebooks/make_gallery.py. -->"
@@ -189,6 +191,8 @@ def results_page(results: dict[str, Any], folder: pathlib.Path) -> str:
         "hand; [the notebooks' README](../README.md#the-results) says how the files are made.",
         "",
         *results_table(results, ""),
+        "",
+        *claims_page(read_results(folder / "studies"), "studies/"),
     ]
     if "quickstart" in results:
         lines += ["", "## quickstart"]

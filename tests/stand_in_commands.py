@@ -15,6 +15,19 @@ import time
 import zlib
 
 EXAMPLES = 40
+PYTHON = (sys.executable, __file__)
+SHAPES = str(pathlib.Path(__file__).parents[1] / "configs" / "shapes.py")
+
+
+def request(out, study="compare", variants=(), **fields):
+    """A request for a study of configs/shapes.py with two seeds."""
+    from etils import epath
+
+    from tp_jax.studies.config_files import ConfigFile
+    from tp_jax.studies.plan import Request
+
+    fields = {"seeds": 2, "suites": ("shapes",)} | fields
+    return Request(study=study, config=ConfigFile(SHAPES, variants), out=epath.Path(out), **fields)
 
 
 def correct(variant, seed):

@@ -248,6 +248,7 @@ def only_checks(loaded=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tp_jax.train.loop.build", stop)
         patch.setattr("tp_jax.performance.bench.find_groups", stop)
+        patch.setattr("tp_jax.studies.run.write_study", stop)
         patch.setattr("tp_jax.sampling.generator.Generator.batches", stop)
         patch.setattr("tp_jax.sampling.generator.Generator.traces", stop)
         patch.setattr("tp_jax.evals.validation.losses.Validation.losses", stop)
@@ -298,6 +299,10 @@ def command_lines(folder, workdirs):
         "aot": ("aot", {"config": config, "topology": "v5e:2x2", "json": "new.json"}),
         "sample": ("sample", {**sampling, "out": "new.npz"}),
         "analyze": ("analyze", {**sampling, "out": new}),
+        "ablate": (
+            "ablate",
+            {"study": "gate", "config": config, "seeds": "2", "suites": "shapes", "out": new},
+        ),
         "adm": (
             evaluate,
             {"suite": "adm", "samples": str(folder), "reference": "r.npz", "inception": "i"},

@@ -9,7 +9,7 @@ import pytest
 import tp_jax
 from tp_jax.evals import SUITES
 
-ENTRIES = ("main", "sample", "evaluate", "analyze", "prepare", "convert", "bench", "aot")
+ENTRIES = ("main", "sample", "evaluate", "analyze", "ablate", "prepare", "convert", "bench", "aot")
 ROOT = pathlib.Path(__file__).parents[1]
 # Run the command, and report on stdout whether it imported jax.
 RUN = """

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from fake_machine import FLAGS, PROGRAM, ROOT, TPU_FLAGS, TRAINING
+from fake_machine import FLAGS, PROGRAM, RECORD, ROOT, TPU_FLAGS, TRAINING
 
 CREATE = ["create", "--cluster=k", "--workload=w", "--tpu-type=v6e-8"]
 BABYSIT = [*TPU_FLAGS, "--accelerator-type=v6e-8", "--config=c"]
@@ -168,68 +168,39 @@ def test_dockerfile_copies_existing_files_and_installs_known_extras(kind):
     assert extras == ["train", kind] and set(extras) < set(known)
 
 
-# Records its arguments, and creates the files of a training run or an evaluation.
-PYTHON = r"""#!/bin/bash
-printf '%s\037' "$@" >> "$RECORDED"
-printf '\036' >> "$RECORDED"
-for argument in "$@"; do
-  case "$argument" in
-    --workdir=*) workdir="${argument#*=}" ;;
-    --out=*) out="${argument#*=}" ;;
-  esac
-done
-case "$2" in
-  tp_jax.main) mkdir -p "$workdir/checkpoints" ;;
-  tp_jax.evaluate) case "$out" in *.json) ;; *) mkdir -p "$out"; touch "$out/scores.json" ;; esac ;;
-esac
-"""
-
-
-def test_compare_trains_and_scores_each_variant_once(machine):
+def test_compare_runs_the_study_and_collects_its_scores(machine):
     checkout, root = machine.checkout(), machine.folder / "root"
     shutil.copy(ROOT / "setup.py", checkout)
     python = checkout / ".venv/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
+    python.write_text(RECORD)
     python.chmod(0o755)
 
-    def compare(*arguments, code=0):
+    def compare(*arguments, code=0, **environment):
         machine.record.unlink(missing_ok=True)
         _, stderr = machine.run(
-            "compare.sh", *arguments, code=code, root=checkout, SEEDS="0 7", PYTHON=sys.executable
+            "compare.sh", *arguments, code=code, root=checkout, PYTHON=sys.executable, **environment
         )
         calls = [call[1:] for call in machine.calls()]
-        return [call for call in calls if call[0].startswith("tp_jax.")], stderr
+        return [call[1:] for call in calls if call[1:2] and call[1].startswith("tp_jax.")], stderr
 
     options = ["frozenlake", str(root), "--config.train.steps=5"]
-    printed, _ = machine.run("compare.sh", *options, "--dry-run", root=checkout, SEEDS="0 7")
-    assert machine.calls() == [] and not (root / "recursive").exists()
-    calls, _ = compare(*options)
+    printed, _ = machine.run("compare.sh", *options, "--dry-run", root=checkout, SEEDS="2")
+    assert machine.calls() == []
+    calls, _ = compare(*options, SEEDS="2")
     assert [words[2:] for words in printed] == calls
-    trained = [call for call in calls if call[0] == "tp_jax.main"]
-    assert [(call[1].partition("frozenlake.py")[2], call[2], call[3]) for call in trained] == [
-        (config, f"--workdir={root}/{variant}/{seed}/run", f"--config.seed={seed}")
-        for seed in (0, 7)
-        for variant, config in (("recursive", ""), ("random", ":random"), ("single", ":single"))
-    ]
-    assert all(call[-1] == "--config.train.steps=5" for call in trained)
-    scored = [call for call in calls if call[0] == "tp_jax.evaluate"]
-    assert len(scored) == 11 and sum("--latent_steps=1" in call for call in scored) == 4
-    suite = ["tp_jax.evaluate", "--suite=frozenlake"]
-    assert scored[-1] == [*suite, f"--collect={root}", f"--out={root}/frozenlake.json"]
-    run = f"--workdir={root}/random/7/run"
-    assert [*suite, run, f"--out={root}/random-1/7", "--latent_steps=1"] in scored
-    # A second run evaluates only runs that were trained further.
-    calls, _ = compare("frozenlake", str(root))
-    assert [call for call in calls if call[0] == "tp_jax.evaluate"] == [scored[-1]]
-    (root / "random/0/run/checkpoints/2000").mkdir()
-    calls, _ = compare("frozenlake", str(root))
-    again = [call[2] for call in calls if call[0] == "tp_jax.evaluate"]
-    assert again == [f"--workdir={root}/random/0/run"] * 2 + [f"--collect={root}"]
+    assert calls == [
+        [
+            "tp_jax.ablate", "--study=compare", "--config=configs/frozenlake.py", "--seeds=2",
+            "--jobs=1", "--suites=frozenlake", f"--out={root}", "--config.train.steps=5",
+        ],
+        [
+            "tp_jax.evaluate", "--suite=frozenlake", f"--collect={root}/scores/frozenlake",
+            f"--out={root}/frozenlake.json",
+        ],
+    ]  # fmt: skip
+    calls, _ = compare("shapes", str(root))
+    assert calls[0][2:4] == ["--config=configs/shapes.py", "--seeds=3"]
     for wrong in (["lake"], ["frozenlake", str(root), "--config.model.thinking.rank=4"]):
         calls, stderr = compare(*wrong, str(root), code=2)
         assert not calls and stderr.startswith("error: ")
-
-    calls, _ = compare("shapes", str(root / "shapes"))
-    base = [call[4] for call in calls if call[0] == "tp_jax.main" and "think" in call[1]]
-    assert base == [f"--config.init.base={root}/shapes/base/{seed}/run" for seed in (0, 7)]

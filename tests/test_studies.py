@@ -11,7 +11,7 @@ import time
 
 import pytest
 from etils import epath
-from stand_in_commands import EXAMPLES, correct
+from stand_in_commands import EXAMPLES, PYTHON, SHAPES, correct, request
 
 from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.studies.config_files import ConfigFile
@@ -19,22 +19,15 @@ from tp_jax.studies.plan import Request
 from tp_jax.studies.run import run_study
 
 ROOT = pathlib.Path(__file__).parents[1]
-STAND_IN = (sys.executable, str(ROOT / "tests" / "stand_in_commands.py"))
-SHAPES = str(ROOT / "configs" / "shapes.py")
 # Starts a study with the stand-in, as a process that can be killed.
 START = f"""
-import json, sys
+import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from test_studies import STAND_IN, request
+from stand_in_commands import PYTHON, request
 from tp_jax.studies import run
 run.WAIT_SECONDS = 0.05
-run.run_study(request(sys.argv[1]), STAND_IN)
+run.run_study(request(sys.argv[1]), PYTHON)
 """
-
-
-def request(out, study="compare", variants=(), **fields):
-    fields = {"seeds": 2, "suites": ("shapes",)} | fields
-    return Request(study=study, config=ConfigFile(SHAPES, variants), out=epath.Path(out), **fields)
 
 
 @pytest.fixture
@@ -44,15 +37,16 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setenv("STAND_IN_CALLS", str(record))
     monkeypatch.setattr("tp_jax.studies.run.WAIT_SECONDS", 0.05)
 
-    def run(study="compare", fails=False, **fields):
-        record.write_text("")
+    def run(study="compare", fails=False, keeps_calls=False, **fields):
+        if not keeps_calls:
+            record.write_text("")
         made = request(tmp_path / "out", study, **fields)
         if fails:
             with pytest.raises(TrainingError) as error:
-                run_study(made, STAND_IN)
+                run_study(made, PYTHON)
             run.error = str(error.value)
         else:
-            run_study(made, STAND_IN)
+            run_study(made, PYTHON)
         results = json.loads((made.out / f"{study}.json").read_text())
         return results, [json.loads(line) for line in record.read_text().splitlines()]
 
@@ -136,44 +130,41 @@ def test_a_killed_study_goes_on_and_processes_share_its_folder(study, tmp_path):
     done = len(list(out.glob("scores/*/*/*/scores.json")))
     assert 0 < done < 6
     before = calls.read_text().splitlines()
-    both = [start(out) for _ in range(2)]
-    for process in both:
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+    process = start(out)
+    results, _ = study(keeps_calls=True)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
     after = [json.loads(line) for line in calls.read_text().splitlines()]
     # Every command ran once, but for the one that was killed.
     assert len({tuple(call) for call in after}) == 12
     assert len(after) <= 13 and len(after) - len(before) >= 6
-    results, again = study()
-    assert again == [] and results["holes"] == []
+    assert results["holes"] == []
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
+def test_what_does_not_fit_the_folder_is_refused(study, tmp_path):
+    study()
+    for change, match in [
         (dict(study="gate", variants=("think",)), "has a study with --study=compare, not gate"),
         (dict(seeds=1), "with 2 seeds, not 1: give --seeds=2 or more"),
         (dict(variants=("large",)), "another config .base: .*: name another folder"),
         (dict(suites=("lake",)), "--suites=lake: choose from"),
         (dict(base="nowhere"), "--base=nowhere: only a config with config.train.trainable"),
-    ],
-)
-def test_what_does_not_fit_the_folder_is_refused(study, tmp_path, change, match):
-    study()
-    changed = {"study": "compare"} | change
-    with pytest.raises(UserError, match=match) as error:
-        run_study(request(tmp_path / "out", **changed), STAND_IN)
-    assert "\n" not in str(error.value)
+    ]:
+        with pytest.raises(UserError, match=match) as error:
+            run_study(request(tmp_path / "out", **change), PYTHON)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="files but no study.json, so it wasn't created by tp_jax"):
+        run_study(request(tmp_path), PYTHON)
 
 
 def test_a_study_without_its_base_is_refused(tmp_path):
     made = request(tmp_path / "out", "gate", ("think",), base=str(tmp_path))
     with pytest.raises(UserError, match="has no trained base for seed 0, 1 of 2: it must have"):
-        run_study(made, STAND_IN)
+        run_study(made, PYTHON)
     imagenet = ConfigFile(str(ROOT / "configs" / "imagenet256.py"))
     made = Request("gate", imagenet, 2, epath.Path(tmp_path / "out"), suites=("shapes",))
     with pytest.raises(UserError, match="init.base='checkpoints/dit-xl-2-256' doesn't exist"):
-        run_study(made, STAND_IN)
+        run_study(made, PYTHON)
     assert not (tmp_path / "out").exists()
 
 

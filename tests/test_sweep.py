@@ -58,6 +58,7 @@ ACCEPTED = {
         "what",
         "peers",
         "experts",
+        "suites",
     ),
     # Two equal numbers are a range; labels are used in turn; a sweep does the same cell once.
     "1,1": ("guidance_interval", "frozen", "labels", "guidance_scales", "latent_steps", "experts"),
@@ -159,15 +160,15 @@ def flag_outcomes(lines, bases, workdirs):
     return found
 
 
-BASES = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "adm", "adm sweep",
-         "geneval", "geneval make", "dpg", "shapes", "shapes collect", "frozenlake", "digits",
-         "validation")  # fmt: skip
+BASES = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "ablate", "adm",
+         "adm sweep", "geneval", "geneval make", "dpg", "shapes", "shapes collect", "frozenlake",
+         "digits", "validation")  # fmt: skip
 
 
 def test_wrong_values_of_flags(lines, trained, monkeypatch):
     monkeypatch.setattr(sweep, "VALUES", FEW)
     # Those of the other suites are defined by the same functions.
-    bases = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "adm")
+    bases = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "ablate", "adm")
     check(flag_outcomes(lines, bases, [trained]))
 
 

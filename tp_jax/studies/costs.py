@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tp_jax import config as config_lib
 from tp_jax.diffusion import SamplerConfig
 from tp_jax.models import TransformerConfig
-from tp_jax.models.flops import decoding_flops, forward_flops, thinking_flops, train_step_flops
+from tp_jax.models.flops import decoding_flops, forward_flops, train_step_flops
 from tp_jax.thinking.parameter_count import count_layer_parameters
 
 
@@ -67,7 +67,7 @@ def cost_of(config: ConfigDict, flags: Mapping[str, Any]) -> Cost:
         trained_parameters=thinking if fields.trainable == "thinking" else sum(parts.values()),
         thinking_parameters=thinking,
         train_flops=fields.steps * train_step_flops(model, fields.batch_size, fields.trainable),
-        sample_flops=predictions * (forward_flops(sampled) + decoding_flops(sampled)),
+        sample_flops=predictions * _prediction_flops(sampled),
     )
 
 
@@ -87,13 +87,18 @@ def random_rank_of_equal_parameters(model: TransformerConfig) -> int:
 
 
 def lora_rank_of_equal_flops(model: TransformerConfig) -> int:
-    """Return the rank at which a plain LoRA has as many forward FLOPs as the thinking of a model.
+    """Return the rank at which plain LoRA makes one prediction as expensive as the thinking model.
 
     A LoRA has 12·D FLOPs per token and rank. Recursion also repeats attention, which a LoRA
     doesn't, so the rank is larger than T·r.
     """
-    per_rank = 12 * model.width * model.tokens
-    return max(round(sum(thinking_flops(model)) / per_rank), 1)
+    thinking = model.thinking
+    lora = dataclasses.replace(thinking, experts=1, latent_steps=1, gate="first", rank=1)
+    missing = _prediction_flops(model) - _prediction_flops(
+        dataclasses.replace(model, thinking=lora)
+    )
+    per_rank = len(thinking.layers) * 12 * model.width * model.tokens
+    return max(1 + round(missing / per_rank), 1)
 
 
 def sampler_steps_of_equal_flops(model: TransformerConfig, steps: int) -> int:
@@ -106,5 +111,9 @@ def sampler_steps_of_equal_flops(model: TransformerConfig, steps: int) -> int:
     """
     fewer = {"latent_steps": 1} if model.condition_kind == "frame" else {"layers": ()}
     plain = dataclasses.replace(model, thinking=dataclasses.replace(model.thinking, **fewer))
-    both = [forward_flops(one) + decoding_flops(one) for one in (model, plain)]
-    return round(steps * both[0] / both[1])
+    return round(steps * _prediction_flops(model) / _prediction_flops(plain))
+
+
+def _prediction_flops(model: TransformerConfig) -> float:
+    """Return the FLOPs of one prediction of one sample, with the frames of all latent steps."""
+    return forward_flops(model) + decoding_flops(model)

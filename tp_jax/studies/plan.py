@@ -144,7 +144,10 @@ def make_plan(request: Request) -> Plan:
         )
     check_names(study)
     files = {v.name: _config_file(v, request.config, base) for v in study.variants}
-    configs = {v.name: _checked(files[v.name], v, request, base) for v in study.variants}
+    configs: dict[str, ConfigDict] = {}
+    for variant in study.variants:
+        config = configs.get(variant.run_of)
+        configs[variant.name] = config or _checked(files[variant.name], variant, request, base)
     _check_distinct(study, configs)
     cells = [
         _make_cell(variant, seed, request, study, files, configs, base, suites)

@@ -46,13 +46,13 @@ def _rivals(setting: Setting) -> Study:
             f"plain LoRA with as many parameters (rank {matched})",
             lora | {THINKING + "rank": matched},
         ),
-        Variant(
-            "lora-flops",
-            f"plain LoRA with as many forward FLOPs (rank {equal})",
-            lora | {THINKING + "rank": equal},
-        ),
         sampled,
     ]  # fmt: skip
+    if equal == matched:
+        left_out["lora-flops"] = "it would have the same rank as lora-parameters"
+    else:
+        what = f"plain LoRA with as many FLOPs (rank {equal})"
+        variants.insert(4, Variant("lora-flops", what, lora | {THINKING + "rank": equal}))
     if thinking.experts > 1:
         total = thinking.experts * thinking.rank
         what = f"recursion with one dense expert of the same total rank ({total})"

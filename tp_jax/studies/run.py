@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+from etils import epath
 
 from tp_jax.cli import signals
 from tp_jax.files.atomic import write_json
@@ -47,16 +48,30 @@ def run_study(request: Request, python: Sequence[str] = PYTHON) -> None:
     plan = make_plan(request)
     for name, reason in plan.study.left_out.items():
         say(f"{name} is left out: {reason}")
-    write_study(plan)
+    with held_alone(request.out):
+        write_study(plan)
     runner = Runner(plan, python)
     with signals.before_end(runner.stop):
         runner.run()
-    failed = write_results(plan, runner.problem_of)
+    with held_alone(request.out):
+        failed = write_results(plan, runner.problem_of)
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(plan.cells)} cells have no scores, the first is {failed[0]}; "
             f"{request.out / request.study}.md says why: run the same command to try them again"
         )
+
+
+@contextlib.contextmanager
+def held_alone(out: epath.Path) -> Iterator[None]:
+    """Hold the folder of a study in the block, once no other process of the study does."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            with contextlib.suppress(UserError):
+                stack.enter_context(hold(out, f"--out={out}"))
+                break
+            time.sleep(0.2)
+        yield
 
 
 class Runner:
