@@ -7,16 +7,19 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from conftest import snapshot
 from etils import epath
 from stand_in_commands import EXAMPLES, PYTHON, SHAPES, correct, request
 
 from tp_jax.messages.errors import TrainingError, UserError
 from tp_jax.studies.config_files import ConfigFile
-from tp_jax.studies.plan import Request
-from tp_jax.studies.run import run_study
+from tp_jax.studies.folder import write_study
+from tp_jax.studies.plan import Request, make_plan
+from tp_jax.studies.run import Runner, run_study
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Starts a study with the stand-in, as a process that can be killed.
@@ -139,6 +142,54 @@ def test_a_killed_study_goes_on_and_processes_share_its_folder(study, tmp_path):
     assert len({tuple(call) for call in after}) == 12
     assert len(after) <= 13 and len(after) - len(before) >= 6
     assert results["holes"] == []
+
+
+def test_an_interrupted_study_ends_its_commands_and_goes_on(study, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    plan = make_plan(request(tmp_path / "out"))
+    write_study(plan)
+    runner = Runner(plan, PYTHON)
+    monkeypatch.setenv("STAND_IN_SLOW", "60")
+    thread = threading.Thread(target=runner.run)
+    thread.start()
+    wait_for(calls.exists)
+    runner.stop()
+    thread.join(30)
+    assert not thread.is_alive() and len(calls.read_text().splitlines()) == 1
+    # What was interrupted isn't a failure, and nobody holds its cell.
+    assert not list(tmp_path.glob("out/cells/*/*/holder.json"))
+    assert runner.problem_of(plan.cells[0]) is None
+    monkeypatch.delenv("STAND_IN_SLOW")
+    results, again = study()
+    assert results["holes"] == [] and len(again) == 12
+
+
+@pytest.mark.slow
+def test_a_study_of_real_commands(tmp_path):
+    """Train a base and fine-tune it, with and without Mod, in three processes."""
+    fields = {
+        "train.trainable": "thinking", "train.steps": 3, "train.batch_size": 8, "train.samples": 0,
+        "optimizer.warmup_steps": 0, "model.depth": 2, "model.width": 16, "model.heads": 2,
+        "model.thinking.layers": (1,), "validation.num": 32, "validation.every_steps": 0,
+    }  # fmt: skip
+    config = ConfigFile(str(ROOT / "configs" / "quickstart.py"), (), fields)
+    made = Request("modulate", config, 1, epath.Path(tmp_path / "out"), suites=("validation",))
+    run_study(made)
+    results = json.loads((made.out / "modulate.json").read_text())
+    assert results["holes"] == [] and list(results["variants"]) == ["base", "with", "without"]
+    (difference,) = (d for d in results["differences"]["validation"] if d["variant"] == "without")
+    assert difference["examples"] == 32 and difference["mean"] != 0
+    assert difference["bootstrap"][0] <= difference["mean"] <= difference["bootstrap"][1]
+    rows = results["variants"]
+    assert rows["with"]["trained_parameters"] < rows["base"]["trained_parameters"]
+    assert rows["with"]["minutes"]["train"] > 0 and results["devices"]
+    for cell in ("with", "without"):
+        stored = json.loads((made.out / f"cells/{cell}/0/run/config.json").read_text())
+        assert stored["model"]["thinking"]["modulate"] == (cell == "with")
+        assert stored["init"]["base"].endswith("cells/base/0/run")
+    before = snapshot(made.out / "cells")
+    run_study(made)
+    assert snapshot(made.out / "cells") == before
 
 
 def test_what_does_not_fit_the_folder_is_refused(study, tmp_path):

@@ -180,10 +180,11 @@ def test_claims_name_variants_that_their_studies_have():
 def test_the_page_says_which_claims_hold():
     page = "\n".join(claims_page({"gate-shapes": results()}, "studies/"))
     assert (
-        "| A learned gate is better than random experts | [shapes.py:think](studies/gate-shapes.md)"
-        ", correct, %, 2 seeds | +9.5 | +6.5 … +12.5 | holds | ± 3 |" in page
+        "| A learned gate is better than random experts | reviewers "
+        "| [shapes.py:think](studies/gate-shapes.md), correct, %, 2 seeds | +9.5 | +6.5 … +12.5 | holds | ± 3 |"
+        in page
     )
-    assert "Two experts are better than one | not measured yet" in page
+    assert "Two experts are better than one | paper | not measured yet" in page
     assert (
         "- [gate-shapes](studies/gate-shapes.md): gates; configs/shapes.py:think, 2 seeds" in page
     )

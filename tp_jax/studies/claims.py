@@ -1,4 +1,4 @@
-"""What the paper claims, and what the reviewers asked: which of two variants is better.
+"""What the paper claims, what its reviewers asked, and what we add: which variant is better.
 
 A verdict follows from the numbers alone: a claim holds if the whole 95 % interval of the paired
 difference is on its side.
@@ -15,54 +15,58 @@ class Claim:
 
     Attributes:
       text: the claim.
+      origin: whose it is: "paper"; "reviewers", who asked for the comparison; or "ours".
       study: the study that tests it.
       better, worse: names of its variants.
     """
 
     text: str
+    origin: str
     study: str
     better: str
     worse: str
 
 
+def _rival(text: str, origin: str, worse: str) -> Claim:
+    return Claim(f"Recursive sparse thinking is better than {text}", origin, "rivals", "recursive",
+                 worse)  # fmt: skip
+
+
 CLAIMS = (
-    Claim("Recursive sparse thinking is better than the base", "rivals", "recursive", "base"),
-    Claim(
-        "It is better than plain LoRA with as many parameters",
-        "rivals", "recursive", "lora-parameters",
-    ),
-    Claim(
-        "It is better than plain LoRA with as many FLOPs", "rivals", "recursive", "lora-flops"
-    ),
-    Claim(
-        "It is better than more sampler steps with as many FLOPs",
-        "rivals", "recursive", "more-sampler-steps",
-    ),
-    Claim(
-        "It is better than looping the frozen attention without training",
-        "rivals", "recursive", "untrained-loop",
-    ),
-    Claim("Sparse experts are better than one of the same total rank", "rivals", "recursive",
-          "dense"),
-    Claim("A learned gate is better than random experts", "gate", "learned", "random"),
+    _rival("the base", "paper", "base"),
+    _rival("plain LoRA with as many parameters", "paper", "lora-parameters"),
+    _rival("plain LoRA with as many FLOPs", "reviewers", "lora-flops"),
+    _rival("more sampler steps with as many FLOPs", "ours", "more-sampler-steps"),
+    _rival("looping the frozen attention without training", "ours", "untrained-loop"),
+    _rival("recursion with one dense expert of the same total rank", "paper", "dense"),
+    Claim("A learned gate is better than random experts", "reviewers", "gate", "learned", "random"),
     Claim(
         "A learned gate is better than random experts with as many parameters",
-        "gate", "learned", "random-wide",
+        "ours", "gate", "learned", "random-wide",
     ),
-    Claim("Two latent steps are better than one", "latent_steps_by_experts", "T2-M2", "T1-M2"),
-    Claim("Two experts are better than one", "latent_steps_by_experts", "T2-M2", "T2-M1"),
+    Claim(
+        "Two latent steps are better than one",
+        "paper", "latent_steps_by_experts", "T2-M2", "T1-M2",
+    ),
+    Claim("Two experts are better than one", "paper", "latent_steps_by_experts", "T2-M2", "T2-M1"),
     Claim(
         "Five latent steps and experts are better than two",
-        "latent_steps_by_experts", "T5-M5", "T2-M2",
+        "paper", "latent_steps_by_experts", "T5-M5", "T2-M2",
     ),
-    Claim("Experts should see modulated tokens (Mod)", "modulate", "with", "without"),
+    Claim("Experts should see modulated tokens (Mod)", "paper", "modulate", "with", "without"),
     Claim(
-        "The base projection should enter at the last latent step only", "base", "last", "every"
+        "The base projection should enter at the last latent step only",
+        "paper", "base", "last", "every",
     ),
-    Claim("The gate should see time and condition too", "gate_inputs", "all", "token"),
+    Claim("The gate should see time and condition too", "paper", "gate_inputs", "all", "token"),
+    Claim("Several blocks should think, not one", "paper", "layers", "config", "middle"),
+    Claim(
+        "The gate should read the token before adaLN",
+        "ours", "gate_token", "unmodulated", "modulated",
+    ),
     Claim(
         "Trained with a range of T, more latent steps at sampling are better",
-        "latent_steps_at_sampling", "range", "range-T1",
+        "ours", "latent_steps_at_sampling", "range", "range-T1",
     ),
 )  # fmt: skip
 # What was not tested, and why.
@@ -136,11 +140,10 @@ def claims_page(studies: Mapping[str, Mapping[str, Any]], folder: str) -> list[s
         "",
         "Each claim says that one variant is better than another. It holds if the whole 95 % "
         "interval of the paired difference, over seeds and where possible over examples, is on its "
-        "side. The last column is half the width of this interval: smaller differences could not "
-        "have been seen.",
+        "side. Differences smaller than half the width of this interval could not have been seen.",
         "",
-        "| claim | measured | difference | 95 % interval | verdict | could have been seen |",
-        "|---|---|---|---|---|---|",
+        "| claim | whose | measured | difference | 95 % interval | verdict | half-width |",
+        "|---|---|---|---|---|---|---|",
     ]
     for claim in CLAIMS:
         rows = [
@@ -152,7 +155,7 @@ def claims_page(studies: Mapping[str, Mapping[str, Any]], folder: str) -> list[s
         rows = [row for row in rows if row]
         if not rows:
             command = f"--study={claim.study}"
-            rows = [f"| {claim.text} | not measured yet (`{command}`) | | | | |"]
+            rows = [f"| {claim.text} | {claim.origin} | not measured yet (`{command}`) | | | | |"]
         lines += rows
     lines += [
         "",
@@ -192,6 +195,13 @@ def _claim_row(
         interval = " … ".join(f"{factor * end:+.3g}" for end in found["interval"])
         half = f"± {factor * found['half_width']:.2g}"
     said = verdict(found, described["higher_is_better"])
-    return (
-        f"| {claim.text} | {where} | {factor * found['mean']:+.3g} | {interval} | {said} | {half} |"
+    cells = (
+        claim.text,
+        claim.origin,
+        where,
+        f"{factor * found['mean']:+.3g}",
+        interval,
+        said,
+        half,
     )
+    return f"| {' | '.join(cells)} |"

@@ -12,9 +12,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from tp_jax import config as config_lib
 from tp_jax.evals import SUITES
 from tp_jax.files.jsonl import read_json, read_lines
 from tp_jax.messages.errors import UserError
+
+# Sources that generate their examples.
+WORLDS = ("shapes", "frozenlake")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,8 @@ MEASURES = (
 def suites_of(config: ConfigDict, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the suites that score a config: that of its data source, and `validation`.
 
+    `validation` is left out if nothing is held out for it.
+
     Args:
       config: the config of the study.
       wanted: names of suites, instead of these.
@@ -116,14 +122,26 @@ def suites_of(config: ConfigDict, wanted: Sequence[str] = ()) -> tuple[str, ...]
     for suite in wanted:
         if suite not in measured:
             raise UserError(f"--suites={suite}: choose from {', '.join(measured)}")
-    own = (config.data.source.partition("/")[0], "validation")
-    suites = tuple(wanted) or tuple(suite for suite in own if suite in measured)
-    if not suites:
+    own = config.data.source.partition("/")[0]
+    suites = tuple(wanted) or tuple(
+        suite
+        for suite in (own, "validation")
+        if suite in measured and (suite == own or _holds_out(config))
+    )
+    if not suites or ("validation" in suites and not _holds_out(config)):
+        remedy = "set config.validation.fraction=0.1, say"
         raise UserError(
-            f"config.data.source={config.data.source!r}: no suite scores it; give --suites, from "
-            f"{', '.join(measured)}"
+            f"config.data.source={config.data.source!r} has no suite, and config.validation holds "
+            f"nothing out: {remedy}"
         )
     return suites
+
+
+def _holds_out(config: ConfigDict) -> bool:
+    """Return whether a config holds out examples; worlds generate others for validation."""
+    fields = config_lib.flat(config)
+    given = [fields.get(f"validation.{name}") for name in ("fraction", "split", "dir")]
+    return any(given) or config.data.source.partition("/")[0] in WORLDS
 
 
 def measures_of(suites: Sequence[str]) -> tuple[Measure, ...]:

@@ -68,6 +68,8 @@ def _draw_differences(axes: Axes, results: Mapping[str, Any], measure: str) -> N
     factor, sign = described["factor"], 1 if described["higher_is_better"] else -1
     for place, name in enumerate(results["variants"]):
         found = find_difference(results, measure, name, reference)
+        if name == reference:
+            axes.text(0, place, " reference", va="center", color=GREY)
         if found is None:
             continue
         clear, ends = False, found["interval"]

@@ -43,6 +43,8 @@ def run_study(request: Request, python: Sequence[str] = PYTHON) -> None:
       UserError: the request is wrong, or the folder holds another study.
       TrainingError: cells failed. The others have run, and the results are written.
     """
+    if "://" in str(request.out):
+        raise UserError(f"--out={request.out}: a study needs a local folder, for its logs")
     # This process only starts others, which need the accelerator for themselves.
     jax.config.update("jax_platforms", "cpu")
     plan = make_plan(request)
@@ -86,7 +88,9 @@ class Runner:
         """
         self._plan, self._python = plan, tuple(python)
         self._lock, self._started = threading.Lock(), time.time()
-        self._running: dict[Cell, subprocess.Popen | None] = {}
+        # Cells that this process holds; the command that runs, and its name.
+        self._running: dict[Cell, tuple[subprocess.Popen[bytes], str] | None] = {}
+        self._messages: list[str] = []
         self._stopped = threading.Event()
         self._errors: list[BaseException] = []
 
@@ -100,11 +104,18 @@ class Runner:
             bar.initial = bar.n = self._finished()
             for thread in threads:
                 thread.start()
-            while any(thread.is_alive() for thread in threads):
+            shown, since = (-1, ""), time.monotonic()
+            while any(thread.is_alive() for thread in threads) or self._messages:
                 for thread in threads:
                     thread.join(1.0 / len(threads))
-                bar.n = self._finished()
-                bar.refresh()
+                while self._messages:
+                    bar.clear()
+                    say(self._messages.pop(0))
+                bar.n, doing = self._finished(), self._doing()
+                # A log has a line only where something changed, or every minute.
+                if (bar.n, doing) != shown or time.monotonic() > since + 60:
+                    bar.set_postfix_str(doing)
+                    shown, since = (bar.n, doing), time.monotonic()
         if self._errors:
             raise self._errors[0]
 
@@ -112,7 +123,7 @@ class Runner:
         """Let the commands save their work and end; start no others."""
         self._stopped.set()
         with self._lock:
-            running = [process for process in self._running.values() if process]
+            running = [found[0] for found in self._running.values() if found]
         for process in running:
             process.terminate()
         end = time.monotonic() + SAVE_SECONDS
@@ -133,6 +144,10 @@ class Runner:
 
     def _finished(self) -> int:
         return sum(cell.done() or self.problem_of(cell) is not None for cell in self._plan.cells)
+
+    def _doing(self) -> str:
+        with self._lock:
+            return "; ".join(f"{c}: {found[1]}" for c, found in self._running.items() if found)
 
     def _work(self) -> None:
         try:
@@ -187,7 +202,6 @@ class Runner:
         for name, command, done in steps:
             if done():
                 continue
-            say(f"{cell}: {name}")
             code = self._call(cell, name, command)
             if self._stopped.is_set():
                 return
@@ -212,7 +226,7 @@ class Runner:
                 env=os.environ,
             )
             with self._lock:
-                self._running[cell] = process
+                self._running[cell] = process, name
             if self._stopped.is_set():
                 process.terminate()
             code = process.wait()
@@ -227,6 +241,6 @@ class Runner:
         if code == 0:
             how = "ended before the last train step"
         text = f"{module} {how}; see {cell.folder / LOG}"
-        say(f"{cell} failed: {text}")
+        self._messages.append(f"{cell} failed: {text}")
         failed = {"text": text, "exit_code": code, "time": time.time()}
         write_json(cell.folder / RECORD, read_record(cell.folder) | {"failed": failed})
