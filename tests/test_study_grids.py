@@ -34,7 +34,7 @@ FILES = {
     "frozenlake": (ConfigFile(str(CONFIGS / "frozenlake.py")), ("frozenlake",)),
 }  # fmt: skip
 # Studies of fields that a version may lack.
-NEW = ("gate_token", "halting", "latent_steps_at_sampling")
+NEW = ("halting",)
 
 
 def plan_of(name, study):
@@ -127,7 +127,8 @@ def test_rivals_cost_as_much_as_thinking(name):
         return dataclasses.replace(model, thinking=dataclasses.replace(thinking, **fields))
 
     def flops(model):
-        return forward_flops(model) + decoding_flops(model)
+        frames = sum(decoding_flops(model)) if model.condition_kind == "frame" else 0
+        return forward_flops(model) + frames
 
     lora = dict(experts=1, latent_steps=1, gate="first")
     # One rank more or less is further away.

@@ -165,6 +165,13 @@ def test_the_plot_is_written(tmp_path):
     assert pixels.shape[1] > 1000 and (blue > 0).sum() > 20
 
 
+def test_without_any_score_there_is_a_table_but_no_plot(tmp_path):
+    empty = results(measures={}, differences={})
+    save_plot(tmp_path / "gate.png", empty)
+    assert not (tmp_path / "gate.png").exists()
+    assert "it ended with exit code 3" in as_markdown(empty)
+
+
 def test_claims_name_variants_that_their_studies_have():
     from tp_jax.studies import STUDIES
 
@@ -181,8 +188,8 @@ def test_the_page_says_which_claims_hold():
     page = "\n".join(claims_page({"gate-shapes": results()}, "studies/"))
     assert (
         "| A learned gate is better than random experts | reviewers "
-        "| [shapes.py:think](studies/gate-shapes.md), correct, %, 2 seeds | +9.5 | +6.5 … +12.5 | holds | ± 3 |"
-        in page
+        "| [shapes.py:think](studies/gate-shapes.md), correct, %, 2 seeds "
+        "| +9.5 | +6.5 … +12.5 | holds | ± 3 |" in page
     )
     assert "Two experts are better than one | paper | not measured yet" in page
     assert (

@@ -56,9 +56,7 @@ def cost_of(config: ConfigDict, flags: Mapping[str, Any]) -> Cost:
     }
     thinking = parts.get("thinking", 0)
     latent_steps = flags.get("latent_steps", model.thinking.latent_steps)
-    sampled = dataclasses.replace(
-        model, thinking=dataclasses.replace(model.thinking, latent_steps=latent_steps)
-    )
+    sampled = _with_thinking(model, latent_steps=latent_steps)
     predictions = flags.get("sampler_steps", sampler.steps)
     predictions *= SAMPLERS[sampler.sampler].predictions_per_step
     predictions *= 1 + (sampler.guidance_scale != 1)
@@ -66,7 +64,13 @@ def cost_of(config: ConfigDict, flags: Mapping[str, Any]) -> Cost:
         parameters=sum(parts.values()),
         trained_parameters=thinking if fields.trainable == "thinking" else sum(parts.values()),
         thinking_parameters=thinking,
-        train_flops=fields.steps * train_step_flops(model, fields.batch_size, fields.trainable),
+        train_flops=fields.steps
+        * train_step_flops(
+            model,
+            fields.batch_size,
+            fields.trainable,
+            deep_supervision=fields.deep_supervision > 0,
+        ),
         sample_flops=predictions * _prediction_flops(sampled),
     )
 
@@ -93,10 +97,8 @@ def lora_rank_of_equal_flops(model: TransformerConfig) -> int:
     doesn't, so the rank is larger than T·r.
     """
     thinking = model.thinking
-    lora = dataclasses.replace(thinking, experts=1, latent_steps=1, gate="first", rank=1)
-    missing = _prediction_flops(model) - _prediction_flops(
-        dataclasses.replace(model, thinking=lora)
-    )
+    lora = _with_thinking(model, experts=1, latent_steps=1, gate="first", rank=1)
+    missing = _prediction_flops(model) - _prediction_flops(lora)
     per_rank = len(thinking.layers) * 12 * model.width * model.tokens
     return max(1 + round(missing / per_rank), 1)
 
@@ -109,11 +111,18 @@ def sampler_steps_of_equal_flops(model: TransformerConfig, steps: int) -> int:
         thinking has one latent step.
       steps: number of sampler steps of the model with thinking.
     """
-    fewer = {"latent_steps": 1} if model.condition_kind == "frame" else {"layers": ()}
-    plain = dataclasses.replace(model, thinking=dataclasses.replace(model.thinking, **fewer))
+    frames = model.condition_kind == "frame"
+    plain = _with_thinking(model, latent_steps=1) if frames else _with_thinking(model, layers=())
     return round(steps * _prediction_flops(model) / _prediction_flops(plain))
+
+
+def _with_thinking(model: TransformerConfig, **fields: Any) -> TransformerConfig:
+    """Return a model with other fields of thinking, for one number of latent steps."""
+    thinking = dataclasses.replace(model.thinking, latent_steps_range=(), **fields)
+    return dataclasses.replace(model, thinking=thinking)
 
 
 def _prediction_flops(model: TransformerConfig) -> float:
     """Return the FLOPs of one prediction of one sample, with the frames of all latent steps."""
-    return forward_flops(model) + decoding_flops(model)
+    decoding = sum(decoding_flops(model)) if model.condition_kind == "frame" else 0.0
+    return forward_flops(model) + decoding

@@ -173,21 +173,25 @@ def _latent_steps_at_sampling(setting: Setting) -> Study:
     setting.need(THINKING + "latent_steps_range", "train.deep_supervision")
     steps = setting.thinking.latent_steps
     trained = {"fixed": (f"trained with T = {steps}", {})}
-    left_out = {}
+    left_out: dict[str, str] = {}
     if setting.frames:
         reason = "frames always train every latent step, with 1 … T latent steps equally often"
         left_out = dict.fromkeys(("range", "supervised"), reason)
         sampled = range(1, steps + 1)
     else:
+        most = 2 * steps if setting.thinking.share_across_steps else steps
         trained["range"] = (
-            f"trained with T drawn from 1 … {2 * steps}",
-            {THINKING + "latent_steps_range": (1, 2 * steps)},
+            f"trained with T drawn from 1 … {most}",
+            {THINKING + "latent_steps_range": (1, most)},
         )
-        trained["supervised"] = (
-            f"trained with T = {steps}, every latent step supervised",
-            {"train.deep_supervision": 1.0},
-        )
-        sampled = sorted({1, steps, steps + 1, 2 * steps})
+        if steps > 1:
+            trained["supervised"] = (
+                f"trained with T = {steps}, every latent step supervised",
+                {"train.deep_supervision": 1.0},
+            )
+        else:
+            left_out["supervised"] = "there is one latent step only"
+        sampled = [t for t in sorted({1, steps, steps + 1, 2 * steps}) if t <= most]
     variants = []
     for name, (what, fields) in trained.items():
         variants.append(Variant(name, f"{what}, sampled with T = {steps}", fields))

@@ -22,8 +22,10 @@ def save_plot(path: epath.Path, results: Mapping[str, Any]) -> None:
 
     Args:
       path: FILE.png.
-      results: the content of STUDY.json.
+      results: the content of STUDY.json. Without any scores, no file is written.
     """
+    if not results["measures"]:
+        return
     names, measures = list(results["variants"]), list(results["measures"])
     height = len(measures) * (ROW * len(names) + TOP)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
