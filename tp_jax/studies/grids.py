@@ -109,10 +109,10 @@ def _base(setting: Setting) -> Study:
 def _layers(setting: Setting) -> Study:
     own, depth = setting.thinking.layers, setting.model.depth
     choices = {"config": own}
-    left_out = {}
+    left_out: dict[str, str] = {}
     if setting.frames:
         reason = "frames are decoded from exactly one thinking block"
-        left_out = dict.fromkeys(("all",), reason)
+        left_out["all"] = reason
     else:
         choices["all"] = tuple(range(depth))
     choices |= {"first": (0,), "middle": (depth // 2,), "last": (depth - 1,)}
