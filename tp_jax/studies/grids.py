@@ -155,17 +155,28 @@ def _balance(setting: Setting) -> Study:
 
 
 def _halting(setting: Setting) -> Study:
-    setting.need(THINKING + "halting_epsilon")
-    rows: dict[str, tuple[str, dict[str, Any]]] = {
-        "none": ("every token takes all latent steps", {"halting": "none"}),
-        "ponder": ("a trained unit stops each token", {"halting": "ponder"}),
-    }
-    for epsilon in (0.05, 0.1, 0.2, 0.5):
-        rows[f"threshold-{epsilon:g}"] = (
-            f"a token stops when it moves by less than {epsilon:g} of its norm",
-            {"halting": "threshold", "halting_epsilon": epsilon},
-        )
-    return _varied(setting, rows, "none")
+    setting.need_thinking()
+    own = setting.thinking.halting_epsilon
+    name, left_out = "threshold", {}
+    variants = [
+        Variant("none", "every token takes all latent steps", {THINKING + "halting": "none"}),
+        Variant(
+            name,
+            f"a token stops when it moves by less than {own:g} of its norm",
+            {THINKING + "halting": "threshold"},
+        ),
+    ]
+    # Training ignores the threshold, so that one run shows several.
+    for epsilon in sorted({0.02, 0.05, 0.1, 0.2, 0.5} - {own}):
+        what = f"the same with a threshold of {epsilon:g}"
+        flags = {"halting_epsilon": epsilon}
+        variants.append(Variant(f"{name}-{epsilon:g}", what, flags=flags, run_of=name))
+    if setting.frames:
+        left_out["ponder"] = "every latent step is a move, which no token may leave out"
+    else:
+        what = "a trained unit stops each token"
+        variants.append(Variant("ponder", what, {THINKING + "halting": "ponder"}))
+    return Study("none", tuple(variants), left_out)
 
 
 def _latent_steps_at_sampling(setting: Setting) -> Study:
