@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from tp_jax import config as config_lib
 from tp_jax.diffusion import SamplerConfig
 from tp_jax.models import TransformerConfig
-from tp_jax.models.flops import decoding_flops, forward_flops, train_step_flops
 from tp_jax.thinking.parameter_count import count_layer_parameters
 
 
@@ -46,6 +45,7 @@ def cost_of(config: ConfigDict, flags: Mapping[str, Any]) -> Cost:
     # These import jax.
     from tp_jax.diffusion.samplers import SAMPLERS
     from tp_jax.models import build_model
+    from tp_jax.models.flops import train_step_flops
     from tp_jax.models.parameters import abstract_params
 
     model, fields = config_lib.model_config(config), config.train
@@ -124,5 +124,7 @@ def _with_thinking(model: TransformerConfig, **fields: Any) -> TransformerConfig
 
 def _prediction_flops(model: TransformerConfig) -> float:
     """Return the FLOPs of one prediction of one sample, with the frames of all latent steps."""
+    from tp_jax.models.flops import decoding_flops, forward_flops  # It imports jax.
+
     decoding = sum(decoding_flops(model)) if model.condition_kind == "frame" else 0.0
     return forward_flops(model) + decoding
