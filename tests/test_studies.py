@@ -152,7 +152,7 @@ def test_an_interrupted_study_ends_its_commands_and_goes_on(study, tmp_path, mon
     monkeypatch.setenv("STAND_IN_SLOW", "60")
     thread = threading.Thread(target=runner.run)
     thread.start()
-    wait_for(calls.exists)
+    wait_for(lambda: calls.exists() and calls.read_text())
     runner.stop()
     thread.join(30)
     assert not thread.is_alive() and len(calls.read_text().splitlines()) == 1
