@@ -9,8 +9,8 @@
 
 The easy scenes have six colours instead of seven, plain backgrounds, and objects of nearly the
 same size in the four quarters of the picture. Every number is ours. think and lora start from
-the base: pass --config.init.base=WORKDIR, the workdir of the base. Training the base takes about ten
-minutes of one CPU core.
+the base: pass --config.init.base=WORKDIR, the workdir of the base. Training the base takes about
+ten minutes of one CPU core.
 """
 
 from ml_collections import ConfigDict
