@@ -1,22 +1,21 @@
 """FrozenLake: a DiT generates the next frames from one frame; each latent step is one move.
 
     configs/frozenlake.py               recursive sparse thinking: two experts, four latent steps
+    configs/frozenlake.py:any           trained for 1 to 4 moves per sample, not only for 4
     configs/frozenlake.py:single        the same parameters without recursion: one move per sample
     configs/frozenlake.py:random        random experts, with as many parameters
     configs/frozenlake.py:large         larger maps and a larger model, for a GPU
     configs/frozenlake.py:single,large  variants combine
 
-The paper doesn't say how it trained its agent, so every number is ours. Training takes about 20
+The paper doesn't say how it trained its agent, so every number is ours. Training takes about 25
 minutes on one CPU core.
 
-The agent that the frames show takes a shortest path. Of several it takes the one whose first
-differing move comes first in the order left, down, right, up, so that the frames are a function of
-the map and the agent's cell, and the only difficulty is to find the way. To find it,
-
-- all but one of the blocks come before the latent steps, because more attention before them finds
-  longer ways, whereas width matters little;
-- most of training is at high noise (`time_mean`): at low noise the noisy frame shows where the walk
-  ends, and there is nothing to find.
+The frames show an agent on a shortest path. If there are several, the data always have the same
+one, so that the frames are a function of the map and of the agent's cell: the model only has to
+find the way. Every update therefore trains all four moves (`latent_steps_range`); with the variant
+`any`, which draws the number of moves, only every fourth update trains the fourth move. Most of
+training is at high noise (`time_mean`), because at low noise the noisy frame already shows where
+the walk ends. All blocks but the last come before the latent steps.
 """
 
 from ml_collections import ConfigDict
@@ -40,10 +39,17 @@ def get_config(argument: str = "") -> ConfigDict:
         num_classes=0,
         frame="channels",
     )
-    config.model.thinking.update(layers=(5,), experts=2, latent_steps=4, rank=32, gate_width=32)
+    config.model.thinking.update(
+        layers=(5,),
+        experts=2,
+        latent_steps=4,
+        latent_steps_range=(4, 4),
+        rank=32,
+        gate_width=32,
+    )
     config.diffusion.update(prediction="data", shift=1.0, time_mean=1.5, time_std=1.5)
     config.train.update(
-        steps=6_000,
+        steps=8_000,
         batch_size=32,
         ema_decay=0.99,
         condition_dropout=0.0,
@@ -61,7 +67,7 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
     """Return the config with the comma-separated variants of `argument` applied."""
-    variants = parse_variants(argument, ("single", "random", "large"))
+    variants = parse_variants(argument, ("any", "single", "random", "large"))
     if "large" in variants:
         config.frozenlake.update(sizes=(3, 4, 5, 7), unseen_sizes=(6, 8))
         config.model.update(image_size=64, depth=12, width=384, heads=6, dtype="bfloat16")
@@ -69,8 +75,10 @@ def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
         config.train.update(steps=50_000, batch_size=256, ema_decay=0.9995)
         config.optimizer.update(learning_rate=3e-4, warmup_steps=1_000)
         config.checkpoint.every_steps = 5_000
+    if "any" in variants:
+        config.model.thinking.latent_steps_range = (1, config.model.thinking.latent_steps)
     if "single" in variants:
-        config.model.thinking.latent_steps = 1
+        config.model.thinking.update(latent_steps=1, latent_steps_range=())
     if "random" in variants:
         # A larger rank replaces the parameters of the learned gate: it has 3·D·r of them, and
         # each of the two experts has 6·D per rank.

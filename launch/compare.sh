@@ -8,7 +8,8 @@
 #                sparse thinking)
 #   frozenlake   recursive (recursive sparse thinking), random (random experts) and single (trained
 #                on single moves, without recursion). recursive-1 and random-1 are the first two,
-#                evaluated with one latent step, as single is.
+#                trained with the variant any for 1 to 4 latent steps and
+#                evaluated with one, as single is.
 # It runs the study `compare` of tp_jax.ablate with SEEDS seeds, JOBS cells at a time: a comparison
 # that was killed resumes. The script writes ROOT/compare.md, with differences and intervals, and
 # ROOT/shapes.json or ROOT/frozenlake.json, with all rows in the .md file of the same name. It passes

@@ -118,7 +118,8 @@ def test_rivals_cost_as_much_as_thinking(name):
     thinking = model.thinking
 
     def with_thinking(**fields):
-        return dataclasses.replace(model, thinking=dataclasses.replace(thinking, **fields))
+        fixed = dataclasses.replace(thinking, latent_steps_range=(), **fields)
+        return dataclasses.replace(model, thinking=fixed)
 
     def flops(model):
         frames = sum(decoding_flops(model)) if model.condition_kind == "frame" else 0
@@ -163,6 +164,17 @@ def test_costs_are_those_of_the_model():
     fine = cost_of(config, {})
     assert fine.trained_parameters == found.thinking_parameters
     assert fine.train_flops < found.train_flops
+
+
+def test_latent_steps_of_frames_are_trained_as_each_variant_says():
+    def ranges(study, names):
+        configs = plan_of("frozenlake", study).configs
+        return [configs[name].model.thinking.latent_steps_range for name in names]
+
+    assert ranges("latent_steps_at_sampling", ("fixed", "range")) == [(4, 4), (1, 4)]
+    assert ranges("latent_steps_by_experts", ("T1-M2", "T5-M2")) == [(1, 1), (5, 5)]
+    # What is sampled with one latent step was trained with one.
+    assert ranges("compare", ("recursive", "recursive-1", "random-1")) == [(4, 4), (1, 4), (1, 4)]
 
 
 def test_what_makes_no_sense_is_left_out_with_a_reason():

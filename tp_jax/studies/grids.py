@@ -36,6 +36,9 @@ def _latent_steps_by_experts(setting: Setting) -> Study:
     for steps in SIZES:
         for experts in SIZES:
             fields: dict[str, Any] = {"latent_steps": steps, "experts": experts}
+            if setting.thinking.latent_steps_range:
+                # The config's range need not contain these latent steps.
+                fields["latent_steps_range"] = (steps, steps)
             what = f"{steps} latent step{'s' * (steps > 1)}, {experts} expert{'s' * (experts > 1)}"
             if experts == 1:
                 # One expert needs no gate, which would only add parameters.
@@ -186,8 +189,14 @@ def _latent_steps_at_sampling(setting: Setting) -> Study:
     trained = {"fixed": (f"trained with T = {steps}", {})}
     left_out: dict[str, str] = {}
     if setting.frames:
-        reason = "frames always train every latent step, with 1 … T latent steps equally often"
-        left_out = dict.fromkeys(("range", "supervised"), reason)
+        trained = {
+            name: (what, {THINKING + "latent_steps_range": numbers})
+            for name, what, numbers in (
+                ("fixed", f"trained with T = {steps}", (steps, steps)),
+                ("range", f"trained with T drawn from 1 … {steps}", (1, steps)),
+            )
+        }
+        left_out["supervised"] = "each latent step is already trained to show a frame of its own"
         sampled = range(1, steps + 1)
     else:
         most = 2 * steps if setting.thinking.share_across_steps else steps

@@ -25,7 +25,8 @@ def _rivals(setting: Setting) -> Study:
     steps = sampler_steps_of_equal_flops(model, setting.config.sampling.steps)
     if setting.frames:
         # Without a thinking block, no latent step could be decoded.
-        one = Variant(BASE, "one latent step: no recursion", {THINKING + "latent_steps": 1})
+        fields = {THINKING + "latent_steps": 1, THINKING + "latent_steps_range": ()}
+        one = Variant(BASE, "one latent step: no recursion", fields)
         left_out["untrained-loop"] = "a latent step shows a frame only after training"
     else:
         one = Variant(BASE, "no thinking", {THINKING + "layers": ()})
@@ -111,10 +112,16 @@ def _compare(setting: Setting) -> Study:
             Variant("recursive", "recursive sparse thinking"),
             Variant("random", "random experts, as many parameters", config_variants="random"),
             Variant("single", "one latent step: no recursion", config_variants="single"),
-            Variant("recursive-1", "recursive, one move a sample", flags=one, run_of="recursive"),
-            Variant("random-1", "random, one move a sample", flags=one, run_of="random"),
+            Variant(
+                "recursive-1", "recursive, trained for 1 to 4 moves, one move a sample",
+                config_variants="any", flags=one,
+            ),
+            Variant(
+                "random-1", "random, trained for 1 to 4 moves, one move a sample",
+                config_variants="random,any", flags=one,
+            ),
         ),
-    )
+    )  # fmt: skip
 
 
 RIVALS: dict[str, Build] = {

@@ -17,7 +17,8 @@ def groups(options: BenchOptions) -> Iterator[Group]:
     contenders += peer_contenders("train", base, options, compare_to=(ALL,))
     if config.model.thinking.layers:
         # With one expert and one latent step there is nothing to choose: LoRA without a gate.
-        lora = changed(config, "thinking", experts=1, latent_steps=1, gate="first")
+        plain_lora = {"experts": 1, "latent_steps": 1, "latent_steps_range": (), "gate": "first"}
+        lora = changed(config, "thinking", **plain_lora)
         thinking = changed(config, "thinking")
         contenders += [
             train_contender(LORA, lora, compare_to=(ALL,)),
