@@ -61,11 +61,11 @@ class Headline:
 
 HEADLINES = {
     "shapes": Headline(
-        "Shapes, small, correct images", "overall mean", "base", "think", "lora",
+        "Shapes, hard scenes, correct images", "overall mean", "base", "think", "lora",
         "plain LoRA with as many parameters",
     ),
     "frozenlake": Headline(
-        "FrozenLake, goal reached", "all goal", "single", "recursive-1", "random-1",
+        "FrozenLake, earlier recipe, goal reached", "all goal", "single", "recursive-1", "random-1",
         "recursion with experts chosen at random",
     ),
 }  # fmt: skip

@@ -53,7 +53,7 @@ def test_pages_follow_the_results(copy):
     write_results(copy, shapes=results(0.523, 0.0213))
     pages = SCRIPT["pages"](copy)
     readme = pages[copy / "README.md"]
-    table = "| Shapes, small, correct images | 50.0 ± 0.0 % | 52.3 ± 2.1 % | [3 seeds]"
+    table = "| Shapes, hard scenes, correct images | 50.0 ± 0.0 % | 52.3 ± 2.1 % | [3 seeds]"
     assert readme.count(table) == 1
     page = pages[copy / "notebooks" / "results" / "README.md"]
     # Only the first group of rows; the others are in the table of the suite.
@@ -61,7 +61,7 @@ def test_pages_follow_the_results(copy):
     # What stands around the part is kept, and nothing of the earlier results stays.
     before, _, rest = (copy / "README.md").read_text().partition(SCRIPT["START"])
     assert readme.startswith(before) and readme.endswith(rest.partition(SCRIPT["END"])[2])
-    assert "FrozenLake, goal" not in readme and "the paper; not" not in readme
+    assert "FrozenLake, earlier" not in readme and "the paper; not" not in readme
 
 
 @pytest.mark.parametrize(

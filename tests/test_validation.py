@@ -1,5 +1,6 @@
 """The denoising loss on validation examples: against a plain loop, on meshes, and paired."""
 
+import dataclasses
 import json
 
 import jax
@@ -112,6 +113,17 @@ def test_neither_batch_size_nor_mesh_changes_the_losses(on_four_devices, one_dev
     assert found.digest == losses.digest
 
 
+def test_tokens_may_halt(on_four_devices):
+    """If all tokens halt after the first latent step, the losses are those of T = 1."""
+    validation, params, losses = on_four_devices
+    assert (losses.latent_steps == validation.model.config.thinking.latent_steps).all()
+    halted = dataclasses.replace(validation, halting_epsilon=1e9).losses(params, SEEN)
+    assert (halted.latent_steps == 1).all()
+    one = dataclasses.replace(validation, latent_steps=1).losses(params, SEEN)
+    np.testing.assert_allclose(halted.losses, one.losses, rtol=1e-4)
+    assert abs(one.losses / losses.losses - 1).max() > 1e-3
+
+
 def test_pairing_removes_most_of_the_variance(on_four_devices):
     validation, params, losses = on_four_devices
     change = random_params(validation.model, seed=7, scale=3e-3)
@@ -160,7 +172,7 @@ def test_means_and_bands_equal_plain_sums():
     rng = np.random.default_rng(0)
     losses, timesteps = rng.gamma(2.0, size=(30, 4)), rng.uniform(0, 1000, (30, 4))
     timesteps[0, 0] = 1000.0
-    summary = summarise(Losses(losses, timesteps, "digest"))
+    summary = summarise(Losses(losses, timesteps, np.full_like(losses, 2), "digest"))
     assert summary.loss == pytest.approx(losses.mean())
     wanted = losses.mean(axis=1).std(ddof=1) / np.sqrt(30)
     assert summary.standard_error == pytest.approx(wanted)

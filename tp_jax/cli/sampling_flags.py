@@ -72,13 +72,18 @@ def define_model_flags(values: flags.FlagValues) -> None:
 
 
 def define_variant_flags(values: flags.FlagValues) -> None:
-    """Define --latent_steps and --ema.
+    """Define --latent_steps, --halting_epsilon and --ema.
 
     Args:
       values: the flag values to add them to.
     """
     text = "number T of latent steps; as in training by default"
     define("latent_steps", LatentSteps, None, text, values)
+    text = (
+        "a token halts when it moves by this part of its length or less; by default tokens halt "
+        "as the config says"
+    )
+    define("halting_epsilon", NonNegative, None, text, values)
     text = "use the EMA parameters; --noema (or --no-ema) uses the trained ones"
     define("ema", bool, True, text, values)
 
@@ -108,11 +113,6 @@ def define_sampling_flags(values: flags.FlagValues, num: str) -> None:
             "a sampler for the model's objective, such as heun; an unknown name lists them",
         ),
         ("guidance_scale", Number, None, "classifier-free guidance scale; 1 is no guidance"),
-        (
-            "halting_epsilon", NonNegative, None,
-            "a token halts when it moves by this part of its length or less; by default tokens "
-            "halt as the config says",
-        ),
     ):  # fmt: skip
         define(name, annotation, default, text, values)
 

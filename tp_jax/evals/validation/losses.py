@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ from tp_jax.parallel.mesh import padded_batch_size
 from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.parallel.sharding import batch_sharding, replicated
 from tp_jax.thinking.gate import GateRandomness
-from tp_jax.thinking.layer import ThinkingOptions
+from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
 
 # Multiples of this number, modulo 1, fill the unit interval evenly, however many there are.
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -39,11 +39,14 @@ class Losses:
     Attributes:
       losses: [N, K] float64, what training minimises the mean of.
       timesteps: [N, K] float64 in 0 … 1000.
+      latent_steps: [N, K] float64, the mean number of latent steps of a token, over all thinking
+        layers; 0 without thinking, and T unless tokens halt.
       digest: SHA-256 of the examples; losses of two models can be paired if it is the same.
     """
 
     losses: np.ndarray
     timesteps: np.ndarray
+    latent_steps: np.ndarray
     digest: str
 
 
@@ -65,6 +68,7 @@ class Validation:
         distribution of training.
       batch_size: examples per batch; smaller if there are fewer examples.
       latent_steps: number T of latent steps; None is that of training.
+      halting_epsilon: ε of halting by "threshold"; None halts tokens as the config says.
       encoder: encodes pixels as latents; None if the model takes the examples as they are.
     """
 
@@ -76,6 +80,7 @@ class Validation:
     times: int
     batch_size: int
     latent_steps: int | None = None
+    halting_epsilon: float | None = None
     encoder: Codec | Pooling | None = None
 
     def __post_init__(self) -> None:
@@ -91,7 +96,7 @@ class Validation:
           progress: show a progress bar.
         """
         examples, digest = self.parts[part], hashlib.sha256()
-        num, found = examples.count, list[tuple[np.ndarray, np.ndarray]]()
+        num, found = examples.count, list[tuple[np.ndarray, ...]]()
         batch_size = min(self.batch_size, padded_batch_size(self.mesh, num))
         with progress_bar(num, f"loss of {part} examples", "example", shown=progress) as bar:
             for start in range(0, num, batch_size):
@@ -100,22 +105,22 @@ class Validation:
                 # The last batch is padded by repeating the last example.
                 index = np.minimum(index, num - 1)
                 batch = examples.batch(index)
-                losses, timesteps = self._run_on_mesh(params, batch, index)
-                found.append((losses[:, :kept], timesteps[:, :kept]))
+                results = self._run_on_mesh(params, batch, index)
+                found.append(tuple(values[:, :kept] for values in results))
                 leaves = jax.tree.leaves(batch)
                 for row in range(kept):
                     for leaf in leaves:
                         digest.update(np.ascontiguousarray(leaf[row]).tobytes())
                 bar.update(kept)
-        losses, timesteps = (
+        losses, timesteps, latent_steps = (
             np.concatenate(rows, axis=1).T.astype(np.float64) for rows in zip(*found, strict=True)
         )
-        return Losses(losses, timesteps, digest.hexdigest())
+        return Losses(losses, timesteps, latent_steps, digest.hexdigest())
 
     def _run_on_mesh(
         self, params: Params, examples: dict[str, Any], index: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return losses and timesteps [K, B] of examples with these indices [B]."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return losses, timesteps and latent steps [K, B] of examples with these indices [B]."""
         sharding = batch_sharding(self.mesh)
         # Every process has read the whole batch, and supplies its own shards.
         batch = jax.tree.map(
@@ -145,24 +150,48 @@ class Validation:
         sharded, on_all = batch_sharding(self.mesh), replicated(self.mesh)
         return jax.jit(self._losses, in_shardings=(None, sharded), out_shardings=on_all)
 
-    def _losses(self, params: Params, batch: Any) -> tuple[jax.Array, jax.Array]:
+    def _losses(self, params: Params, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         x, index, condition = batch["x"], batch["index"], batch["condition"]
 
-        def at(k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def at(k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             keys = sample_keys(stream_key(self.seed, "validation noise", k), index)
             noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
             routing_key = stream_key(self.seed, "validation routing", k)
             routing = GateRandomness(routing_key, index, train=False)
-            options = ThinkingOptions(routing, self.latent_steps)
-            seen: list[jax.Array] = []
+            options = ThinkingOptions(
+                routing,
+                self.latent_steps,
+                trace=self._halts,
+                halting_epsilon=self.halting_epsilon,
+            )
+            seen: list[tuple[jax.Array, jax.Array]] = []
 
             def predict(x_t: jax.Array, timestep: jax.Array) -> jax.Array:
-                seen.append(timestep)
-                return self.model.apply({"params": params}, x_t, timestep, condition, options)[0]
+                found = self.model.apply({"params": params}, x_t, timestep, condition, options)
+                output, stats = cast("tuple[jax.Array, dict[int, RoutingStats]]", found)
+                seen.append((timestep, self._mean_latent_steps(stats, len(x))))
+                return output
 
             times = self.objective.times_at(batch["quantiles"][:, k])
             losses = self.objective.losses(predict, x, noise, times)["loss"]
-            return losses, seen[0]
+            return losses, *seen[0]
 
         # One time after another, so that the memory is that of one batch.
         return jax.lax.map(at, jnp.arange(self.times))
+
+    @property
+    def _halts(self) -> bool:
+        """Whether tokens may stop before the last latent step."""
+        thinking = self.model.config.thinking
+        chosen = self.halting_epsilon is not None or thinking.halting != "none"
+        return chosen and bool(thinking.layers)
+
+    def _mean_latent_steps(self, stats: Mapping[int, RoutingStats], batch: int) -> jax.Array:
+        """Return the mean number of latent steps of each example's tokens, [B] float32."""
+        thinking = self.model.config.thinking
+        if not self._halts:
+            steps = (self.latent_steps or thinking.latent_steps) if stats else 0
+            return jnp.full(batch, steps, jnp.float32)
+        # Tokens that have halted have the out-of-range expert M.
+        live = jnp.stack([jnp.asarray(one.expert) < thinking.experts for one in stats.values()])
+        return live.sum(1).mean((0, 2), dtype=jnp.float32)

@@ -39,6 +39,7 @@ class Summary:
       bands: the same by band of timesteps, such as "0-250"; only bands with a time.
       losses: [N] the mean loss of each example, in the order of their indices. Differences of two
         models are taken example by example.
+      latent_steps: mean number of latent steps of a token, over all thinking layers.
       digest: SHA-256 of the examples: losses of models with the same digest can be paired.
     """
 
@@ -47,6 +48,7 @@ class Summary:
     count: int
     bands: dict[str, Estimate]
     losses: list[float]
+    latent_steps: float
     digest: str
 
     def scalars(self) -> dict[str, float]:
@@ -79,8 +81,13 @@ def summarise(found: Losses) -> Summary:
         if inside.any():
             bands[f"{low}-{high}"] = estimate(found.losses, inside)
     every = estimate(found.losses, np.ones(found.losses.shape, bool))
-    losses = found.losses.mean(axis=1).tolist()
-    return Summary(**dataclasses.asdict(every), bands=bands, losses=losses, digest=found.digest)
+    return Summary(
+        **dataclasses.asdict(every),
+        bands=bands,
+        losses=found.losses.mean(axis=1).tolist(),
+        latent_steps=float(found.latent_steps.mean()),
+        digest=found.digest,
+    )
 
 
 def estimate(losses: np.ndarray, chosen: np.ndarray) -> Estimate:

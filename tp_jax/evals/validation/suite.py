@@ -53,6 +53,7 @@ def make_validation(
     parts: Mapping[str, ValidationExamples],
     batch_size: int | None = None,
     latent_steps: int | None = None,
+    halting_epsilon: float | None = None,
 ) -> Validation:
     """Build the function of parameters that `config.validation` describes.
 
@@ -61,6 +62,7 @@ def make_validation(
       parts: the examples, from `data.open_validation`.
       batch_size: examples per batch; None is that of the config.
       latent_steps: number T of latent steps; None is that of training.
+      halting_epsilon: ε of halting by "threshold"; None halts tokens as the config says.
 
     Raises:
       UserError: the batch size doesn't fit the mesh, or the latent steps don't fit the model.
@@ -78,6 +80,7 @@ def make_validation(
         times=fields.times,
         batch_size=size,
         latent_steps=latent_steps,
+        halting_epsilon=halting_epsilon,
         encoder=model.codec if next(iter(parts.values())).encoded else None,
     )
 
@@ -117,6 +120,7 @@ def as_json(validation: Validation, found: Mapping[str, Summary]) -> dict[str, A
         "seed": validation.seed,
         "times": validation.times,
         "latent_steps": validation.latent_steps,
+        "halting_epsilon": validation.halting_epsilon,
         "objective": dataclasses.asdict(validation.objective),  # pyright: ignore
     }
     return {**found[SEEN].to_json(), **others, "settings": settings}
@@ -133,12 +137,14 @@ def validate_workdir(request: Request) -> dict[str, Any]:
     """
     loaded = open_model(request)
     parts = _open_examples(loaded, request.latent_steps)
-    validation = make_validation(loaded, parts, request.batch_size, request.latent_steps)
+    validation = make_validation(
+        loaded, parts, request.batch_size, request.latent_steps, request.halting_epsilon
+    )
     # Make the folder first: if that fails, no time was spent on losses.
     make_folder(request.out, f"--out={request.out}")
     with matmul_precision(request.matmul_precision):
         found = validate(validation, loaded.params, progress=True)
-    fields = ("ema", "thinking", "latent_steps", "matmul_precision")
+    fields = ("ema", "thinking", "latent_steps", "halting_epsilon", "matmul_precision")
     content = {
         "suite": ValidationSuite.name,
         "model": {
@@ -167,6 +173,8 @@ def _open_examples(loaded: Loaded, latent_steps: int | None) -> dict[str, Valida
     config = copy.deepcopy(loaded.config)
     thinking = config.model.thinking
     thinking.latent_steps = latent_steps or thinking.latent_steps
+    # Which numbers were trained doesn't matter, and T may be outside of them.
+    thinking.latent_steps_range = ()
     space = loaded.codec.space if loaded.codec else None
     source = data.open_source(config, space)
     return data.open_validation(source, config, space, data.open_text(source, config))
