@@ -101,7 +101,8 @@ def test_intermediate_outputs_equal_plain_loops_that_stop_there(kind):
     assert min(np.abs(found[a] - found[b]).max() for a, b in [(0, 1), (0, 2), (1, 2)]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["dit", pytest.param("mmdit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dit", "mmdit"])
 def test_deep_supervision_equals_the_sum_of_plain_losses(kind):
     """Values and gradients, with the noise of training, for two thinking layers."""
     config, model = tiny_config(deep_supervision=0.7), model_of(kind)

@@ -216,6 +216,7 @@ def test_a_signal_ends_an_evaluation_and_saves(tmp_path, monkeypatch):
     assert saved_steps(tmp_path / "run") == {4}
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     uninterrupted,
     tmp_path,

@@ -18,7 +18,7 @@ from tp_jax.data.sources import SOURCES, SourceKind, frozenlake
 from tp_jax.messages.errors import UserError
 from tp_jax.worlds.frozenlake.maps import is_held_out
 from tp_jax.worlds.shapes import scenes
-from tp_jax.worlds.shapes.scenes import training_scene, unseen_scene
+from tp_jax.worlds.shapes.scenes import DIFFICULTIES, training_scene, unseen_scene
 
 COUNT = 101
 
@@ -188,11 +188,14 @@ def test_generated_worlds_validate_on_new_examples_and_on_what_they_hold_out():
     parts = source.validation_sources(seed=0)
     assert set(parts) == {SEEN, UNSEEN}
     seen, unseen = (parts[name].records for name in (SEEN, UNSEEN))
-    training = [training_scene(index) for index in range(20)]
+    difficulty = DIFFICULTIES[config.shapes.difficulty]
+    training = [training_scene(index, 0, difficulty) for index in range(20)]
     assert [source.records[index] for index in range(20)] == training
     for scene in [seen[index] for index in range(20)]:
         assert scene not in training
-    assert [unseen[index] for index in range(20)] == [unseen_scene(i, 1) for i in range(20)]
+    assert [unseen[index] for index in range(20)] == [
+        unseen_scene(i, 1, difficulty) for i in range(20)
+    ]
     assert len({unseen[index].skill for index in range(40)}) > 2
 
 

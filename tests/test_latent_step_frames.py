@@ -37,7 +37,7 @@ CONFIG = DiTConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("frame", ["channels", "tokens"])
+@pytest.mark.parametrize("frame", [pytest.param("channels", marks=pytest.mark.slow), "tokens"])
 def test_decoded_frame_equals_that_of_a_layer_that_ends_at_the_step(frame):
     model = build_model(dataclasses.replace(CONFIG, frame=frame))
     params, (x, timestep, condition) = random_params(model), example(model)

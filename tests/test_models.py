@@ -116,7 +116,9 @@ def value_and_grad(config):
     return jax.jit(jax.value_and_grad(loss))(random_params(model))
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "dit")) for kind in TINY]
+)
 @pytest.mark.parametrize("fields", [dict(scan_blocks=False), dict(remat="full", layers=(2, 0))])
 def test_scan_and_remat_change_no_value_and_no_gradient(kind, fields):
     wanted, wanted_grads = value_and_grad(TINY[kind])

@@ -123,6 +123,7 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_processes_share_its_folder(study, tmp_path):
     out, calls = tmp_path / "out", tmp_path / "calls"
     process = start(out)

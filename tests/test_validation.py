@@ -285,6 +285,7 @@ def test_validation_is_no_suite_of_training(tmp_path):
 # The digits suite runs on the same workdir.
 
 
+@pytest.mark.slow
 def test_digits_scores_in_training_equal_those_of_tp_jax_evaluate(validated, tmp_path):
     arguments = ["--suite=digits", f"--workdir={validated}", "--num=20", "--batch_size=20"]
     code, stdout, stderr = run_entry("evaluate", *arguments, f"--out={tmp_path / 'out'}")

@@ -221,6 +221,8 @@ def open_model(request: Request) -> Loaded:
     if not request.thinking:
         loaded, base = without_thinking(loaded, allow_unchecked=request.allow_unchecked)
         say(f"the base model only: {base}")
+    if request.latent_steps is not None:
+        loaded.model.config.thinking.check_latent_steps(request.latent_steps)
     say_untrained_latent_steps(loaded, [request.latent_steps])
     return loaded
 

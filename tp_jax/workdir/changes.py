@@ -47,7 +47,7 @@ RULES = {
         "model.image_size", "model.thinking.base_every_step", "model.thinking.base_input",
         "model.thinking.gate_token", "model.thinking.latent_steps",
         "model.thinking.latent_steps_range", "model.thinking.ponder_prior",
-        "model.thinking.temperature", "seed", "shapes",
+        "model.thinking.temperature", "seed", "shapes.difficulty",
         "train.condition_dropout", "validation.fraction", "validation.seed",
     ),
     FIXED: (
