@@ -26,9 +26,11 @@ from tiny_models import example, random_params
 
 from tp_jax import config as config_lib
 from tp_jax.models import build_model
+from tp_jax.parallel.randomness import sample_keys, stream_key
 from tp_jax.parallel.sharding import path_name
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.halting import draw_halting, init_halt, ponder, score_term
+from tp_jax.thinking.layer import ThinkingOptions
 from tp_jax.train.loss import make_gradient
 
 
@@ -158,17 +160,64 @@ def test_halting_draws_depend_on_key_sample_layer_and_latent_step():
     assert drawn(None) is drawn(gate_randomness(train=False)) is drawn(halting="threshold") is None
 
 
-def update_of(**thinking):
-    """The jitted gradient of a tiny model, and its arguments."""
-    config = tiny_config()
+def tiny_run(**thinking):
+    """A config, the model and objective that it describes, parameters, and a batch."""
+    config = tiny_config(condition_dropout=0.0)
     config.model.update(depth=1, remat="none")
     config.model.thinking.update(layers=(0,), latent_steps=3, **thinking)
     built = config_lib.build(config)
     model = build_model(built.model)
     params, (x, _, condition) = random_params(model), example(model, 4)
     batch = {"x": x, "index": jnp.arange(4), "condition": condition}
-    run = jax.jit(make_gradient(model, built.objective, config))
+    return config, model, built.objective, params, batch
+
+
+def update_of(**thinking):
+    """The jitted gradient of a tiny model, and its arguments."""
+    config, model, objective, params, batch = tiny_run(**thinking)
+    run = jax.jit(make_gradient(model, objective, config))
     return run, (params, {}, batch, jnp.int32(3))
+
+
+def test_the_gradient_of_a_train_step_is_that_of_the_formula():
+    """∇loss + β·∇divergence + (R − b)·∇log p, of every sample with its own derivatives."""
+    weight, train_step = 0.3, jnp.int32(3)
+    config, model, objective, params, batch = tiny_run(halting="ponder", ponder_weight=weight)
+    x, index = batch["x"], batch["index"]
+    key = functools.partial(stream_key, config.seed, train_step=train_step)
+    times = objective.sample_times(sample_keys(key("time"), index))
+    noise = jnp.stack([jax.random.normal(k, x.shape[1:]) for k in sample_keys(key("noise"), index)])
+    options = ThinkingOptions(GateRandomness(key("routing"), index))
+
+    def of_samples(halt):
+        layer = params["thinking"]["layer_0"] | {"halt": halt}
+        changed = {"params": params | {"thinking": {"layer_0": layer}}}
+        found = []
+
+        def predict(x_t, timestep):
+            output, stats = model.apply(changed, x_t, timestep, batch["condition"], options)
+            found.append(stats[0])
+            return output
+
+        loss = objective.losses(predict, x, noise, times)["loss"]
+        return loss, found[0].halting_divergence, found[0].halting_log_probability
+
+    halt = params["thinking"]["layer_0"]["halt"]
+    loss, divergence, _ = of_samples(halt)
+    slopes = jax.jacobian(of_samples)(halt)
+    r = np.asarray(loss + weight * divergence, np.float64)
+    found, metrics = make_gradient(model, objective, config)(params, {}, batch, train_step)
+    for name in halt:
+        of_loss, of_divergence, of_log_p = (np.asarray(each[name]) for each in slopes)
+        of_each = [
+            of_loss[i] + weight * of_divergence[i] + (r[i] - np.delete(r, i).mean()) * of_log_p[i]
+            for i in range(len(r))
+        ]
+        wanted = np.mean(of_each, axis=0)
+        gradient = found["thinking"]["layer_0"]["halt"][name]
+        assert np.abs(wanted).max() > 1e-4
+        np.testing.assert_allclose(gradient, wanted, atol=1e-5 * np.abs(wanted).max() + 1e-7)
+    assert metrics["halting_divergence"] == pytest.approx(float(divergence.mean()), rel=1e-5)
 
 
 def test_training_ignores_the_threshold():
