@@ -269,7 +269,7 @@ def test_the_command_writes_a_document_pictures_and_a_report(workdir):
             assert min(image.size) > 60
     assert (out / "report.html").stat().st_size
     parts = [entry["part"] for entry in document["left_out"]]
-    assert parts == ["scores and worst samples"]
+    assert parts == ["latent_steps", "latent_steps_by_place", "scores and worst samples"]
 
 
 def test_json_alone(workdir, tmp_path):
