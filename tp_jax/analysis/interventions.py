@@ -58,7 +58,8 @@ class RoutedLikeAnother:
         options: ThinkingOptions = ThinkingOptions(),
     ) -> tuple[jax.Array, dict[int, RoutingStats]]:
         """Run the model once for the routes, and once with the routes exchanged."""
-        traced = dataclasses.replace(options, trace=True)
+        # A recursion that is stopped after latent step t has the routes of the whole one.
+        traced = dataclasses.replace(options, trace=True, stopped=None)
         arguments = (variables, x, timestep, condition)
         found = cast("Any", self.model.apply(*arguments, traced))[1]
         other = jnp.minimum(jnp.arange(len(x)) ^ 1, len(x) - 1)

@@ -47,7 +47,11 @@ class FrameGenerator(Generator):
         noise = sample_noise(key, index, 0, x.shape[1:])
         sigma = jnp.full(len(x), self.read_sigma)
         x = self.objective.add_noise(x, noise, sigma)
-        options = ThinkingOptions(GateRandomness(model_key, index, train=False), self.latent_steps)
+        options = ThinkingOptions(
+            GateRandomness(model_key, index, train=False),
+            self.latent_steps,
+            halting_epsilon=self.halting_epsilon,
+        )
         frames, found = decode_latent_steps(self.model, params, x, 1000 * sigma, condition, options)
         routing = jax.tree.map(lambda leaf: leaf[None], Trace.of(found, tokens))
         return frames.swapaxes(0, 1), (1000 * sigma[:1], routing)
