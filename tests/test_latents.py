@@ -363,11 +363,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(config, tmp_path)
         ("autoencoder.tile", 33, "config.autoencoder.tile=33: must be 0 or a multiple of 32"),
         ("prepare.dir", str(tmp_path), "config.prepare.source=tfds/imagenet2012.*prepare.dir"),
         ("prepare.split", "nope", "config.prepare.source=tfds/imagenet2012, split 'nope'"),
-        (
-            "prepare.source",
-            "synthetic",
-            "config.prepare.source='synthetic' makes its examples on demand",
-        ),
+        ("prepare.source", "synthetic", "config.prepare.source='synthetic' makes its examples"),
         ("prepare.source", "folder", "has neither images nor class folders.*config.prepare.dir"),
         ("prepare.source", "digits", "doesn't hold colour images"),
     ]
