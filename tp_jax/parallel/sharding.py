@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tp_jax.messages.errors import UserError
@@ -212,6 +213,19 @@ _constrain_with_gradient.defvjp(_forward, _backward)
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of a batch: its leading axis over the mesh's batch axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def shard_from_hosts(arrays: Any, sharding: NamedSharding) -> Any:
+    """Shard a tree of NumPy arrays that every process holds whole.
+
+    Each process supplies its own shards. device_put would first compare the whole arrays across
+    processes.
+    """
+
+    def shard(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(shard, arrays)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

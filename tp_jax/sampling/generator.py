@@ -24,7 +24,7 @@ from tp_jax.models.attention import check_attention
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import check_batch_size, padded_batch_size
 from tp_jax.parallel.randomness import stream_key
-from tp_jax.parallel.sharding import batch_sharding, replicated
+from tp_jax.parallel.sharding import batch_sharding, replicated, shard_from_hosts
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
 
@@ -346,13 +346,7 @@ class Generator:
             condition = jax.tree.map(
                 lambda leaf, chosen=chosen: np.asarray(leaf)[chosen], conditions
             )
-            # device_put would first compare the whole arrays across processes.
-            inputs = jax.tree.map(
-                lambda leaf: jax.make_array_from_callback(
-                    leaf.shape, sharded, lambda rows, leaf=leaf: leaf[rows]
-                ),
-                (index.astype(np.int32), condition),
-            )
+            inputs = shard_from_hosts((index.astype(np.int32), condition), sharded)
             with jax.set_mesh(self.mesh):
                 output = run(params, key, *inputs)
             yield output, min(batch_size, num - start)

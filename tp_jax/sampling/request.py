@@ -130,10 +130,15 @@ def say_untrained_latent_steps(model: ModelOnMesh, latent_steps: Collection[int 
     Args:
       model: the model.
       latent_steps: the numbers that it will be sampled with; None is the config's.
+
+    Raises:
+      UserError: the model has no experts for one of them.
     """
     config = model.built.model
-    trained = config.trained_latent_steps
-    left_out = sorted({steps for steps in latent_steps if steps and steps not in trained})
+    given = {steps for steps in latent_steps if steps is not None}
+    for steps in sorted(given):
+        model.model.config.thinking.check_latent_steps(steps)
+    left_out = sorted(given - set(config.trained_latent_steps))
     if config.thinking.layers and left_out:
         say(
             f"latent_steps={', '.join(map(str, left_out))}: the model was trained with "
@@ -221,8 +226,6 @@ def open_model(request: Request) -> Loaded:
     if not request.thinking:
         loaded, base = without_thinking(loaded, allow_unchecked=request.allow_unchecked)
         say(f"the base model only: {base}")
-    if request.latent_steps is not None:
-        loaded.model.config.thinking.check_latent_steps(request.latent_steps)
     say_untrained_latent_steps(loaded, [request.latent_steps])
     return loaded
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from tp_jax.parallel.randomness import sample_keys
 from tp_jax.thinking.config import ThinkingConfig
 
 # TPUs multiply float32 in bfloat16 passes by default. A rounding error here could change a token's
@@ -105,6 +106,21 @@ def gate_logits(
     return _linear(params["out"], jax.nn.silu(hidden))
 
 
+def latent_step_keys(key: jax.Array, steps: int, sample: jax.Array) -> jax.Array:
+    """Return a key for each latent step of each sample.
+
+    Args:
+      key: a scalar key, of one layer.
+      steps: number T of latent steps.
+      sample: [B] int32, indices of the samples.
+
+    Returns:
+      Keys [T, B], each a function of (key, latent step, sample).
+    """
+    of_samples = functools.partial(sample_keys, sample=sample)
+    return jax.vmap(of_samples)(sample_keys(key, jnp.arange(steps)))
+
+
 def draw_routing(
     randomness: GateRandomness | None, config: ThinkingConfig, layer: int, steps: int, tokens: int
 ) -> jax.Array | None:
@@ -131,14 +147,7 @@ def draw_routing(
         return None
     if config.gate == "learned" and not randomness.train:
         return None
-    key, fold_in = jax.random.fold_in(randomness.key, layer), jax.random.fold_in
-    sample = randomness.sample
-
-    def of_samples(key: jax.Array) -> jax.Array:
-        return jax.vmap(functools.partial(fold_in, key))(sample)
-
-    step_keys = jax.vmap(functools.partial(fold_in, key))(jnp.arange(steps))
-    keys = jax.vmap(of_samples)(step_keys)
+    keys = latent_step_keys(jax.random.fold_in(randomness.key, layer), steps, randomness.sample)
 
     def draw(key: jax.Array) -> jax.Array:
         if config.gate == "random":

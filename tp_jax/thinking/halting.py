@@ -29,7 +29,6 @@ mean R of the other samples in the batch, which lowers the variance of the estim
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-import functools
 import math
 import zlib
 from typing import cast
@@ -39,7 +38,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from tp_jax.thinking.config import ThinkingConfig
-from tp_jax.thinking.gate import PRECISION, GateRandomness
+from tp_jax.thinking.gate import PRECISION, GateRandomness, latent_step_keys
 
 
 @struct.dataclass
@@ -136,17 +135,13 @@ def draw_halting(
     """
     if randomness is None or not randomness.train or config.halting != "ponder":
         return None
-    fold_in, sample = jax.random.fold_in, randomness.sample
+    fold_in = jax.random.fold_in
     key = fold_in(fold_in(randomness.key, zlib.crc32(b"halting")), layer)
 
     def draw(key: jax.Array) -> jax.Array:
         return jax.random.uniform(key, (tokens,))
 
-    def of_samples(key: jax.Array) -> jax.Array:
-        return jax.vmap(draw)(jax.vmap(functools.partial(fold_in, key))(sample))
-
-    step_keys = jax.vmap(functools.partial(fold_in, key))(jnp.arange(steps - 1))
-    return jax.vmap(of_samples)(step_keys)
+    return jax.vmap(jax.vmap(draw))(latent_step_keys(key, steps - 1, randomness.sample))
 
 
 def moved_little(before: jax.Array, after: jax.Array, epsilon: float) -> jax.Array:

@@ -260,7 +260,6 @@ class Validate:
         if jax.process_index() == 0:
             path = self.workdir / "validation" / f"{train_step:08d}.json"
             with self.dispensable.writing("validation losses"):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, as_json(self.validation, found))
         others = "".join(
             f"; {part} {summary.text()}" for part, summary in found.items() if part != SEEN

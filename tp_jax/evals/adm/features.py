@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models.inception import SIDE
 from tp_jax.parallel.axes import DATA_PARALLEL
 from tp_jax.parallel.mesh import check_batch_size, create_mesh
-from tp_jax.parallel.sharding import batch_sharding, replicated
+from tp_jax.parallel.sharding import batch_sharding, replicated, shard_from_hosts
 from tp_jax.pretrained.folder import read_description
 from tp_jax.pretrained.inception import KIND, load_inception
 
@@ -132,7 +132,7 @@ class Extractor:
         previous = None
         for batch in rebatch(images, self.batch_size):
             padding = [(0, self.batch_size - len(batch))] + [(0, 0)] * 3
-            sharded = _to_devices(np.pad(batch, padding), batch_sharding(self.mesh))
+            sharded = shard_from_hosts(np.pad(batch, padding), batch_sharding(self.mesh))
             current = self._run(self._replicated_params, sharded), len(batch)
             # Fetch the previous batch while the devices compute this one.
             if previous:
@@ -148,7 +148,7 @@ class Extractor:
 
     @functools.cached_property
     def _replicated_params(self) -> Any:
-        return jax.tree.map(lambda leaf: _to_devices(leaf, replicated(self.mesh)), self.params)
+        return shard_from_hosts(self.params, replicated(self.mesh))
 
     @functools.cached_property
     def _run(self) -> Callable[..., Any]:
@@ -211,11 +211,6 @@ def rebatch(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
             waiting, count = [rows[size:]], count - size
     if count:
         yield np.concatenate(waiting)
-
-
-def _to_devices(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Shard an array that every process holds in full."""
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _fetch(features: Any, count: int) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from tp_jax.cli.flags import define
 from tp_jax.cli.sampling_flags import define_sampling_flags, define_thinking_flag
-from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.command import (
+    SuiteCommand,
+    define_collect_flag,
+    workdir_unless_collecting,
+)
 from tp_jax.values.kinds import Path
 
 if TYPE_CHECKING:
@@ -23,13 +26,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_sampling_flags(values, "number of images, of all classes in turn; 1,000 by default")
     define_thinking_flag(values)
     define("out", Path, None, "folder for the scores; with --collect, FILE.json", values)
-    text = "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds"
-    define("collect", Path, None, text, values)
-
-
-def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the flags that must be given, from the values of all flags."""
-    return ("out",) if values["collect"] else ("workdir", "out")
+    define_collect_flag(values)
 
 
 def load() -> DigitsSuite:
@@ -45,6 +42,6 @@ COMMAND = SuiteCommand(
   --workdir=W --out=DIR                  sample digits and score them
   --collect=ROOT --out=FILE.json         mean and standard deviation over seeds""",
     define_flags=define_flags,
-    required_flags=required_flags,
+    required_flags=workdir_unless_collecting,
     load=load,
 )

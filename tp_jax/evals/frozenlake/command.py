@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from tp_jax.cli.flags import define
 from tp_jax.cli.sampling_flags import define_sampling_flags
-from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.command import (
+    SuiteCommand,
+    define_collect_flag,
+    workdir_unless_collecting,
+)
 from tp_jax.values.kinds import Path
 
 if TYPE_CHECKING:
@@ -28,19 +31,11 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, text in (
         ("out", "folder for scores and pictures; with --collect, FILE.json"),
         ("maps", "file of maps; random maps by default"),
-        (
-            "collect",
-            "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds",
-        ),
     ):
         define(name, Path, None, text, values)
+    define_collect_flag(values)
     text = "continue from the true frame instead of the last generated frame"
     define("look", bool, False, text, values)
-
-
-def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the flags that must be given, from the values of all flags."""
-    return ("out",) if values["collect"] else ("workdir", "out")
 
 
 def load() -> FrozenLakeSuite:
@@ -56,6 +51,6 @@ COMMAND = SuiteCommand(
   --workdir=W --out=DIR [--maps=FILE] [--look]     generate, play and score walks
   --collect=ROOT --out=FILE.json                   mean and standard deviation over seeds""",
     define_flags=define_flags,
-    required_flags=required_flags,
+    required_flags=workdir_unless_collecting,
     load=load,
 )

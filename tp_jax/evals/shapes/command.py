@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from tp_jax.cli.flags import define
-from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.command import SuiteCommand, define_collect_flag
 from tp_jax.evals.prompted_flags import define_drawing_flags
 from tp_jax.values.kinds import Path
 
@@ -29,10 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
     path("out", "folder for the scores; --make: folder for the images; --collect: FILE.json")
     path("samples", "folder of images generated with --make: score these")
-    path(
-        "collect",
-        "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds",
-    )
+    define_collect_flag(values)
 
 
 def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:

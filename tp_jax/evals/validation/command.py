@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -13,7 +12,11 @@ from tp_jax.cli.sampling_flags import (
     define_variant_flags,
     define_workdir_flags,
 )
-from tp_jax.evals.command import SuiteCommand
+from tp_jax.evals.command import (
+    SuiteCommand,
+    define_collect_flag,
+    workdir_unless_collecting,
+)
 from tp_jax.values.kinds import Path
 
 if TYPE_CHECKING:
@@ -28,13 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_variant_flags(values)
     define_thinking_flag(values)
     define("out", Path, None, "folder for the losses; with --collect, FILE.json", values)
-    text = "folder with VARIANT/SEED/scores.json: report mean and standard deviation over seeds"
-    define("collect", Path, None, text, values)
-
-
-def required_flags(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the flags that must be given, from the values of all flags."""
-    return ("out",) if values["collect"] else ("workdir", "out")
+    define_collect_flag(values)
 
 
 def load() -> ValidationSuite:
@@ -50,6 +47,6 @@ COMMAND = SuiteCommand(
   --workdir=W --out=DIR                  the loss, also by timestep and of every example
   --collect=ROOT --out=FILE.json         mean and standard deviation over seeds""",
     define_flags=define_flags,
-    required_flags=required_flags,
+    required_flags=workdir_unless_collecting,
     load=load,
 )

@@ -22,7 +22,7 @@ from tp_jax.messages.progress import progress_bar
 from tp_jax.models.parameters import Params
 from tp_jax.parallel.mesh import padded_batch_size
 from tp_jax.parallel.randomness import sample_keys, stream_key
-from tp_jax.parallel.sharding import batch_sharding, replicated
+from tp_jax.parallel.sharding import batch_sharding, replicated, shard_from_hosts
 from tp_jax.thinking.gate import GateRandomness
 from tp_jax.thinking.layer import RoutingStats, ThinkingOptions
 
@@ -121,14 +121,8 @@ class Validation:
         self, params: Params, examples: dict[str, Any], index: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return losses, timesteps and latent steps [K, B] of examples with these indices [B]."""
-        sharding = batch_sharding(self.mesh)
-        # Every process has read the whole batch, and supplies its own shards.
-        batch = jax.tree.map(
-            lambda leaf: jax.make_array_from_callback(
-                leaf.shape, sharding, lambda rows, leaf=leaf: leaf[rows]
-            ),
-            examples | {"index": index.astype(np.int32), "quantiles": self.quantiles(index)},
-        )
+        inputs = {"index": index.astype(np.int32), "quantiles": self.quantiles(index)}
+        batch = shard_from_hosts(examples | inputs, batch_sharding(self.mesh))
         with jax.set_mesh(self.mesh):
             if self.encoder:
                 batch["x"] = self.encoder.encode(batch["x"], batch["index"], self.seed, 0)

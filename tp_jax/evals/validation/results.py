@@ -31,11 +31,11 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class Summary(Estimate):
     """The results of one part of the validation data.
 
     Attributes:
-      loss, standard_error, count: as in `Estimate`, of all examples and times.
+      loss, standard_error, count: of all examples and times.
       bands: the same by band of timesteps, such as "0-250"; only bands with a time.
       losses: [N] the mean loss of each example, in the order of their indices. Differences of two
         models are taken example by example.
@@ -43,9 +43,6 @@ class Summary:
       digest: SHA-256 of the examples: losses of models with the same digest can be paired.
     """
 
-    loss: float
-    standard_error: float
-    count: int
     bands: dict[str, Estimate]
     losses: list[float]
     latent_steps: float
