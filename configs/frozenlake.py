@@ -12,8 +12,8 @@ minutes on one CPU core.
 
 The frames show an agent on a shortest path. If there are several, the data always have the same
 one, so that the frames are a function of the map and of the agent's cell: the model only has to
-find the way. Every update therefore trains all four moves (`latent_steps_range`); with the variant
-`any`, which draws the number of moves, only every fourth update trains the fourth move. Most of
+find the way. Every update trains all four moves; with the variant `any`, which draws the number of
+moves (`latent_steps_range`), only every fourth update trains the fourth move. Most of
 training is at high noise (`time_mean`), because at low noise the noisy frame already shows where
 the walk ends. All blocks but the last come before the latent steps.
 """
@@ -43,7 +43,6 @@ def get_config(argument: str = "") -> ConfigDict:
         layers=(5,),
         experts=2,
         latent_steps=4,
-        latent_steps_range=(4, 4),
         rank=32,
         gate_width=32,
     )
@@ -78,7 +77,7 @@ def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
     if "any" in variants:
         config.model.thinking.latent_steps_range = (1, config.model.thinking.latent_steps)
     if "single" in variants:
-        config.model.thinking.update(latent_steps=1, latent_steps_range=())
+        config.model.thinking.latent_steps = 1
     if "random" in variants:
         # A larger rank replaces the parameters of the learned gate: it has 3·D·r of them, and
         # each of the two experts has 6·D per rank.

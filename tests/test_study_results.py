@@ -10,7 +10,7 @@ from scipy import stats
 
 from tp_jax.studies.claims import CLAIMS, claims_page, pairs_of, verdict
 from tp_jax.studies.intervals import bootstrap_means, paired_difference
-from tp_jax.studies.plot import save_plot
+from tp_jax.studies.plot import lines_of_runs, save_plot
 from tp_jax.studies.table import as_markdown
 
 
@@ -105,7 +105,7 @@ def results(**changes):
         return {
             "what": what, "scores": {"shapes": scores}, "parameters": 2_000,
             "trained_parameters": 1_000, "train_flops": 1.5e12, "sample_flops": 2e9,
-            "minutes": {"train": 3.0, "shapes": 0.5},
+            "minutes": {"train": 3.0, "shapes": 0.5}, "run_of": what, "latent_steps": 2.0,
         }  # fmt: skip
 
     def difference(variant, than, mean, half):
@@ -163,6 +163,19 @@ def test_the_plot_is_written(tmp_path):
     blue = (pixels[..., 2] - pixels[..., 0] > 40).mean(1)
     # The two variants with scores have marks, and the third has none.
     assert pixels.shape[1] > 1000 and (blue > 0).sum() > 20
+
+
+def test_runs_with_several_latent_steps_are_drawn_against_them(tmp_path):
+    plain = results()
+    assert lines_of_runs(plain, "shapes") == {}
+    # The second variant is the run of the first, sampled with fewer latent steps.
+    plain["variants"]["random"] |= {"run_of": "the gate", "latent_steps": 1.5}
+    lines = lines_of_runs(plain, "shapes")
+    assert lines == {"the gate": [(1.5, pytest.approx(-9.5), 3.0), (2.0, 0.0, 0.0)]}
+    save_plot(tmp_path / "curve.png", plain)
+    save_plot(tmp_path / "plain.png", results())
+    with Image.open(tmp_path / "curve.png") as curve, Image.open(tmp_path / "plain.png") as other:
+        assert curve.size[1] > other.size[1] + 300
 
 
 def test_without_any_score_there_is_a_table_but_no_plot(tmp_path):

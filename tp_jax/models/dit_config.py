@@ -81,14 +81,6 @@ class DiTConfig(TransformerConfig):
         """Return whether there are no classes."""
         return self.num_classes == 0
 
-    @property
-    def trained_latent_steps(self) -> range:
-        """Return the range of the config; if a frame is given and there is none, 1 … T."""
-        if self.frame and not self.thinking.latent_steps_range:
-            # Each latent step is one move, and the model generates any number of moves up to T.
-            return range(1, self.thinking.latent_steps + 1)
-        return super().trained_latent_steps
-
     def block_flops(self, layer: int) -> float:
         """Return the FLOPs of one block without thinking, forward, for one sample."""
         n, d = self.tokens, self.width

@@ -38,7 +38,7 @@ def _latent_steps_by_experts(setting: Setting) -> Study:
             fields: dict[str, Any] = {"latent_steps": steps, "experts": experts}
             if setting.thinking.latent_steps_range:
                 # The config's range need not contain these latent steps.
-                fields["latent_steps_range"] = (steps, steps)
+                fields["latent_steps_range"] = ()
             what = f"{steps} latent step{'s' * (steps > 1)}, {experts} expert{'s' * (experts > 1)}"
             if experts == 1:
                 # One expert needs no gate, which would only add parameters.
@@ -192,7 +192,7 @@ def _latent_steps_at_sampling(setting: Setting) -> Study:
         trained = {
             name: (what, {THINKING + "latent_steps_range": numbers})
             for name, what, numbers in (
-                ("fixed", f"trained with T = {steps}", (steps, steps)),
+                ("fixed", f"trained with T = {steps}", ()),
                 ("range", f"trained with T drawn from 1 … {steps}", (1, steps)),
             )
         }

@@ -31,11 +31,13 @@ class Scored:
         if the suite has none, or the score isn't a mean.
       identity: of what was scored, such as a hash of the examples. Cells with different ones can't
         be compared.
+      latent_steps: mean number of latent steps of a token; None if the suite doesn't count them.
     """
 
     score: float
     examples: np.ndarray | None = None
     identity: str = ""
+    latent_steps: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,8 @@ def _frozenlake(folder: epath.Path) -> Scored:
 
 
 def _losses(content: dict[str, Any]) -> Scored:
-    return Scored(content["loss"], np.array(content["losses"], np.float64), content["digest"])
+    losses = np.array(content["losses"], np.float64)
+    return Scored(content["loss"], losses, content["digest"], content["latent_steps"])
 
 
 def _validation(folder: epath.Path) -> Scored:

@@ -1,4 +1,8 @@
-"""A plot of a study: the score of every seed, and paired differences with their intervals."""
+"""A plot of a study: the score of every seed, and paired differences with their intervals.
+
+If a trained run was scored with several numbers of latent steps, the differences are also drawn
+against the latent steps.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +17,16 @@ from tp_jax.files.atomic import replacing
 from tp_jax.studies.claims import find_difference
 
 BLUE, GREY = "#1F5FA8", "#6B6B6B"
+COLOURS = (BLUE, "#C2571A", "#2E7D4F", "#8A3F9E", "#B8860B")
 ROW, TOP = 0.34, 1.3  # inches per variant, and for title and axis labels
+CURVE = 3.4  # height in inches of a plot against latent steps
 WIDTH, DPI = 9.0, 130
 
 
 def save_plot(path: epath.Path, results: Mapping[str, Any]) -> None:
     """Save the plot: for each measure, scores on the left and differences on the right.
+
+    Below are differences against latent steps, one line per trained run.
 
     Args:
       path: FILE.png.
@@ -27,15 +35,22 @@ def save_plot(path: epath.Path, results: Mapping[str, Any]) -> None:
     if not results["measures"]:
         return
     names, measures = list(results["variants"]), list(results["measures"])
-    height = len(measures) * (ROW * len(names) + TOP)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    lines = {measure: lines_of_runs(results, measure) for measure in measures}
+    curves = [measure for measure in measures if lines[measure]]
+    heights = [ROW * len(names) + TOP] * len(measures) + [CURVE] * len(curves)
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(measures), 2, squeeze=False, sharey=True)
-    for row, measure in zip(axes, measures, strict=True):
-        _draw_scores(row[0], results, measure)
-        _draw_differences(row[1], results, measure)
-        row[0].set_yticks(range(len(names)), names)
-        row[0].set_ylim(len(names) - 0.5, -0.5)
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    for row, measure in enumerate(measures):
+        left = figure.add_subplot(grid[row, 0])
+        right = figure.add_subplot(grid[row, 1], sharey=left)
+        right.tick_params(labelleft=False)
+        _draw_scores(left, results, measure)
+        _draw_differences(right, results, measure)
+        left.set_yticks(range(len(names)), names)
+        left.set_ylim(len(names) - 0.5, -0.5)
+    for row, measure in enumerate(curves, len(measures)):
+        _draw_lines(figure.add_subplot(grid[row, :]), results, measure, lines[measure])
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
 
@@ -86,3 +101,42 @@ def _draw_differences(axes: Axes, results: Mapping[str, Any], measure: str) -> N
     axes.set_title(
         f"95 % interval; better is {side}; filled if it excludes 0", fontsize=10, loc="left"
     )
+
+
+# Of one variant: latent steps, difference from the reference, and half the width of its interval.
+Point = tuple[float, float, float]
+
+
+def lines_of_runs(results: Mapping[str, Any], measure: str) -> dict[str, list[Point]]:
+    """Return the points of every run, by latent steps; {} if no run has several latent steps."""
+    factor, found = results["measures"][measure]["factor"], {}
+    for name, row in results["variants"].items():
+        difference = find_difference(results, measure, name, results["reference"])
+        if name == results["reference"]:
+            difference = {"mean": 0.0, "half_width": 0.0}
+        if difference and row["scores"].get(measure):
+            half = difference["half_width"] or 0.0
+            point = row["latent_steps"], factor * difference["mean"], factor * half
+            found.setdefault(row["run_of"], []).append(point)
+    several = any(len({point[0] for point in points}) > 1 for points in found.values())
+    return {run: sorted(points) for run, points in found.items()} if several else {}
+
+
+def _draw_lines(
+    axes: Axes, results: Mapping[str, Any], measure: str, lines: Mapping[str, list[Point]]
+) -> None:
+    described, reference = results["measures"][measure], results["reference"]
+    _prepare(axes, "mean latent steps of a token")
+    axes.axhline(0, color=GREY, linewidth=1)
+    for place, (run, points) in enumerate(lines.items()):
+        steps, means, halves = zip(*points, strict=True)
+        axes.errorbar(
+            steps, means, halves, marker="o", markersize=5, capsize=3, linewidth=1.5,
+            color=COLOURS[place % len(COLOURS)], label=run,
+        )  # fmt: skip
+    better = "higher" if described["higher_is_better"] else "lower"
+    axes.set_ylabel(f"difference from {reference}")
+    axes.set_title(
+        f"{described['title']} ({better} is better), 95 % interval", fontsize=10, loc="left"
+    )
+    axes.legend(title="trained run", frameon=False, fontsize=9)

@@ -21,6 +21,7 @@ from tp_jax.studies.intervals import paired_difference
 from tp_jax.studies.measures import Measure, Scored, measures_of
 from tp_jax.studies.plan import Cell, Plan
 from tp_jax.studies.plot import save_plot
+from tp_jax.studies.study import Variant
 from tp_jax.studies.table import as_markdown
 from tp_jax.workdir.record import VERSIONS
 
@@ -76,6 +77,8 @@ def collect(plan: Plan, holes: Mapping[Cell, str]) -> dict[str, Any]:
                 "flags": dict(variant.flags),
                 **dataclasses.asdict(cost_of(plan.configs[variant.name], variant.flags)),
                 "minutes": _minutes(plan, variant.name),
+                "run_of": variant.run_of or variant.name,
+                "latent_steps": _latent_steps(plan, variant, found),
                 "scores": {
                     name: {str(seed): one.score for seed, one in found[variant.name].items()}
                     for name, found in scores.items()
@@ -149,6 +152,17 @@ def _paired(both: list[list[Scored]]) -> list[np.ndarray]:
     if len(sizes) == 1 and None not in sizes:
         return [np.stack([one.examples for one in row if one.examples is not None]) for row in both]
     return [np.array([one.score for one in row]) for row in both]
+
+
+def _latent_steps(plan: Plan, variant: Variant, found: Mapping[str, Scores]) -> float:
+    """Return the mean latent steps of a token: as a suite counted them, or else T of sampling."""
+    cells = [scored for scores in found.values() for scored in scores[variant.name].values()]
+    counted = [scored.latent_steps for scored in cells if scored.latent_steps is not None]
+    if counted:
+        return float(np.mean(counted))
+    thinking = plan.configs[variant.name].model.thinking
+    steps = variant.flags.get("latent_steps", thinking.latent_steps)
+    return float(steps) if thinking.layers else 0.0
 
 
 def _minutes(plan: Plan, variant: str) -> dict[str, float]:
