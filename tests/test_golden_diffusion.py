@@ -51,16 +51,19 @@ def velocity(x, timestep):
 
 def trajectory(objective, config, predict, start, noise):
     """All intermediate samples [steps, B, H, W, C] of a sampler with this noise."""
-    steps, step = SAMPLERS[config.sampler].build(objective, config)
+    sampler = SAMPLERS[config.sampler]
+    steps, step = sampler.build(objective, config)
 
-    def body(x, inputs):
+    def body(state, inputs):
         row, noise = inputs
         model = lambda x, timestep, key: predict(x, timestep)  # noqa: E731
-        x = step(row, x, lambda: noise, model, jax.random.key(0))
-        return x, x
+        state = step(row, state, lambda: noise, model, jax.random.key(0))
+        return state, state[0] if sampler.memory else state
 
-    rows = jax.tree.map(jnp.asarray, steps)
-    return jax.lax.scan(body, jnp.asarray(start), (rows, jnp.asarray(noise)))[1]
+    rows, state = jax.tree.map(jnp.asarray, steps), jnp.asarray(start)
+    if sampler.memory:
+        state = state, sampler.memory(state)
+    return jax.lax.scan(body, state, (rows, jnp.asarray(noise)))[1]
 
 
 def gaussian_trajectory(noise, **config):
@@ -194,3 +197,57 @@ def test_heun_equals_a_plain_loop():
     config = SamplerConfig(sampler="heun", steps=10)
     ours = trajectory(FLOW, config, curved, start, np.ones((10, *start.shape), np.float32))
     assert_close(ours, np.stack(expected), atol=1e-5)
+
+
+def curved_noise(x, timestep):
+    """The formula that replaces a network for noise in solvers.npz; the variance isn't used."""
+    noise = x / (1 + 0.002 * x * x) + 0.001 * jnp.sin(timestep.reshape(-1, 1, 1, 1) / 100)
+    return jnp.concatenate([noise, jnp.zeros_like(noise)], axis=-1)
+
+
+def curved_velocity(x, timestep):
+    """The formula that replaces a network for velocity in solvers.npz."""
+    t = timestep.reshape(-1, 1, 1, 1) / 1000
+    return x * (1 + t) / (1 + x * x) + 0.1 * t
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_dpmpp_2m_of_gaussian_diffusion(steps):
+    arrays = golden("solvers")
+    timesteps = respaced_timesteps(1000, steps, "even")
+    np.testing.assert_array_equal(timesteps[::-1], arrays[f"timesteps_{steps}"])
+    config, expected = SamplerConfig("dpmpp_2m", steps), channels_last(arrays[f"gaussian_{steps}"])
+    start = channels_last(arrays["start"])
+    ours = trajectory(GAUSSIAN, config, curved_noise, start, np.ones_like(expected))
+    assert_close(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_dpmpp_2m_of_flow(steps):
+    arrays = golden("solvers")
+    config, expected = SamplerConfig("dpmpp_2m", steps), channels_last(arrays[f"flow_{steps}"])
+    start = channels_last(arrays["start"])
+    ours = trajectory(FLOW, config, curved_velocity, start, np.ones_like(expected))
+    assert_close(ours, expected, atol=1e-4)
+
+
+def test_euler_with_noise_is_the_first_order_of_sde_dpm_solver():
+    arrays = golden("solvers")
+    expected = channels_last(arrays["flow_sde_10"])
+    start, noise = channels_last(arrays["start"]), channels_last(arrays["noise"])
+    config = SamplerConfig("euler", steps=10, eta=1.0)
+    ours = trajectory(FLOW, config, curved_velocity, start, noise)
+    assert_close(ours, expected, atol=1e-4)
+
+
+def test_euler_with_little_noise_is_nearly_euler():
+    start, noise = (
+        channels_last(golden("solvers")["start"]),
+        channels_last(golden("solvers")["noise"]),
+    )
+    plain, nearly = (
+        trajectory(FLOW, SamplerConfig("euler", 10, eta=eta), curved_velocity, start, noise)
+        for eta in (0.0, 1e-4)
+    )
+    assert_close(nearly, plain, atol=2e-3)
+    assert np.abs(nearly - plain).max() > 1e-5

@@ -209,7 +209,10 @@ def test_sampling_needs_neither_tensorflow_nor_torch(trained, tmp_path):
     "objective, sampler, eta, draws",
     [
         (RectifiedFlow(), "euler", 0.0, 1),
+        (RectifiedFlow(), "euler", 1.0, 2),
         (RectifiedFlow(), "heun", 0.0, 1),
+        (RectifiedFlow(), "dpmpp_2m", 0.0, 1),
+        (GaussianDiffusion(), "dpmpp_2m", 0.0, 1),
         (GaussianDiffusion(), "ddim", 0.0, 1),
         (GaussianDiffusion(), "ddim", 0.5, 2),
         (GaussianDiffusion(), "ddpm", 0.0, 2),

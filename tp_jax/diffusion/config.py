@@ -106,15 +106,15 @@ class SamplerConfig:
     """The fields of `config.sampling`.
 
     Attributes:
-      sampler: "ddpm" or "ddim" for Gaussian diffusion, "euler" or "heun" for rectified flow; a key
-        of `samplers.SAMPLERS`.
+      sampler: "ddpm" or "ddim" for Gaussian diffusion, "euler" or "heun" for rectified flow,
+        "dpmpp_2m" for both; a key of `samplers.SAMPLERS`.
       steps: number of sampler steps.
       guidance_scale: scale of classifier-free guidance; 1 is no guidance.
       guidance_channels: number of output channels, from the first, that are guided; 0 is all.
       guidance_interval: (low, high) with 0 ≤ low ≤ high ≤ 1; guidance applies where
         low ≤ timestep / 1000 ≤ high.
       spacing: of the timesteps of Gaussian diffusion: "even" (DiT) or "stride" (ADM's "ddimN").
-      eta: noise scale η of DDIM; 0 is deterministic.
+      eta: noise scale η of "ddim" and "euler"; 0 is deterministic.
       clip: clip the predicted data to [-1, 1] (Gaussian diffusion of pixels).
 
     Raises:

@@ -1,9 +1,11 @@
 """Samplers: one `lax.scan` from noise to data.
 
 A sampler is a function (objective, config) -> (rows, step). `rows` are arrays with a leading axis
-of sampler steps, over which the scan runs, and `step` computes one step from its row. Only x is
-carried from one step to the next, so multistep methods don't fit. The README of this folder says
+of sampler steps, over which the scan runs, and `step` computes one step from its row. The scan
+carries x, and what a multistep method remembers of earlier steps. The README of this folder says
 how to add a sampler.
+
+With α and σ, the noisy data is α·data + σ·noise; in rectified flow α = 1 - σ.
 """
 
 # jax and flax leave parts of what their functions take and return without a type.
@@ -35,8 +37,8 @@ KeyedPredict = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Pair = tuple[jax.Array, jax.Array]
 # () -> standard normal noise with the shape of x; a sampler that needs none doesn't call it.
 DrawNoise = Callable[[], jax.Array]
-# (row, x, noise, predict, key) -> x of the next step
-Step = Callable[[Any, jax.Array, DrawNoise, KeyedPredict, jax.Array], jax.Array]
+# (row, x, noise, predict, key) -> x of the next step. With a memory, x is the pair (x, memory).
+Step = Callable[[Any, Any, DrawNoise, KeyedPredict, jax.Array], Any]
 
 
 def ddpm(objective: GaussianDiffusion, config: SamplerConfig) -> tuple[Any, Step]:
@@ -95,15 +97,39 @@ def _gaussian_steps(
 
 
 def euler(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
-    """Return Euler's method along the flow."""
+    """Return Euler's method: along the flow with `config.eta` 0, of the reverse SDE with 1.
 
-    def step(
+    With noise it is DDIM with noise scale η on the path of the flow. For η = 1 that is the first
+    order of SDE-DPM-Solver++ (Lu et al., arXiv 2211.01095, equation 18).
+    """
+    sigmas = _flow_steps(objective, config)
+
+    def along(
         row: Pair, x: jax.Array, noise: DrawNoise, predict: KeyedPredict, key: jax.Array
     ) -> jax.Array:
         sigma, next_sigma = row
         return x + (next_sigma - sigma) * _velocity(objective, predict, x, sigma, key)
 
-    return _flow_steps(objective, config), step
+    if not config.eta:
+        return sigmas, along
+    sigma = objective.schedule(config.steps)
+    decay = (1 - sigma[:-1]) * sigma[1:] / (sigma[:-1] * (1 - sigma[1:]))
+    scale = config.eta * sigma[1:] * np.sqrt(1 - decay**2)
+    rest = np.sqrt(sigma[1:] ** 2 - scale**2)
+
+    def noisy(
+        row: tuple[jax.Array, ...],
+        x: jax.Array,
+        noise: DrawNoise,
+        predict: KeyedPredict,
+        key: jax.Array,
+    ) -> jax.Array:
+        sigma, next_sigma, rest, scale = row
+        velocity = _velocity(objective, predict, x, sigma, key)
+        data, predicted_noise = x - sigma * velocity, x + (1 - sigma) * velocity
+        return (1 - next_sigma) * data + rest * predicted_noise + scale * noise()
+
+    return (*sigmas, rest.astype(np.float32), scale.astype(np.float32)), noisy
 
 
 def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
@@ -124,6 +150,71 @@ def heun(objective: RectifiedFlow, config: SamplerConfig) -> tuple[Any, Step]:
         return jax.lax.cond(next_sigma > 0, correct, lambda: euler_x)
 
     return _flow_steps(objective, config), step
+
+
+def dpmpp_2m(
+    objective: RectifiedFlow | GaussianDiffusion, config: SamplerConfig
+) -> tuple[Any, Step]:
+    """Return DPM-Solver++(2M): second order, with one prediction per step.
+
+    Each step extrapolates the predicted data linearly in log(α/σ) from this step and the one
+    before. The first step has none before, and the last one ends at σ = 0, where its order is one.
+
+    Source: Lu et al., arXiv 2211.01095, algorithm 2.
+    """
+    if isinstance(objective, RectifiedFlow):
+        sigma = objective.schedule(config.steps)
+        alpha = 1 - sigma
+        inputs: Any = sigma[:-1].astype(np.float32)
+        predict_data = _flow_data(objective)
+    else:
+        tables, inputs = _gaussian_steps(objective, config)
+        alpha = np.append(np.sqrt(tables.alphas_cumprod[::-1]), 1.0)
+        sigma = np.append(np.sqrt(1 - tables.alphas_cumprod[::-1]), 0.0)
+        predict_data = _gaussian_data(tables, config.clip)
+    with np.errstate(divide="ignore"):
+        # Infinite at both ends, where α or σ is 0: the data are then predicted at the first order.
+        h = np.diff(np.log(alpha / sigma))
+    gain = -alpha[1:] * np.expm1(-h)
+    extrapolate = np.zeros_like(h)
+    extrapolate[1:-1] = gain[1:-1] * h[1:-1] / (2 * h[:-2])
+    coefficients = np.stack([sigma[1:] / sigma[:-1], gain, extrapolate], axis=1).astype(np.float32)
+
+    def step(
+        row: tuple[Any, tuple[jax.Array, ...]],
+        state: Pair,
+        noise: DrawNoise,
+        predict: KeyedPredict,
+        key: jax.Array,
+    ) -> Pair:
+        (inputs, (keep, gain, extrapolate)), (x, earlier) = row, state
+        data = predict_data(inputs, x, predict, key)
+        return keep * x + gain * data + extrapolate * (data - earlier), data
+
+    return (inputs, tuple(coefficients.T)), step
+
+
+# (row, x, predict, key) -> predicted data
+PredictData = Callable[[Any, jax.Array, KeyedPredict, jax.Array], jax.Array]
+
+
+def _flow_data(objective: RectifiedFlow) -> PredictData:
+    def predict_data(
+        sigma: jax.Array, x: jax.Array, predict: KeyedPredict, key: jax.Array
+    ) -> jax.Array:
+        return x - sigma * _velocity(objective, predict, x, sigma, key)
+
+    return predict_data
+
+
+def _gaussian_data(tables: Tables, clip: bool) -> PredictData:
+    def predict_data(row: Pair, x: jax.Array, predict: KeyedPredict, key: jax.Array) -> jax.Array:
+        index, timestep = row
+        predicted, _ = jnp.split(predict(x, _repeat(timestep, x), key), 2, axis=-1)
+        data = predicted_data(tables, predicted, x, _repeat(index, x))
+        return jnp.clip(data, -1, 1) if clip else data
+
+    return predict_data
 
 
 def _velocity(
@@ -151,14 +242,17 @@ class Sampler:
     """A sampler, as it is registered in `SAMPLERS`.
 
     Attributes:
-      objective: class of the objectives that it can sample.
+      objective: class of the objectives that it can sample, or several.
       build: (objective, config) -> (rows, step), see the top of this file.
       predictions_per_step: largest number of model predictions in one step, for analytic FLOPs.
+      memory: x -> what the first step gets as memory, with the structure of that of all others;
+        None if steps only see x.
     """
 
-    objective: type[Objective]
+    objective: type[Objective] | tuple[type[Objective], ...]
     build: Callable[[Any, SamplerConfig], tuple[Any, Step]]
     predictions_per_step: int = 1
+    memory: Callable[[jax.Array], Any] | None = None
 
 
 # `config.sampling.sampler` -> sampler
@@ -167,6 +261,7 @@ SAMPLERS = {
     "ddim": Sampler(GaussianDiffusion, ddim),
     "euler": Sampler(RectifiedFlow, euler),
     "heun": Sampler(RectifiedFlow, heun, predictions_per_step=2),
+    "dpmpp_2m": Sampler((GaussianDiffusion, RectifiedFlow), dpmpp_2m, memory=jnp.zeros_like),
 }
 
 
@@ -267,10 +362,11 @@ def sample_and_observe(
       Samples [B, H, W, C] float32, and the results of `observe` with a leading axis of S sampler
       steps.
     """
-    rows, step = SAMPLERS[config.sampler].build(objective, config)
+    sampler = SAMPLERS[config.sampler]
+    rows, step = sampler.build(objective, config)
     noise_key, model_key = jax.random.split(key)
 
-    def body(x: jax.Array, inputs: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+    def body(state: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
         number, row = inputs
 
         def noise() -> jax.Array:
@@ -282,11 +378,13 @@ def sample_and_observe(
             calls.append((x, timestep, key))
             return predict(x, timestep, key)
 
-        x = step(row, x, noise, recorded, jax.random.fold_in(model_key, number))
+        state = step(row, state, noise, recorded, jax.random.fold_in(model_key, number))
         # Later predictions of a step may be traced inside `lax.cond`, as in Heun's method, so their
         # arguments can't be used here.
-        return x, observe(*calls[0])
+        return state, observe(*calls[0])
 
     x = sample_noise(noise_key, sample_index, 0, shape)
     numbered = jnp.arange(config.steps), jax.tree.map(jnp.asarray, rows)
-    return jax.lax.scan(body, x, numbered)
+    state = (x, sampler.memory(x)) if sampler.memory else x
+    state, observed = jax.lax.scan(body, state, numbered)
+    return (state[0] if sampler.memory else state), observed
