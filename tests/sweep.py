@@ -295,6 +295,7 @@ def command_lines(folder, workdirs):
             "convert",
             {"kind": "dit", "source": str(folder / "weights.safetensors"), "out": new},
         ),
+        "export": ("export", {"workdir": workdirs["digits"], "out": new}),
         "bench": ("bench", {"what": "prepare", "json": "new.json"}),
         "aot": ("aot", {"config": config, "topology": "v5e:2x2", "json": "new.json"}),
         "sample": ("sample", {**sampling, "out": "new.npz"}),

@@ -217,7 +217,7 @@ def test_the_layout_of_diffusers_gives_the_same_dit():
     with pytest.raises(UserError, match="the image size isn't known.*give the folder"):
         infer_dit(state, heads=4)
     key = "transformer_blocks.2.norm1.emb.class_embedder.embedding_table.weight"
-    with pytest.raises(UserError, match=f"{re.escape(key)} differs from that of block 0"):
+    with pytest.raises(UserError, match=f"{re.escape(key)} differs from"):
         read_dit(state | {key: state[key] + 1}, config)
     for key in list(state)[::5]:
         with pytest.raises(UserError, match=re.escape(key)):

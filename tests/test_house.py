@@ -46,7 +46,8 @@ def test_no_test_file_imports_another():
 def test_the_package_has_only_entries_and_the_config_outside_its_folders():
     loose = {path.stem for path in (ROOT / "tp_jax").glob("*.py")} - {"__init__", "__main__"}
     entries = {
-        "main", "sample", "evaluate", "analyze", "ablate", "prepare", "convert", "bench", "aot",
+        "main", "sample", "evaluate", "analyze", "ablate", "prepare", "convert", "export",
+        "bench", "aot",
     }  # fmt: skip
     assert loose == entries | {"config"}
     for entry in entries:

@@ -160,15 +160,17 @@ def flag_outcomes(lines, bases, workdirs):
     return found
 
 
-BASES = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "ablate", "adm",
-         "adm sweep", "geneval", "geneval make", "dpg", "shapes", "shapes collect", "frozenlake",
-         "digits", "validation")  # fmt: skip
+BASES = ("main", "prepare", "convert", "export", "bench", "aot", "sample", "analyze", "ablate",
+         "adm", "adm sweep", "geneval", "geneval make", "dpg", "shapes", "shapes collect",
+         "frozenlake", "digits", "validation")  # fmt: skip
 
 
 def test_wrong_values_of_flags(lines, trained, monkeypatch):
     monkeypatch.setattr(sweep, "VALUES", FEW)
     # Those of the other suites are defined by the same functions.
-    bases = ("main", "prepare", "convert", "bench", "aot", "sample", "analyze", "ablate", "adm")
+    bases = (
+        "main", "prepare", "convert", "export", "bench", "aot", "sample", "analyze", "ablate", "adm"
+    )  # fmt: skip
     check(flag_outcomes(lines, bases, [trained]))
 
 

@@ -1,5 +1,6 @@
-"""Read .safetensors files, whose format is described in github.com/huggingface/safetensors."""
+"""Read and write .safetensors files; github.com/huggingface/safetensors describes the format."""
 
+import hashlib
 import json
 import math
 import mmap
@@ -9,9 +10,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from etils import epath
+from safetensors.numpy import save, save_file
 
+from tp_jax.files.atomic import replacing
 from tp_jax.messages.errors import UserError
 
+BLOCK = 1 << 24
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -48,6 +52,38 @@ def read_safetensors(path: epath.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path} is damaged or isn't a .safetensors file ({error}): download it again"
         ) from error
+
+
+def write_safetensors(
+    path: epath.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> str:
+    """Write arrays to a .safetensors file, and return its SHA-256.
+
+    Args:
+      path: a local or remote file.
+      arrays: by name.
+      metadata: texts for the header of the file, such as {"format": "pt"}.
+
+    Raises:
+      WriteError: the file can't be written.
+    """
+    # The library ignores strides: it would write a transposed array's buffer in the wrong order.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with replacing(path) as temporary:
+        if "://" in str(path):
+            temporary.write_bytes(save(contiguous, dict(metadata)))
+        else:
+            save_file(contiguous, str(temporary), dict(metadata))
+    return file_sha256(path)
+
+
+def file_sha256(path: epath.Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _memory_map(path: epath.Path) -> memoryview:

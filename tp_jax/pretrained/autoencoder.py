@@ -1,4 +1,7 @@
-"""Convert the weights of Stable Diffusion's autoencoder, from diffusers' or the original layout."""
+"""Convert the weights of Stable Diffusion's autoencoder, from diffusers' or the original layout.
+
+They are written in diffusers' layout.
+"""
 
 import dataclasses
 import re
@@ -13,7 +16,7 @@ from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Scale, Shi
 from tp_jax.pretrained.folder import load_folder
 from tp_jax.pretrained.published_config import PublishedConfig
 from tp_jax.pretrained.recognise import find_prefix
-from tp_jax.pretrained.state_dict import StateDict, stack_qkv
+from tp_jax.pretrained.state_dict import StateDict, stack_qkv, write_state_dict
 from tp_jax.values import checked
 
 KIND = "sd-vae"
@@ -171,14 +174,46 @@ def convert_autoencoder(
     config = _infer_config(weights, names, published)
     scale, shift, _ = latent_scale(state, config.channels, published, given)
     config = dataclasses.replace(config, scale=scale, shift=shift)
-    reader = _Reader(weights, names, config)
-    params = {"encoder": reader.encoder(), "decoder": reader.decoder()}
-    if config.quant_convs:
-        c = config.channels
-        params["quant"] = weights.conv("quant_conv", 2 * c, 2 * c, 1)
-        params["post_quant"] = weights.conv("post_quant_conv", c, c, 1)
-    weights.check_all_used()
-    return config, params
+    return config, _Reader(weights, names, config).read()
+
+
+def write_autoencoder(params: Any, config: AutoencoderConfig) -> dict[str, np.ndarray]:
+    """Return the state dict, in diffusers' layout, from which parameters are read.
+
+    Args:
+      params: the parameters of our `Autoencoder`, a tree of float32 arrays.
+      config: of the autoencoder.
+    """
+    return write_state_dict(lambda weights: _Reader(weights, DIFFUSERS, config).read(), params)
+
+
+def diffusers_config(config: AutoencoderConfig) -> dict[str, Any]:
+    """Return the config.json of an autoencoder in diffusers' layout."""
+    levels = len(config.block_widths)
+    return {
+        "_class_name": CLASSES[0],
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": config.channels,
+        "block_out_channels": list(config.block_widths),
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "scaling_factor": config.scale,
+        "shift_factor": config.shift or None,
+        "use_quant_conv": config.quant_convs,
+        "use_post_quant_conv": config.quant_convs,
+        **_only(levels),
+    }
+
+
+def _only(levels: int) -> dict[str, Any]:
+    """Return the only values of some fields of diffusers' config.json that our model computes."""
+    return {
+        "act_fn": "silu",
+        "mid_block_add_attention": True,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
 
 
 def _infer_config(
@@ -204,12 +239,7 @@ def _infer_config(
         use_quant_conv=quant_convs,
         use_post_quant_conv="post_quant_conv.weight" in weights,
     )
-    published.check_only(
-        act_fn="silu",
-        mid_block_add_attention=True,
-        down_block_types=["DownEncoderBlock2D"] * levels,
-        up_block_types=["UpDecoderBlock2D"] * levels,
-    )
+    published.check_only(**_only(levels))
     for name in ("latents_mean", "latents_std"):
         if published.fields.get(name) is not None:
             raise UserError(
@@ -279,6 +309,15 @@ class _Reader:
     weights: StateDict
     names: WeightNames
     config: AutoencoderConfig
+
+    def read(self) -> dict[str, Any]:
+        params = {"encoder": self.encoder(), "decoder": self.decoder()}
+        if self.config.quant_convs:
+            conv, c = self.weights.conv, self.config.channels
+            params["quant"] = conv("quant_conv", 2 * c, 2 * c, 1)
+            params["post_quant"] = conv("post_quant_conv", c, c, 1)
+        self.weights.check_all_used()
+        return params
 
     def norm(self, key: str, width: int) -> dict[str, np.ndarray]:
         take = self.weights.take

@@ -1,4 +1,4 @@
-"""Convert the weights of a DiT, from the layout of facebookresearch/DiT or of diffusers."""
+"""Convert the weights of a DiT, from and to the layout of facebookresearch/DiT or of diffusers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,13 +12,19 @@ from tp_jax.models.dit_config import SIZES
 from tp_jax.models.layers import position_embedding
 from tp_jax.pretrained.published_config import PublishedConfig
 from tp_jax.pretrained.recognise import find_prefix
-from tp_jax.pretrained.state_dict import StateDict, square_side, stack_layers
+from tp_jax.pretrained.state_dict import StateDict, square_side, stack_layers, write_state_dict
 from tp_jax.thinking import ThinkingConfig
 
 TIME_FEATURES = 256
 HEADS = {size["width"]: size["heads"] for size in SIZES.values()}
-# The classes in diffusers' config.json.
+# The classes in diffusers' config.json, and the only values of some fields that our model computes.
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+ONLY = {
+    "activation_fn": "gelu-approximate",
+    "norm_type": "ada_norm_zero",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +157,7 @@ def _check_published(published: PublishedConfig, config: DiTConfig) -> None:
         sample_size=config.image_size,
         num_embeds_ada_norm=config.num_classes,
     )
-    published.check_only(
-        activation_fn="gelu-approximate",
-        norm_type="ada_norm_zero",
-        attention_bias=True,
-        norm_elementwise_affine=False,
-    )
+    published.check_only(**ONLY)
 
 
 def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, Any]:
@@ -170,8 +171,40 @@ def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, An
       UserError: a weight is missing, unused, NaN, infinite or has another shape, or the position
         table isn't the sine-cosine table that our model computes.
     """
-    (weights, names), width = _open_layout(state), config.width
-    grid = np.arange(config.image_size // config.patch)
+    return _read(*_open_layout(state), config)
+
+
+def write_dit(base: Any, config: DiTConfig, *, diffusers: bool = False) -> dict[str, np.ndarray]:
+    """Return the state dict of a DiT: what `read_dit` reads the base parameters from.
+
+    Args:
+      base: the "base" parameters, a tree of float32 arrays.
+      config: of the model.
+      diffusers: in diffusers' layout, else in that of facebookresearch/DiT.
+    """
+    names = DIFFUSERS if diffusers else ORIGINAL
+    return write_state_dict(lambda weights: _read(weights, names, config), base)
+
+
+def diffusers_config(config: DiTConfig) -> dict[str, Any]:
+    """Return the config.json of a DiT in diffusers' layout."""
+    return {
+        "_class_name": CLASSES[0],
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.width // config.heads,
+        "in_channels": config.channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.depth,
+        "sample_size": config.image_size,
+        "patch_size": config.patch,
+        "num_embeds_ada_norm": config.num_classes,
+        "norm_eps": 1e-6,
+        **ONLY,
+    }
+
+
+def _read(weights: StateDict, names: WeightNames, config: DiTConfig) -> dict[str, Any]:
+    width, grid = config.width, np.arange(config.image_size // config.patch)
     if names.position_table in weights or names is ORIGINAL:
         weights.check_position_table(names.position_table, position_embedding(width, grid, grid))
 
@@ -190,7 +223,7 @@ def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, An
         }
 
     if names is DIFFUSERS:
-        _drop_copies(weights, config.depth)
+        _drop_copies(weights, config)
     # The last row is the null class of classifier-free guidance, in torch and here.
     table = weights.take(names.labels, config.label_rows, width)
     outputs = config.patch**2 * config.out_channels
@@ -208,18 +241,12 @@ def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, An
     return base
 
 
-def _drop_copies(weights: StateDict, depth: int) -> None:
+def _drop_copies(weights: StateDict, config: DiTConfig) -> None:
     """Remove the embeddings of all blocks but the first, whose copies they must be."""
-    first = f"{DIFFUSERS.block}0.{COPIES}"
-    linear = [f"{name.removeprefix(first)}.{end}" for name in DIFFUSERS.time
-              for end in ("weight", "bias")]  # fmt: skip
-    for name in (DIFFUSERS.labels.removeprefix(first), *linear):
-        wanted = weights.peek(first + name)
-        for layer in range(1, depth):
-            key = f"{DIFFUSERS.block}{layer}.{COPIES}{name}"
-            if not np.array_equal(weights.peek(key), wanted):
-                raise UserError(
-                    f"{key} differs from that of block 0: this DiT has other embeddings in every "
-                    f"block, which our model doesn't have"
-                )
-            weights.take(key, *wanted.shape)
+    width = config.width
+    first, shapes = f"{DIFFUSERS.block}0.", {DIFFUSERS.labels: (config.label_rows, width)}
+    for name, inputs in zip(DIFFUSERS.time, (TIME_FEATURES, width), strict=True):
+        shapes |= {f"{name}.weight": (width, inputs), f"{name}.bias": (width,)}
+    for name, shape in shapes.items():
+        for layer in range(1, config.depth):
+            weights.check_copy(name.replace(first, f"{DIFFUSERS.block}{layer}."), name, *shape)

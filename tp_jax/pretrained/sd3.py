@@ -1,4 +1,4 @@
-"""Convert the weights of Stable Diffusion 3 and 3.5, from diffusers' or the original layout.
+"""Convert the weights of Stable Diffusion 3 and 3.5: diffusers' and the original layout.
 
 D width, G side of the position table in patches.
 """
@@ -14,7 +14,13 @@ from tp_jax.models import MMDiTConfig
 from tp_jax.models.layers import position_embedding
 from tp_jax.pretrained.published_config import PublishedConfig
 from tp_jax.pretrained.recognise import find_prefix
-from tp_jax.pretrained.state_dict import StateDict, square_side, stack_layers
+from tp_jax.pretrained.state_dict import (
+    StateDict,
+    square_side,
+    stack_layers,
+    swap_halves,
+    write_state_dict,
+)
 from tp_jax.thinking import ThinkingConfig
 
 TIME_FEATURES = 256
@@ -201,8 +207,43 @@ def read_sd3(state: Mapping[str, np.ndarray], config: MMDiTConfig) -> dict[str, 
       UserError: a weight is missing, unused or has another shape, or the position table isn't the
         sine-cosine table that our model computes.
     """
-    (weights, names), width = _open_layout(state), config.width
-    grid = np.arange(config.max_grid) * (config.base_grid / config.max_grid)
+    return _read(*_open_layout(state), config)
+
+
+def write_sd3(base: Any, config: MMDiTConfig) -> dict[str, np.ndarray]:
+    """Return the state dict, in diffusers' layout, from which `read_sd3` reads base parameters.
+
+    Args:
+      base: the "base" parameters, a tree of float32 arrays.
+      config: of the model.
+    """
+    return write_state_dict(lambda weights: _read(weights, DIFFUSERS, config), base)
+
+
+def diffusers_config(config: MMDiTConfig) -> dict[str, Any]:
+    """Return the config.json of an MMDiT in diffusers' layout."""
+    return {
+        "_class_name": CLASSES[0],
+        "sample_size": config.patch * config.base_grid,
+        "patch_size": config.patch,
+        "in_channels": config.channels,
+        "num_layers": config.depth,
+        "attention_head_dim": config.width // config.heads,
+        "num_attention_heads": config.heads,
+        "joint_attention_dim": config.text_width,
+        "caption_projection_dim": config.width,
+        "pooled_projection_dim": config.pooled_width,
+        "out_channels": config.out_channels,
+        "pos_embed_max_size": config.max_grid,
+        "dual_attention_layers": list(range(config.dual_attention_layers)),
+        "qk_norm": "rms_norm" if config.qk_norm else None,
+    }
+
+
+def _read(weights: StateDict, names: WeightNames, config: MMDiTConfig) -> dict[str, Any]:
+    width = config.width
+    # diffusers rounds the positions to float32, and computes the table from them in float64.
+    grid = np.arange(config.max_grid, dtype=np.float32) / (config.max_grid / config.base_grid)
     weights.check_position_table(names.position_table, position_embedding(width, grid, grid))
     dual, last, head = config.dual_attention_layers, config.depth - 1, width // config.heads
     mlp_widths = (width, 4 * width, width)
@@ -219,9 +260,7 @@ def read_sd3(state: Mapping[str, np.ndarray], config: MMDiTConfig) -> dict[str, 
 
     def scale_shift(key: str) -> dict[str, np.ndarray]:
         layer = weights.linear(key, width, 2 * width)
-        if names.scale_first:
-            return layer
-        return {name: np.roll(array, width, axis=-1) for name, array in layer.items()}
+        return layer if names.scale_first else swap_halves(layer)
 
     def block(layer: int) -> dict[str, Any]:
         prefix = f"{names.block}{layer}."

@@ -1,14 +1,18 @@
-"""Convert the weights of torch state dicts to Flax layout, and check that every weight is used.
+"""Convert the weights of torch state dicts to Flax layout and back, and check that all are used.
+
+A reader is a function from a `StateDict` to parameters. It only moves values, so that
+`write_state_dict` gets the way back from the same function.
 
 D width, p patch size, C channels. Linear kernels are [out, in] in torch and [in, out] in Flax.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tp_jax.files.finite import check_finite, check_floating
@@ -143,6 +147,15 @@ class StateDict:
                 f"the largest difference is {error:.2g}"
             )
 
+    def check_copy(self, key: str, of: str, *shape: int) -> None:
+        """Remove a weight, and raise a UserError unless it equals the weight `of`."""
+        if not np.array_equal(self.peek(key), self.peek(of)):
+            raise UserError(
+                f"{self._prefix}{key} differs from {self._prefix}{of}: our model has one weight "
+                f"for both"
+            )
+        self.take(key, *shape)
+
     def check_all_used(self) -> None:
         """Raise a UserError that names the weights that no method has removed."""
         if self._remaining:
@@ -151,9 +164,78 @@ class StateDict:
             raise UserError(f"this kind of model doesn't use {', '.join(names)}{more}")
 
 
+class _Wanted(StateDict):
+    """Stands for the state dict that `write_state_dict` wants, while a reader reads it.
+
+    Attributes:
+      shapes: of the weights that the reader took.
+      tables: the position tables that it checked.
+      copies: the weights that it compared with another one -> that one.
+    """
+
+    def __init__(self, arrays: Mapping[str, jax.Array] | None = None) -> None:
+        """Give the reader these arrays, which jax traces; None gives it zeros."""
+        super().__init__({})
+        self._arrays = arrays
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.tables: dict[str, np.ndarray] = {}
+        self.copies: dict[str, str] = {}
+
+    def take(self, key: str, *shape: int) -> Any:
+        self.shapes[key] = shape
+        return jnp.zeros(shape) if self._arrays is None else self._arrays[key]
+
+    def check_position_table(self, key: str, expected: np.ndarray) -> None:
+        self.tables[key] = expected[None]
+
+    def check_copy(self, key: str, of: str, *shape: int) -> None:
+        self.copies[key] = of
+
+    def check_all_used(self) -> None:
+        pass
+
+
+def write_state_dict(read: Callable[[StateDict], Any], params: Any) -> dict[str, np.ndarray]:
+    """Return the state dict from which a reader reads these parameters.
+
+    A reader permutes the values of the weights. The transpose of a permutation is its inverse, so
+    that jax's transpose of the reader computes the state dict, without any rounding.
+
+    Args:
+      read: the reader. It must move each value to exactly one place.
+      params: what it shall read: a tree of float32 arrays.
+
+    Returns:
+      The weights by name, in torch's layout, with position tables and copies.
+    """
+    wanted = _Wanted()
+    jax.eval_shape(lambda: read(wanted))
+    shapes = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in wanted.shapes.items()}
+    transpose = jax.linear_transpose(lambda arrays: read(_Wanted(arrays)), shapes)
+    (found,) = transpose(jax.tree.map(jnp.asarray, params))
+    state = {key: np.asarray(array) for key, array in found.items()} | wanted.tables
+    return state | {key: state[of] for key, of in wanted.copies.items()}
+
+
 def stack_qkv(*layers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Stack three linear layers into {"kernel": [D, 3, D], "bias": [3, D]}."""
-    return jax.tree.map(lambda *parts: np.stack(parts, axis=-2), *layers)
+    return jax.tree.map(lambda *parts: _stack(parts, axis=-2), *layers)
+
+
+def swap_halves(layer: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Swap the two halves of the outputs of a linear layer."""
+
+    def swap(array: np.ndarray) -> np.ndarray:
+        halves = array.reshape(*array.shape[:-1], 2, -1)
+        return halves[..., ::-1, :].reshape(array.shape)
+
+    return {name: swap(array) for name, array in layer.items()}
+
+
+def _stack(parts: Sequence[Any], axis: int) -> Any:
+    """Stack arrays of NumPy, or arrays that jax traces."""
+    xp = np if isinstance(parts[0], np.ndarray) else jnp
+    return xp.stack(parts, axis=axis)
 
 
 def stack_layers(block: Callable[[int], Any], layers: range) -> Any:
@@ -163,8 +245,11 @@ def stack_layers(block: Callable[[int], Any], layers: range) -> Any:
       block: function from the number of a layer to its parameters.
       layers: the numbers of the layers.
     """
-    first, *others = layers
-    blocks = jax.tree.map(lambda leaf: _allocate_stack(leaf, len(layers)), block(first))
+    number, *others = layers
+    first = block(number)
+    if not isinstance(jax.tree.leaves(first)[0], np.ndarray):
+        return jax.tree.map(lambda *leaves: _stack(leaves, axis=0), first, *map(block, others))
+    blocks = jax.tree.map(lambda leaf: _allocate_stack(leaf, len(layers)), first)
     # Copy layer by layer, so that memory holds only one layer twice.
     for index, layer in enumerate(others, start=1):
         leaves = jax.tree.leaves(blocks), jax.tree.leaves(block(layer))

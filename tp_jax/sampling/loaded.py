@@ -19,6 +19,7 @@ from tp_jax.parallel.sharding import tree_shardings, with_shardings
 from tp_jax.values import checked
 from tp_jax.values.kinds import Path
 from tp_jax.workdir import checkpoints as checkpoint_lib
+from tp_jax.workdir.exported import is_exported, restore_exported
 from tp_jax.workdir.record import read_config
 
 
@@ -99,8 +100,6 @@ def load(
     config.text.truncate = truncate or config.text.truncate
     built = config_lib.build(config)
     model, mesh = build_model(built.model), create_mesh(DATA_PARALLEL)
-    shapes = abstract_params(model)
-    target = with_shardings(shapes, tree_shardings(shapes, mesh))
     codec = load_codec(config.autoencoder, mesh)
     if codec and codec.space.channels != built.model.channels:
         raise UserError(
@@ -113,11 +112,46 @@ def load(
             f"{workdir} was trained on latents: give the autoencoder that decodes them with "
             f"--autoencoder=DIR"
         )
-    with checkpoint_lib.open_manager(workdir) as manager:
-        train_step = checkpoint_lib.find_step(manager, train_step, allow_unchecked=allow_unchecked)
-        params = checkpoint_lib.restore_params(manager, train_step, target, ema=ema)
+    train_step, params = restore(
+        workdir, config, model, train_step, ema=ema, allow_unchecked=allow_unchecked
+    )
     on_mesh = ModelOnMesh(model, built, mesh, codec, config, workdir)
     return on_mesh.with_params(params, train_step)
+
+
+def restore(
+    workdir: epath.Path,
+    config: ConfigDict,
+    model: nn.Module,
+    train_step: int | None = None,
+    *,
+    ema: bool = True,
+    allow_unchecked: bool = False,
+) -> tuple[int, Params]:
+    """Restore the parameters of a workdir or an exported model onto all devices, data-parallel.
+
+    Args:
+      workdir: the folder.
+      config: its config.
+      model: the model of the config.
+      train_step, ema, allow_unchecked: as for `load`.
+
+    Returns:
+      The train step, and {"base", "thinking"}.
+
+    Raises:
+      UserError: they can't be restored.
+    """
+    shapes = abstract_params(model)
+    target = with_shardings(shapes, tree_shardings(shapes, create_mesh(DATA_PARALLEL)))
+    if is_exported(workdir):
+        return restore_exported(
+            workdir, target, config.init.base, config.model,
+            checkpoint=train_step, ema=ema, allow_unchecked=allow_unchecked,
+        )  # fmt: skip
+    with checkpoint_lib.open_manager(workdir) as manager:
+        train_step = checkpoint_lib.find_step(manager, train_step, allow_unchecked=allow_unchecked)
+        return train_step, checkpoint_lib.restore_params(manager, train_step, target, ema=ema)
 
 
 def without_thinking(

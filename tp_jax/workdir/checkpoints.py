@@ -168,7 +168,7 @@ def load_base(
     _check_same_model(path, model or {})
     stored = stored_shapes(folder)
     nested = "base" in stored
-    check_fit(path, stored["base"] if nested else stored, abstract)
+    check_fit(f"the base checkpoint {path}", stored["base"] if nested else stored, abstract)
     with ocp.PyTreeCheckpointer() as checkpointer:
         target = {"base": abstract} if nested else abstract
         arguments = ocp.checkpoint_utils.construct_restore_args(target)
@@ -199,11 +199,11 @@ def _item(manager: ocp.CheckpointManager, train_step: int, name: str) -> epath.P
     return epath.Path(manager.directory) / str(train_step) / name
 
 
-def check_fit(path: str, stored: Any, wanted: Any) -> None:
+def check_fit(name: str, stored: Any, wanted: Any) -> None:
     """Check that stored weights have the names and shapes that a model expects.
 
     Args:
-      path: the checkpoint, for the error message.
+      name: what is stored, for the error message.
       stored: a tree of stored shapes.
       wanted: a tree of the model's arrays or abstract arrays.
 
@@ -221,8 +221,8 @@ def check_fit(path: str, stored: Any, wanted: Any) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(
-            f"the base checkpoint {path} doesn't fit config.model: {min(problems)}{more}; "
-            f"set config.model to the values of the base, or give another base"
+            f"{name} doesn't fit config.model: {min(problems)}{more}; set config.model to the "
+            f"values of the base, or give another base"
         )
 
 
