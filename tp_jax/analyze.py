@@ -5,12 +5,12 @@ from absl import flags
 from tp_jax.cli import start
 from tp_jax.cli.flags import Integers, define, output_folder, required_path
 from tp_jax.cli.sampling_flags import define_sampling_flags
-from tp_jax.values.kinds import Path
+from tp_jax.values.kinds import Path, Source
 
 define("out", Path, None, "folder for the report; WORKDIR/analysis by default")
 define("labels", Integers, (), "classes to sample in turn, such as 0,1,2; all classes by default")
 define("prompts", str, None, "a prompt, or a file with one prompt per line; the suite's by default")
-define("text", Path, None, "folder of the text encoders; the config's by default")
+define("text", Source, None, "folder of the text encoders; the config's by default")
 define("json", bool, False, "write only analysis.json, and print its path")
 define_sampling_flags(flags.FLAGS, "number of samples; 1000 by default")
 

@@ -3,15 +3,17 @@
 from absl import flags
 
 from tp_jax.cli import start
-from tp_jax.cli.flags import define, output_folder, required, required_path
-from tp_jax.values.kinds import Number, Path, Positive, Size, Word
+from tp_jax.cli.flags import define, output_folder, required
+from tp_jax.files.hub import local
+from tp_jax.values.kinds import Number, Path, Positive, Size, Source, Word
 
 define("kind", Word, None, "what the weights belong to: dit, sd3, sd-vae or inception")
 define(
     "source",
-    Path,
+    Source,
     None,
-    "file with torch weights (.pt, .pth, .ckpt or .safetensors), or folder of shards",
+    "file with torch weights (.pt, .pth, .ckpt or .safetensors), or folder of shards; also "
+    "hf://OWNER/NAME[@REVISION][/PATH]",
 )
 define("out", Path, None, "a new or empty folder")
 define(
@@ -31,12 +33,14 @@ define("null_class", bool, True, 'whether the last row of a DiT\'s label table i
 
 
 def main() -> None:
-    from tp_jax.pretrained.convert import Conversion, convert
+    from tp_jax.pretrained.convert import KINDS, Conversion, convert
 
+    kind = KINDS.get(required("kind"))
+    folders = [kind.subfolder] if kind and kind.subfolder else []
     convert(
         Conversion(
             kind=required("kind"),
-            source=required_path("source"),
+            source=local(required("source"), *folders),
             out=output_folder("out"),
             heads=flags.FLAGS["heads"].value,
             scale=flags.FLAGS["scale"].value,

@@ -11,9 +11,9 @@ from absl import flags
 from tp_jax.cli import start
 from tp_jax.cli.flags import define, output_folder, required_path
 from tp_jax.values import Choice
-from tp_jax.values.kinds import CountOrZero, Path, Positive
+from tp_jax.values.kinds import CountOrZero, Path, Positive, Source, Word
 
-define("workdir", Path, None, "workdir of a training run, or folder of converted weights")
+define("workdir", Source, None, "workdir of a training run, or folder of converted weights")
 define("out", Path, None, "a new or empty folder")
 define(
     "format",
@@ -43,6 +43,15 @@ define(
     False,
     "use a checkpoint whose checksums are missing or damaged, without checking its files",
 )
+define("push", Word, "", "OWNER/NAME on the Hugging Face Hub to upload the folder to")
+define("license", Word, "", "license of the weights, for the model card, such as apache-2.0")
+define(
+    "scores",
+    Path,
+    None,
+    "scores.json of tp_jax.evaluate, or a folder with several, for the model card; empty is none",
+)
+define("private", bool, False, "make a new repository on the Hub private")
 
 
 def main() -> None:
@@ -50,7 +59,8 @@ def main() -> None:
 
     values = flags.FLAGS.flag_values_dict()
     names = (
-        "format", "checkpoint", "ema", "dtype", "with_base", "shard_gigabytes", "allow_unchecked"
+        "format", "checkpoint", "ema", "dtype", "with_base", "shard_gigabytes", "allow_unchecked",
+        "push", "license", "scores", "private",
     )  # fmt: skip
     export(
         Export(

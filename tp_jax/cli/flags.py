@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from tp_jax.cli.parsers import Parser
 from tp_jax.files import outputs
+from tp_jax.files.hub import local
 from tp_jax.messages.errors import UserError
 from tp_jax.values import Range
 from tp_jax.values.kinds import Word
@@ -90,12 +91,12 @@ def required(name: str) -> str:
 
 
 def required_path(name: str) -> epath.Path:
-    """Return the value of a path flag that must be given.
+    """Return the value of a path flag that must be given; hf:// paths are downloaded.
 
     Raises:
       UserError: it wasn't given.
     """
-    return epath.Path(required(name))
+    return local(required(name))
 
 
 def output_file(name: str, ending: str) -> epath.Path | None:

@@ -14,10 +14,10 @@ from tp_jax.values.kinds import (
     LatentSteps,
     NonNegative,
     Number,
-    Path,
     Seed,
     Size,
     SizeOrZero,
+    Source,
     Word,
 )
 
@@ -33,7 +33,7 @@ def define_workdir_flags(values: flags.FlagValues) -> None:
       values: the flag values to add them to.
     """
     for name, annotation, default, text in (
-        ("workdir", Path, None, "workdir of a training run"),
+        ("workdir", Source, None, "workdir of a training run, or an exported model"),
         (
             "checkpoint", CountOrZero, None,
             "train_step of the checkpoint; the newest by default",
@@ -46,7 +46,7 @@ def define_workdir_flags(values: flags.FlagValues) -> None:
             "use a checkpoint whose checksums are missing or damaged, without checking its files",
         ),
         (
-            "autoencoder", Path, None,
+            "autoencoder", Source, None,
             "folder of the autoencoder that decodes latents; the config's by default",
         ),
     ):  # fmt: skip
@@ -137,7 +137,7 @@ def define_prompt_flags(values: flags.FlagValues) -> None:
     for side in ("height", "width"):
         text = f"{side} of the images in pixels; as in training by default"
         define(side, Size, None, text, values)
-    define("text", Path, None, "folder of the text encoders; the config's by default", values)
+    define("text", Source, None, "folder of the text encoders; the config's by default", values)
     text = "cut prompts that are longer than the encoder accepts, with a warning"
     define("truncate", bool, False, text, values)
     define_thinking_flag(values)

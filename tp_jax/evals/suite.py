@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from tp_jax.evals.task import Task
+from tp_jax.files.hub import local
 from tp_jax.messages.errors import UserError
 from tp_jax.sampling.loaded import Loaded, ModelOnMesh
 
@@ -94,4 +95,4 @@ def choose_mode(values: Mapping[str, Any], modes: tuple[str, ...]) -> str | None
 
 def path_of(values: Mapping[str, Any], name: str) -> epath.Path | None:
     """Return the path that a flag is set to; None if it isn't set."""
-    return epath.Path(values[name]) if values[name] else None
+    return local(values[name]) if values[name] else None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from tp_jax.files.hub import local
 from tp_jax.messages.errors import UserError
 from tp_jax.models.autoencoder import Autoencoder, AutoencoderConfig, Scale, Shift
 from tp_jax.pretrained.folder import load_folder
@@ -110,7 +111,7 @@ def load_autoencoder(folder: epath.PathLike, dtype: str = "float32") -> LoadedAu
     Raises:
       UserError: the folder doesn't exist, is incomplete, or holds another kind of weights.
     """
-    description, params = load_folder(epath.Path(folder), KIND)
+    description, params = load_folder(local(folder), KIND)
     fields: dict[str, Any] = dict(description.config)
     try:
         fields["block_widths"] = tuple(fields["block_widths"])

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from tp_jax.files.hub import origin
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.pretrained import autoencoder, dit, inception, sd3
@@ -87,7 +88,7 @@ def convert(conversion: Conversion) -> None:
         raise UserError(f"--source={file}: {error}{looks_like(state, name)}") from error
     try:
         description = save_folder(
-            out, converted.params, name, converted.config, conversion.source.name
+            out, converted.params, name, converted.config, origin(conversion.source)
         )
     except OSError as error:
         raise UserError(f"--out={out} can't be written: {error}; choose another folder") from error

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from tp_jax.files.hub import local
 from tp_jax.messages.errors import UserError
 from tp_jax.models.inception import SIDE, Inception
 from tp_jax.pretrained.folder import load_folder
@@ -31,7 +32,7 @@ def load_inception(folder: epath.PathLike) -> tuple[Inception, Any]:
     Raises:
       UserError: the folder doesn't exist, is incomplete, or holds another kind of weights.
     """
-    return Inception(), load_folder(epath.Path(folder), KIND)[1]
+    return Inception(), load_folder(local(folder), KIND)[1]
 
 
 def convert_inception(state: Mapping[str, np.ndarray]) -> dict[str, Any]:

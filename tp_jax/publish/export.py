@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax.files.atomic import write_errors, write_json
@@ -23,6 +24,8 @@ from tp_jax.models.autoencoder import AutoencoderConfig
 from tp_jax.models.parameters import Params
 from tp_jax.pretrained import autoencoder, dit, sd3
 from tp_jax.pretrained.folder import DESCRIPTION_FILE, load_folder, read_description
+from tp_jax.publish.card import make_card, read_scores
+from tp_jax.publish.push import CARD, check_push, push
 from tp_jax.sampling.loaded import restore
 from tp_jax.workdir.exported import write_parts
 from tp_jax.workdir.record import CONFIG, TEXT, VERSIONS, read_config
@@ -34,6 +37,12 @@ DIT_FILE = "model.safetensors"
 # The version of diffusers whose classes the tests load exported models with.
 DIFFUSERS_VERSION = "0.42.1"
 GIGABYTE = 10**9
+# --format -> the commands in the model card that load the model.
+LOADING = {
+    "tp_jax": "python -m tp_jax.sample --workdir=hf://{name} --out=pictures",
+    "diffusers": "python -c 'import diffusers; diffusers.AutoModel.from_pretrained(\"{name}\")'",
+    "dit": "hf download {name} model.safetensors  # for the DiT class of facebookresearch/DiT",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +59,11 @@ class Export:
       with_base: include the base in the format tp_jax; None includes it unless it was frozen.
       shard_gigabytes: the largest size of a file of weights in diffusers' format.
       allow_unchecked: accept a checkpoint whose checksums are missing or damaged.
+      push: OWNER/NAME on the Hugging Face Hub that the folder is uploaded to; "" uploads nothing.
+      license: identifier of the license of the weights, for the model card.
+      scores: file or folder of results of `tp_jax.evaluate`, for the model card; "" has none, and
+        None if it wasn't given.
+      private: whether a new repository on the Hub is private.
     """
 
     workdir: epath.Path
@@ -61,6 +75,10 @@ class Export:
     with_base: bool | None = None
     shard_gigabytes: float = 5.0
     allow_unchecked: bool = False
+    push: str = ""
+    license: str = ""
+    scores: str | None = None
+    private: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +90,16 @@ class Source:
       params: its parameters: {"base", "thinking"}, or {"base"} of converted weights.
       frozen: whether the base was frozen in training.
       run: the train step of the checkpoint; None for converted weights.
+      config: of the run; None for converted weights.
+      origin: where the weights are from, for the model card.
     """
 
     model: TransformerConfig | AutoencoderConfig
     params: Params
     frozen: bool = False
     run: int | None = None
+    config: ConfigDict | None = None
+    origin: str = ""
 
 
 def export(request: Export) -> None:
@@ -93,13 +115,42 @@ def export(request: Export) -> None:
     can_resume(request.out, None, f"--out={request.out}")
     if not request.workdir.exists():
         raise UserError(f"--workdir={request.workdir}: there is no such folder")
+    if request.push:
+        check_push(request.push, request.license, request.scores)
+    scores = read_scores(epath.Path(request.scores)) if request.scores else []
     converted = (request.workdir / DESCRIPTION_FILE).exists()
     source = _read_converted(request) if converted else _read_run(request)
     with _written_aside(request.out) as folder:
         notes = write(folder, source, request)
+        if request.push:
+            card = make_card(
+                request.push, request.license, source.config, _facts(source, request), scores,
+                folder, LOADING[request.format].format(name=request.push),
+            )  # fmt: skip
+            (folder / CARD).write_text(card)
     for note in notes:
         say(note)
     say(f"wrote {request.format} format to {request.out}")
+    if request.push:
+        push(request.out, request.push, private=request.private)
+
+
+def _facts(source: Source, request: Export) -> dict[str, str]:
+    """Return what the model card says in its first table."""
+    kind = type(source.model).__name__.removesuffix("Config")
+    facts = {"model": kind, "weights": source.origin, "format": request.format}
+    if source.run is not None:
+        facts |= {"train step": str(source.run), "moving average": "yes" if request.ema else "no"}
+    if source.config is not None:
+        thinking, base = source.config.model.thinking, source.config.init.base
+        facts["data"] = source.config.data.source
+        facts["base"] = (base or "trained from random weights") + ", frozen" * source.frozen
+        if thinking.layers and request.format == "tp_jax":
+            facts["thinking"] = (
+                f"blocks {', '.join(map(str, thinking.layers))}, {thinking.experts} experts of "
+                f"rank {thinking.rank}, {thinking.latent_steps} latent steps"
+            )
+    return facts
 
 
 @contextlib.contextmanager
@@ -129,7 +180,8 @@ def _read_run(request: Export) -> Source:
         ema=request.ema, allow_unchecked=request.allow_unchecked,
     )  # fmt: skip
     frozen = config.train.trainable == "thinking"
-    return Source(built.model, jax.tree.map(np.asarray, params), frozen, train_step)
+    host = jax.tree.map(np.asarray, params)
+    return Source(built.model, host, frozen, train_step, config, "trained with tp_jax")
 
 
 def _read_converted(request: Export) -> Source:
@@ -147,7 +199,8 @@ def _read_converted(request: Export) -> Source:
             f"--workdir={request.workdir} holds converted weights, which have no checkpoints and "
             f"no averages: leave --checkpoint and --noema out"
         )
-    fields = dict(read_description(request.workdir, kind).config)
+    description = read_description(request.workdir, kind)
+    fields = dict(description.config)
     fields.pop("learned_sigma", None)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     if kind == "sd3":
@@ -156,7 +209,7 @@ def _read_converted(request: Export) -> Source:
         fields["thinking"] = config_lib.ThinkingConfig(layers=())
     model = readers[kind](**fields)
     _, params = load_folder(request.workdir, kind)
-    return Source(model, {"base": params})
+    return Source(model, {"base": params}, origin=f"converted from {description.source}")
 
 
 def _write_tp_jax(folder: epath.Path, source: Source, request: Export) -> list[str]:

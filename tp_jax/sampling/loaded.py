@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
+from tp_jax.files.hub import local
 from tp_jax.latents.codec import Codec, Pooling, load_codec
 from tp_jax.messages.errors import UserError
 from tp_jax.models import build_model
@@ -17,7 +18,7 @@ from tp_jax.parallel.axes import DATA_PARALLEL
 from tp_jax.parallel.mesh import create_mesh
 from tp_jax.parallel.sharding import tree_shardings, with_shardings
 from tp_jax.values import checked
-from tp_jax.values.kinds import Path
+from tp_jax.values.kinds import Source
 from tp_jax.workdir import checkpoints as checkpoint_lib
 from tp_jax.workdir.exported import is_exported, restore_exported
 from tp_jax.workdir.record import read_config
@@ -78,7 +79,7 @@ def load(
     """Load the model of a workdir onto all devices of this machine, data-parallel.
 
     Args:
-      workdir: a local folder or a gs:// path; a leading ~ is the home folder.
+      workdir: a local folder, or a gs:// or hf:// path; a leading ~ is the home folder.
       train_step: train step of the checkpoint; by default that of the newest one.
       ema: load the moving average of the parameters; if False, the parameters themselves.
       dtype: compute dtype of the model, "float32" or "bfloat16"; by default the config's.
@@ -90,9 +91,9 @@ def load(
     Raises:
       UserError: the workdir, the checkpoint or the autoencoder doesn't exist or doesn't fit.
     """
-    workdir = epath.Path(checked("workdir", os.fspath(workdir), Path))
-    autoencoder = checked("autoencoder", autoencoder or "", Path)
-    text = checked("text", text or "", Path)
+    workdir = local(checked("workdir", os.fspath(workdir), Source))
+    autoencoder = checked("autoencoder", autoencoder or "", Source)
+    text = checked("text", text or "", Source)
     config = read_config(workdir)
     config.model.dtype = dtype or config.model.dtype
     config.autoencoder.path = autoencoder or config.autoencoder.path

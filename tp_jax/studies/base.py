@@ -4,6 +4,7 @@ import dataclasses
 
 from etils import epath
 
+from tp_jax.files.hub import local
 from tp_jax.messages.errors import UserError
 from tp_jax.studies.config_files import ConfigFile
 from tp_jax.studies.study import BASE, THINKING, Variant
@@ -69,7 +70,7 @@ def find_base(file: ConfigFile, given: str, seeds: int) -> Base:
     trains = None if "init.base" in file.fields else _training_config(file)
     if trains:
         return Base(file=trains)
-    if not epath.Path(published).exists():
+    if not local(published).exists():
         raise UserError(
             f"the study needs a frozen base, but config.init.base={published!r} doesn't exist: "
             f"convert or train it, or give --base=ROOT with the workdirs ROOT/SEED"

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.files.downloads import check_download, read_downloaded_json
+from tp_jax.files.hub import local
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.text.encoder import TextSpace
@@ -62,7 +63,8 @@ def load_sd3_encoder(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} of the text encoder: choose one of {', '.join(DTYPES)}")
-    folder, parts = epath.Path(path), [*CLIPS, *([T5] if t5 else [])]
+    parts = [*CLIPS, *([T5] if t5 else [])]
+    folder = local(path, *(name for part in parts for name in part[:2]))
     for name in (name for part in parts for name in part[:2]):
         if not (folder / name).is_dir():
             raise UserError(

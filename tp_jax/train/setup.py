@@ -19,6 +19,7 @@ from tp_jax.evals.suite import EvaluateInTraining
 from tp_jax.evals.validation.losses import Validation
 from tp_jax.evals.validation.suite import make_validation
 from tp_jax.files.differences import Difference
+from tp_jax.files.hub import local
 from tp_jax.latents.codec import load_codec
 from tp_jax.messages.progress import say
 from tp_jax.models import build_model
@@ -118,7 +119,7 @@ def check(config: ConfigDict, workdir: epath.Path, allow_change: Collection[str]
     changed = changed_facts(workdir, facts)
     check_changes(workdir, changed, allowed)
     if config.init.base:
-        check_text_space(epath.Path(config.init.base), text_space, "config.init.base")
+        check_text_space(local(config.init.base), text_space, "config.init.base")
     iterator = data.make_iterator(source, config, space, encoder)
     model = ModelOnMesh(build_model(built.model), built, mesh, codec, config, workdir)
     return Checked(

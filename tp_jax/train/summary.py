@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
-from etils import epath
 from ml_collections import ConfigDict
 
+from tp_jax.files.hub import local
 from tp_jax.parallel.sharding import device_bytes
 from tp_jax.thinking.dispatch import get_dispatch
 from tp_jax.train.setup import Checked, Program
@@ -76,9 +76,10 @@ def _base(checked: Checked) -> str:
     frozen = (
         "frozen" if trained == "thinking" else f"trained too (config.train.trainable={trained!r})"
     )
-    if not (epath.Path(path) / CONFIG).exists():
+    folder = local(path)
+    if not (folder / CONFIG).exists():
         return f"base: {path}, {frozen}"
-    theirs, ours = read_config(epath.Path(path)), checked.config
+    theirs, ours = read_config(folder), checked.config
     notes = "; its own thinking layers are not used" if theirs.model.thinking.layers else ""
     held_out = [(each.validation.fraction, each.validation.seed) for each in (theirs, ours)]
     if ours.validation.fraction and held_out[0] != held_out[1]:

@@ -37,10 +37,8 @@ ALLOWED: dict[Any, tuple[str, ...]] = {
     Annotated[str, Choice("thinking", "all")]: ("train.trainable",),
     Annotated[str, Choice("constant", "cosine")]: ("optimizer.schedule",),
     Annotated[str, Choice("empty", "zeros")]: ("text.null",),
-    kinds.Path: (
-        "init.base", "data.dir", "prepare.dir", "autoencoder.path", "text.path",
-        "evaluation.adm.reference", "evaluation.adm.inception",
-    ),
+    kinds.Path: ("data.dir", "prepare.dir", "evaluation.adm.reference"),
+    kinds.Source: ("init.base", "autoencoder.path", "text.path", "evaluation.adm.inception"),
     kinds.Word: (
         "data.source", "data.split", "data.background", "prepare.source", "prepare.split",
         "text.encoder", "evaluation.suite", "evaluation.adm.protocol",

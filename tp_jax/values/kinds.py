@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from tp_jax.values.allowed import Choice, Range, Text
-from tp_jax.values.texts import read_path, read_word
+from tp_jax.values.texts import read_path, read_source, read_word
 
 # Steps and the indices of samples are int32 on devices.
 INT32 = 2**31 - 1
@@ -31,5 +31,7 @@ Decay = Annotated[float, Range(0, 1, below=True)]
 Dtype = Annotated[str, Choice("float32", "bfloat16")]
 # A file or folder, local or remote; "" is none.
 Path = Annotated[str, Text(read_path)]
+# A file or folder that is only read: also hf://OWNER/NAME.
+Source = Annotated[str, Text(read_source)]
 # A name, such as that of a split; "" is none.
 Word = Annotated[str, Text(read_word)]

@@ -29,6 +29,11 @@ def read_word(text: str) -> str:
     return text
 
 
+def read_source(text: str) -> str:
+    """Return a path that is read, as `read_path`; hf:// paths stay as they are too."""
+    return read_word(text) if text.startswith("hf://") else read_path(text)
+
+
 def read_path(text: str) -> str:
     """Return a path with ~, ~USER, $NAME and ${NAME} expanded; gs:// paths stay as they are.
 

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from tp_jax.files.hub import local
 from tp_jax.files.jsonl import read_json
 from tp_jax.files.orbax import absolute, stored_shapes
 from tp_jax.messages.errors import UserError, first_line
@@ -149,7 +150,7 @@ def load_base(
       UserError: the folder doesn't exist, belongs to another model, or a weight is missing, left
         over, of another shape, NaN or infinite.
     """
-    folder = absolute(epath.Path(path))
+    folder = absolute(local(path))
     if not folder.exists():
         raise UserError(
             f"the base {path}: there is no such folder; name a base checkpoint or a workdir"
@@ -184,7 +185,7 @@ def load_base(
 def _check_same_model(path: str, model: Mapping[str, Any]) -> None:
     """Compare the fields that weight shapes don't determine, if the folder describes its model."""
     for name, key in (("description.json", "config"), ("config.json", "model")):
-        file = epath.Path(path) / name
+        file = local(path) / name
         remedy = "give another base"
         stored = read_json(file, {key: dict}, remedy)[key] if file.exists() else {}
         for field in NON_SHAPE_FIELDS:

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.files.atomic import write_json
+from tp_jax.files.hub import local
 from tp_jax.files.jsonl import read_json
 from tp_jax.files.safetensors import file_sha256, read_safetensors, write_safetensors
 from tp_jax.messages.errors import UserError
@@ -143,7 +144,7 @@ def _load_base(
 ) -> Any:
     """Load the base that isn't included, and check that it is the right one."""
     places = [str(folder / BASE), *([given] if given else [])]
-    path = next((place for place in places if epath.Path(place).exists()), None)
+    path = next((place for place in places if local(place).exists()), None)
     if path is None:
         raise UserError(
             f"{folder} doesn't include its base, which is not at {' or '.join(places)}: put a copy "

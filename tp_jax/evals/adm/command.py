@@ -10,7 +10,7 @@ from absl import flags
 from tp_jax.cli.flags import Numbers, define
 from tp_jax.cli.sampling_flags import define_model_flags
 from tp_jax.evals.command import SuiteCommand
-from tp_jax.values.kinds import Images, LatentSteps, Path, Word
+from tp_jax.values.kinds import Images, LatentSteps, Path, Source, Word
 
 if TYPE_CHECKING:
     from tp_jax.evals.adm.suite import AdmSuite
@@ -30,7 +30,7 @@ def define_flags(values: flags.FlagValues) -> None:
             "reference", Path, None,
             "published statistics, images, or a file of --save_statistics",
         ),
-        ("inception", Path, None, "a folder written by tp_jax.convert --kind=inception"),
+        ("inception", Source, None, "a folder written by tp_jax.convert --kind=inception"),
         ("protocol", Word, "adm", "adm or pytorch-fid: whose image preprocessing is used"),
         ("out", Path, None, "FILE.json for the scores; with --sweep, a folder"),
         ("save_statistics", Path, None, "FILE.npz to write, which can be a --reference later"),
