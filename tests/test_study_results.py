@@ -120,6 +120,7 @@ def results(**changes):
         "what": "gates",
         "date": "2026-01-31",
         "config": "configs/shapes.py:think",
+        "fields": {"train.steps": 500},
         "seeds": [0, 1],
         "reference": "learned",
         "measures": {"shapes": {"title": "correct, %", "higher_is_better": True, "factor": 100.0}},
@@ -153,7 +154,7 @@ def test_the_table_has_scores_differences_costs_holes_and_commands():
     assert "- `second`: there is none" in table
     assert "- first, seed 0: it ended with exit code 3" in table
     assert table.endswith("# first, seed 0\npython -m tp_jax.main --config=x.py\n```\n")
-    assert "configs/shapes.py:think, 2 seeds, 1a2b3c" in table
+    assert "configs/shapes.py:think with `train.steps=500`, 2 seeds, 1a2b3c" in table
 
 
 def test_the_plot_is_written(tmp_path):
@@ -206,7 +207,8 @@ def test_the_page_says_which_claims_hold():
     )
     assert "Two experts are better than one | paper | not measured yet" in page
     assert (
-        "- [gate-shapes](studies/gate-shapes.md): gates; configs/shapes.py:think, 2 seeds" in page
+        "- [gate-shapes](studies/gate-shapes.md): gates; configs/shapes.py:think with "
+        "`train.steps=500`, 2 seeds" in page
     )
 
 

@@ -128,6 +128,12 @@ def find_difference(
     return next((d for d in found if (d["variant"], d["than"]) == (variant, than)), None)
 
 
+def config_of(results: Mapping[str, Any]) -> str:
+    """Return the config file of a study with the fields that all variants share."""
+    fields = [f"`{name}={value}`" for name, value in results.get("fields", {}).items()]
+    return " with ".join([results["config"], *([", ".join(fields)] if fields else [])])
+
+
 def claims_page(studies: Mapping[str, Mapping[str, Any]], folder: str) -> list[str]:
     """Return the lines of the part of the results page that answers the claims.
 
@@ -173,7 +179,7 @@ def claims_page(studies: Mapping[str, Mapping[str, Any]], folder: str) -> list[s
     for name, content in sorted(studies.items()):
         version = content["commit"] or f"tp_jax {content['versions']['tp_jax']}"
         lines.append(
-            f"- [{name}]({folder}{name}.md): {content['what']}; {content['config']}, "
+            f"- [{name}]({folder}{name}.md): {content['what']}; {config_of(content)}, "
             f"{len(content['seeds'])} seeds, {version}"
         )
     return lines

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tp_jax.studies.claims import find_difference
+from tp_jax.studies.claims import config_of, find_difference
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
@@ -20,7 +20,7 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     lines = [
         f"# {results['study']}: {results['what']}",
         "",
-        f"{results['config']}, {seeds} seed{'s' * (seeds > 1)}, {version}, {results['date']}. "
+        f"{config_of(results)}, {seeds} seed{'s' * (seeds > 1)}, {version}, {results['date']}. "
         f"Differences are from `{results['reference']}`, paired by seed and, where examples were "
         f"counted, by example. Half of the wider interval is the difference that could have been "
         f"seen.",
