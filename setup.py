@@ -14,9 +14,11 @@ EXTRAS = {
     "text": ["transformers>=4.50", "torch>=2.5", "sentencepiece"],
     "convert": ["torch>=2.5"],
     "hub": ["huggingface_hub>=1"],
+    "datasets": ["datasets>=3"],
     "frozenlake": ["gymnasium[toy-text]>=1.4,<2"],
     "notebooks": ["ipykernel>=6", "papermill>=2.6"],
     "test": [
+        "datasets>=3",
         "pytest>=8",
         "pytest-xdist>=3.5",
         "hypothesis>=6.100",

@@ -69,9 +69,8 @@ def test_what_is_left_out_is_counted_and_named(root, capsys):
     (root / "cats" / "._0.png").write_bytes(b"resource fork")
     (root / "dogs" / "2.HEIC").write_bytes(b"x")
     (root / "dogs" / "3.mp4").write_bytes(b"x")
-    save(root / "dogs" / "puppies" / "4.png")
     assert opened(root) == (("cats", "dogs"), FILES)
-    counted = "warning: 4 files (.csv 1, .heic 1, .mp4 1, .png 1), 1 folder in "
+    counted = "warning: 4 files (.csv 1, .heic 1, .mp4 1, .png 1) in "
     warning = capsys.readouterr().err
     assert warning == f"{counted}{root} left out, such as {root}/labels.csv\n"
 
@@ -82,7 +81,7 @@ def test_what_is_left_out_is_counted_and_named(root, capsys):
         ((), r"has class folders without images: 'birds' \(empty\); add"),
         (("0.heic", "1.txt"), r"'birds' \(only 2 files \(.heic 1, .txt 1\)\)"),
         (("._0.png",), r"'birds' \(only 1 file \(.png 1\)\)"),
-        (("young/0.png",), r"'birds' \(only 1 folder\).* if the folders are splits.*data.split"),
+        (("young/0.txt",), r"'birds' \(only 1 file \(.txt 1\)\).* if the folders are splits"),
         ((".DS_Store",), r"'birds' \(empty\)"),
     ],
 )
@@ -92,6 +91,29 @@ def test_classes_without_images_are_refused_by_name(content, match, root):
         save(root / "birds" / name)
     with pytest.raises(UserError, match=match):
         opened(root)
+
+
+def test_folders_in_a_class_folder_belong_to_the_class(root):
+    """As in torchvision's ImageFolder."""
+    for name in ("birds/young/small/0.png", "birds/1.png", "birds/@eaDir/2.png"):
+        save(root / name)
+    classes, files = opened(root)
+    assert classes == ("birds", "cats", "dogs")
+    assert files[:2] == [("birds/1.png", 0), ("birds/young/small/0.png", 0)]
+
+
+def test_splits_are_no_classes(root):
+    for name in ("train", "val"):
+        shutil.copytree(root, root.parent / "both" / name)
+    both = root.parent / "both"
+    with pytest.raises(
+        UserError, match=r"the splits train, val, .*: name one .* config\.data\.split"
+    ):
+        opened(both)
+    assert opened(both, "val")[0] == ("cats", "dogs")
+    # If they hold images themselves, they may be classes.
+    save(both / "train" / "0.png")
+    assert opened(both)[0] == ("train", "val")
 
 
 def test_a_broken_link_is_refused_and_a_link_is_followed(root, tmp_path):
@@ -136,9 +158,7 @@ def test_the_split_is_a_folder_beside_others(root):
     shutil.copytree(root, root.parent / "splits" / "train")
     save(root.parent / "splits" / "val" / "cats" / "0.png")
     assert opened(root.parent / "splits", "train")[0] == ("cats", "dogs")
-    with pytest.raises(
-        UserError, match="has neither images.*, only 2 folders: set config.data.dir"
-    ):
+    with pytest.raises(UserError, match="the splits train, val, and no classes: name one of them"):
         opened(root.parent / "splits")
 
 

@@ -99,6 +99,7 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     config.prepare.source = "tfds/imagenet2012"
     config.prepare.dir = ""
     config.prepare.split = "train"
+    config.prepare.columns = ()
     # Number of images, chosen at random with the seed; 0 takes all.
     config.prepare.num = 0
     # Number of captions of each image, from its first; 0 keeps all.
@@ -113,6 +114,9 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Folder of the sources that read files; "" is the default folder of the source.
     config.data.dir = ""
     config.data.split = "train"
+    # For data.source="datasets": the column of images, and that of labels or captions; () takes
+    # those with the usual names.
+    config.data.columns = ()
     # Mirror images at random. Captions with "left" and "right" become wrong.
     config.data.flip = False
     # The colour behind transparent pixels, also for `tp_jax.prepare`: a name or "#rrggbb".

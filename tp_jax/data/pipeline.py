@@ -49,7 +49,7 @@ def open_source(config: ConfigDict, space: LatentSpace | None = None) -> Source:
     if kind and kind.from_config:
         source = kind.from_config(config)
     else:
-        source = open_named("config.data", data.source, data.dir, data.split)
+        source = open_named("config.data", data.source, data.dir, data.split, data.columns)
     check_held_out(source, config)
     return check_source(source, config, space, for_training=True)
 

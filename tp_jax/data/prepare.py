@@ -68,7 +68,7 @@ def prepare(config: ConfigDict, folder: epath.Path | None = None) -> None:
     # Not Pooling or None, by the check above.
     codec = cast(Codec, load_codec(config.autoencoder, mesh))
     fields = config.prepare
-    source = open_named("config.prepare", fields.source, fields.dir, fields.split)
+    source = open_named("config.prepare", fields.source, fields.dir, fields.split, fields.columns)
     source = dataclasses.replace(source, background=config.data.background)
     _check_source(source, config)
     captioned = source if isinstance(source, CaptionSource) else None
@@ -149,7 +149,7 @@ def make_plan(
     if not source.pixels or source.channels != 3:
         raise UserError(f"config.prepare.source={fields.source!r} doesn't hold colour images")
     return LatentsPlan(
-        source=fields.source,
+        source=" ".join((fields.source, *fields.columns)),
         split=fields.split,
         records=fields.num or count,
         class_names=source.class_names,

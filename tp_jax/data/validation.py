@@ -126,7 +126,7 @@ def _open_other(source: Source, config: ConfigDict, space: LatentSpace | None) -
     """
     dir, split = validation_place(config)
     section = "config.validation"
-    other = open_named(section, config.data.source, dir, split)
+    other = open_named(section, config.data.source, dir, split, config.data.columns)
     other = check_source(other, config, space, for_training=False)
     if other.class_names != source.class_names:
         raise UserError(

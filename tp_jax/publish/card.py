@@ -1,6 +1,7 @@
 """The model card of an exported model, README.md, for the Hugging Face Hub."""
 
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ def read_scores(path: epath.Path) -> list[Mapping[str, Any]]:
     Raises:
       UserError: there is none, or one is damaged.
     """
-    files = sorted(path.glob("**/scores.json")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(map(epath.Path, pathlib.Path(path).rglob("scores.json")))
     if not files or not files[0].exists():
         raise UserError(f"--scores={path}: there is no scores.json")
     return [read_json(file, remedy="run tp_jax.evaluate again") for file in files]

@@ -39,6 +39,7 @@ ALLOWED: dict[Any, tuple[str, ...]] = {
     Annotated[str, Choice("empty", "zeros")]: ("text.null",),
     kinds.Path: ("data.dir", "prepare.dir", "evaluation.adm.reference"),
     kinds.Source: ("init.base", "autoencoder.path", "text.path", "evaluation.adm.inception"),
+    tuple[kinds.Word, ...]: ("data.columns", "prepare.columns"),
     kinds.Word: (
         "data.source", "data.split", "data.background", "prepare.source", "prepare.split",
         "text.encoder", "evaluation.suite", "evaluation.adm.protocol",

@@ -41,8 +41,8 @@ RULES = {
         "validation.split", "validation.times",
     ),
     ASK: (
-        "autoencoder.pool", "data.background", "data.flip", "data.source", "data.split",
-        "diffusion", "frozenlake.frozen", "frozenlake.sizes", "frozenlake.tile",
+        "autoencoder.pool", "data.background", "data.columns", "data.flip", "data.source",
+        "data.split", "diffusion", "frozenlake.frozen", "frozenlake.sizes", "frozenlake.tile",
         "frozenlake.unseen_sizes", "init.base", "model.base_grid", "model.heads",
         "model.image_size", "model.thinking.base_every_step", "model.thinking.base_input",
         "model.thinking.gate_token", "model.thinking.latent_steps",

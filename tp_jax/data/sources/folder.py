@@ -16,6 +16,8 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
     ".jp2", ".ppm", ".pgm", ".tga",
 )  # fmt: skip
+# Folders with these names are splits, if they hold folders only.
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 # What operating systems, network drives and archives create on their own, in lower case.
 SYSTEM_NAMES = {
     "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "lost+found", "__macosx", "__pycache__",
@@ -63,10 +65,11 @@ def open_folder(dir: str, split: str, section: str) -> Source:
 
     If `dir`/`split` is a folder, it is used instead of `dir`. Classes and files are sorted by name;
     label 0 is the first class. Images next to class folders are ignored, with a warning. A folder
-    without class folders has no classes, and all its images have label 0.
+    without class folders has no classes, and all its images have label 0. Folders in a class folder
+    belong to the class, at any depth.
 
-    Hidden names and those of the system (`is_hidden`) are ignored. Other files, and folders in
-    class folders, are counted in a warning.
+    Hidden names and those of the system (`is_hidden`) are ignored. Other files are counted in a
+    warning.
 
     Args:
       section: section of the config that names the source, for error messages.
@@ -87,7 +90,8 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     broken = [path for path in rest if not is_hidden(path.name) and not path.exists()]
     if broken:  # It may be a class, without which the labels shift.
         raise UserError(f"{broken[0]} is a link to what doesn't exist: repair or remove it")
-    found = {path.name: _images(_list(path)) for path in folders}
+    _check_no_splits(root, folders, section)
+    found = {path.name: _images(_walk(path)) for path in folders}
     files = tuple((path, label) for label, name in enumerate(found) for path in found[name][0])
     if files:
         _check_classes(root, found, section)
@@ -109,6 +113,18 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     return _FolderSource(_Files(files), None, 3, tuple(found))
 
 
+def _check_no_splits(root: epath.Path, folders: list[epath.Path], section: str) -> None:
+    """Refuse folders that are named as splits and have their images in folders of their own."""
+    names = [path.name for path in folders]
+    if not names or not all(name.lower() in SPLITS for name in names):
+        return
+    if not any(is_image(path.name) for folder in folders for path in _list(folder)):
+        raise UserError(
+            f"{root} has the splits {', '.join(names)}, and no classes: name one of them in "
+            f"{section}.split"
+        )
+
+
 def _say_what_is_beside(root: epath.Path, split: str, section: str) -> None:
     """Say which folders are left out, because a class may have the name of the split."""
     beside = [path.name for path in _list(root.parent) if path.is_dir() and path.name != root.name]
@@ -125,6 +141,17 @@ def _list(folder: epath.Path) -> list[epath.Path]:
         return sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:
         raise UserError(f"{folder} can't be listed: {error}") from error
+
+
+def _walk(folder: epath.Path) -> list[epath.Path]:
+    """Return the files of a folder and of its folders, at any depth, without hidden folders."""
+    found: list[epath.Path] = []
+    for path in _list(folder):
+        if is_image(path.name) or is_hidden(path.name) or not path.is_dir():
+            found.append(path)
+        else:
+            found += _walk(path)
+    return found
 
 
 def _images(paths: list[epath.Path]) -> tuple[list[str], list[epath.Path]]:
