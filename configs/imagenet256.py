@@ -2,6 +2,7 @@
 
     configs/imagenet256.py            train only the thinking layer, on the frozen published base
     configs/imagenet256.py:scratch    train all parameters from random weights, by DiT's recipe
+    configs/imagenet256.py:sit        the same on the published SiT-XL/2, a flow
     configs/imagenet256.py:debug      a tiny model on random latents; takes a minute on a laptop
     configs/imagenet256.py:scratch,debug
 
@@ -61,7 +62,14 @@ def get_config(argument: str = "") -> ConfigDict:
 
 def apply_variants(config: ConfigDict, argument: str) -> ConfigDict:
     """Return the config with the comma-separated variants of `argument` applied."""
-    variants = parse_variants(argument, ("scratch", "debug"))
+    variants = parse_variants(argument, ("scratch", "sit", "debug"))
+    if "sit" in variants:
+        flow = default(model="dit", diffusion="flow")
+        config.diffusion = flow.diffusion
+        config.diffusion.shift = 1.0
+        config.model.time_input = "data_share"
+        config.init.base = "checkpoints/sit-xl-2-256"  # ours
+        config.sampling.update(sampler="heun", steps=50, guidance_channels=0)  # ours
     if "scratch" in variants:
         config.init.base = ""
         config.train.update(trainable="all", steps=7_000_000)

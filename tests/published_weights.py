@@ -13,7 +13,14 @@ from tp_jax.models.layers import position_embedding
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # `--kind` for each golden file; files that are not listed are sd-vae.
-KINDS = {"dit": "dit", "dit_s2": "dit", "inception": "inception", "sd3": "sd3", "sd35": "sd3"}
+KINDS = {
+    "dit": "dit",
+    "dit_s2": "dit",
+    "inception": "inception",
+    "sd3": "sd3",
+    "sd35": "sd3",
+    "sit": "sit",
+}
 
 
 @functools.cache
@@ -26,7 +33,7 @@ def golden(name):
 def torch_state(name):
     """The torch state dict of a golden file, stored in it or generated from its seed."""
     arrays = golden(name)
-    if name in ("dit", "sd3", "sd35"):
+    if name in ("dit", "sd3", "sd35", "sit"):
         return {key[2:]: value for key, value in arrays.items() if key.startswith("w/")}
     shapes = json.loads(str(arrays["shapes"]))
     state = seeded_weights(shapes, int(arrays["seed"]), float(arrays["gain"]))

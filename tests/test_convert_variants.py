@@ -14,6 +14,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.pretrained.autoencoder import LatentScale, convert_autoencoder, latent_scale
 from tp_jax.pretrained.convert import Conversion, convert
 from tp_jax.pretrained.dit import infer_dit, read_dit
+from tp_jax.pretrained.files import find_file, load_state_dict
 from tp_jax.pretrained.inception import convert_inception
 from tp_jax.pretrained.nested import find_weights
 from tp_jax.pretrained.published_config import PublishedConfig, read_published_config
@@ -374,3 +375,28 @@ def test_heads_are_those_of_config_json_and_the_flag_must_not_contradict():
             infer(torch_state(name), 4, eight)
         with pytest.raises(UserError, match='c: num_attention_heads="8" isn.t a number'):
             infer(torch_state(name), None, PublishedConfig("c", {"num_attention_heads": "8"}))
+
+
+def test_shards_of_torch_files_are_read(tmp_path, monkeypatch):
+    """Of .bin files, where a folder has no .safetensors; the files themselves need torch."""
+    state = torch_state("dit")
+    names = sorted(state)
+    parts = {f"m-0000{i}-of-00002.bin": {k: state[k] for k in names[i - 1 :: 2]} for i in (1, 2)}
+    for name in parts:
+        (tmp_path / name).write_bytes(b"x")
+    index = {"weight_map": {key: name for name, part in parts.items() for key in part}}
+    (tmp_path / "m.bin.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr("tp_jax.pretrained.files._load_torch", lambda path, note: parts[path.name])
+    monkeypatch.setattr("tp_jax.pretrained.files.check_download", lambda path: None)
+    file = find_file(epath.Path(tmp_path))
+    assert file.name == "m.bin.index.json"
+    found = load_state_dict(file)
+    assert found.keys() == state.keys() and all(found[key] is state[key] for key in state)
+    with pytest.raises(UserError, match="is one of several shards: give the folder or the index"):
+        find_file(epath.Path(tmp_path) / "m-00001-of-00002.bin")
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    assert find_file(epath.Path(tmp_path)).name == "w.safetensors"
+    for path in (tmp_path / "w.safetensors", tmp_path / "m.bin.index.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="has shards but no index"):
+        find_file(epath.Path(tmp_path))

@@ -171,7 +171,7 @@ def test_incomplete_or_mixed_shards_are_refused(refused, tmp_path):
     check(index.parent, "has a.safetensors, b.safetensors: give one")
     other.write_text("[]")
     check(other, "isn't an index of .safetensors files")
-    check(tmp_path / "place", "has no .safetensors file or index")
+    check(tmp_path / "place", "has no .safetensors or .bin file")
 
 
 @pytest.mark.parametrize("cut", [0, 4, 40, -1])

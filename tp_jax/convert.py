@@ -1,4 +1,4 @@
-"""Convert: python -m tp_jax.convert --kind=dit|sd3|sd-vae|inception --source=FILE --out=DIR."""
+"""Convert: python -m tp_jax.convert --kind=dit|sit|sd3|sd-vae|inception --source=FILE --out=DIR."""
 
 from absl import flags
 
@@ -7,7 +7,7 @@ from tp_jax.cli.flags import define, output_folder, required
 from tp_jax.files.hub import local
 from tp_jax.values.kinds import Number, Path, Positive, Size, Source, Word
 
-define("kind", Word, None, "what the weights belong to: dit, sd3, sd-vae or inception")
+define("kind", Word, None, "what the weights belong to: dit, sit, sd3, sd-vae or inception")
 define(
     "source",
     Source,

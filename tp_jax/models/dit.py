@@ -98,7 +98,9 @@ class DiTBase(nn.Module):
         x = embed(x, "patch_embed")
         if cfg.frame == "tokens":
             x = jnp.concatenate([embed(given, "frame_embed"), x], axis=1)
-        time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
+        share = cfg.time_input == "data_share"
+        sinusoids = timestep_embedding(1 - timestep / 1000 if share else timestep)
+        time = EmbedMlp(cfg.width, dtype, name="time_embed")(sinusoids)
         normal = nn.initializers.normal(0.02)
         # The last row of the table is the embedding of "no class", unless `null_class` is False.
         table = nn.Embed(cfg.label_rows, cfg.width, embedding_init=normal, name="label_embed")

@@ -25,6 +25,8 @@ class DiTConfig(TransformerConfig):
       num_classes: number of classes; with 0 the model is unconditional, and its only label is 0.
       null_class: whether the label table has a last row for "no class", as guidance and the dropout
         of labels need it. A model without classes has only that row.
+      time_input: what the sinusoids of the timestep embedding get: the "timestep", 0 … 1000, or
+        "data_share", 1 - timestep / 1000, which SiT calls t.
       frame: how the model is conditioned on a frame: "" not at all; "channels" concatenates the
         frame to the input; "tokens" adds its patches to the tokens. With a frame, the output is
         the frame plus what the final layer returns.
@@ -39,6 +41,7 @@ class DiTConfig(TransformerConfig):
     mlp_ratio: Annotated[int, Range(1, 1024)] = 4
     num_classes: Annotated[int, Range(0, 10**6)] = 1000
     null_class: bool = True
+    time_input: Annotated[str, Choice("timestep", "data_share")] = "timestep"
     frame: Annotated[
         str, Choice("", "channels", "tokens"), "choose channels or tokens, or leave it empty"
     ] = ""

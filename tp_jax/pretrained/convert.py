@@ -11,15 +11,17 @@ from etils import epath
 from tp_jax.files.hub import origin
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
+from tp_jax.models import DiTConfig
 from tp_jax.pretrained import autoencoder, dit, inception, sd3
 from tp_jax.pretrained.autoencoder import LatentScale, convert_autoencoder, latent_scale
-from tp_jax.pretrained.dit import infer_dit, is_diffusers, read_dit
+from tp_jax.pretrained.dit import as_sit, infer_dit, is_diffusers, read_dit
 from tp_jax.pretrained.files import find_file, load_state_dict
 from tp_jax.pretrained.folder import check_new_or_empty, save_folder
 from tp_jax.pretrained.inception import convert_inception
 from tp_jax.pretrained.published_config import PublishedConfig, read_published_config
 from tp_jax.pretrained.recognise import find_prefix, looks_like, without_wrappers
 from tp_jax.pretrained.sd3 import infer_sd3, read_sd3
+from tp_jax.thinking import ThinkingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,21 @@ def _convert_dit(source: Source) -> Converted:
     )
 
 
+def _convert_sit(source: Source) -> Converted:
+    read = _convert_dit(source)
+    fields = {name: value for name, value in read.config.items() if name != "learned_sigma"}
+    model = DiTConfig(**fields, thinking=ThinkingConfig(layers=()))
+    params, model = as_sit(read.params, model)
+    config = {name: getattr(model, name) for name in (*fields, "time_input")}
+    return dataclasses.replace(
+        read,
+        params=params,
+        config=config,
+        summary=", ".join(f"{name} {value}" for name, value in config.items()),
+        usage=f"a flow of shift 1, such as configs/imagenet256.py:sit, and {read.usage}",
+    )
+
+
 def _convert_sd3(source: Source) -> Converted:
     model = infer_sd3(source.state, source.flags.heads, source.published)
     # image_size is left out: images may have any size that the position table covers.
@@ -225,6 +242,7 @@ FLAGS = {"heads": None, "scale": None, "shift": None, "null_class": True}
 # --kind -> how it is converted.
 KINDS = {
     "dit": Kind(_convert_dit, dit.ANCHORS, ("heads", "null_class"), "transformer", dit.CLASSES),
+    "sit": Kind(_convert_sit, dit.ANCHORS, ("heads", "null_class")),
     "sd3": Kind(_convert_sd3, sd3.ANCHORS, ("heads",), "transformer", sd3.CLASSES),
     "sd-vae": Kind(
         _convert_autoencoder,

@@ -174,6 +174,30 @@ def read_dit(state: Mapping[str, np.ndarray], config: DiTConfig) -> dict[str, An
     return _read(*_open_layout(state), config)
 
 
+def as_sit(base: dict[str, Any], config: DiTConfig) -> tuple[dict[str, Any], DiTConfig]:
+    """Turn the weights of a SiT, read as those of a DiT, into a DiT that predicts our velocity.
+
+    SiT's path is x_t = t·data + (1 - t)·noise, and it predicts data - noise. With σ = 1 - t that is
+    the path of `RectifiedFlow`, whose velocity has the other sign, and whose timestep is
+    1000·(1 - t). A second half of the outputs, which SiT's own sampling drops, is left out.
+
+    Source: Ma et al., arXiv 2401.08740; willisma/SiT.
+
+    Args:
+      base, config: from `read_dit` and `infer_dit`.
+    """
+
+    def velocity(array: np.ndarray) -> np.ndarray:
+        # [..., p·p·outputs] -> the first C outputs of each pixel, with the other sign
+        pixels = array.reshape(*array.shape[:-1], config.patch**2, config.out_channels)
+        kept = pixels[..., : config.channels]
+        return -kept.reshape(*array.shape[:-1], config.patch**2 * config.channels)
+
+    out = {name: velocity(array) for name, array in base["final"]["out"].items()}
+    changed = dataclasses.replace(config, out_channels=config.channels, time_input="data_share")
+    return base | {"final": base["final"] | {"out": out}}, changed
+
+
 def write_dit(base: Any, config: DiTConfig, *, diffusers: bool = False) -> dict[str, np.ndarray]:
     """Return the state dict of a DiT: what `read_dit` reads the base parameters from.
 

@@ -14,7 +14,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.pretrained.nested import find_weights
 
-SHARD_NAME = r".*-\d+-of-\d+\.safetensors"
+SHARD_NAME = r".*-\d+-of-\d+\.(safetensors|bin)"
 
 
 def load_state_dict(path: epath.Path, note: Callable[[str], None] = say) -> dict[str, np.ndarray]:
@@ -38,7 +38,7 @@ def load_state_dict(path: epath.Path, note: Callable[[str], None] = say) -> dict
         if path.suffix in TORCH_SUFFIXES:
             return _load_torch(path, note)
         check_download(path)
-        return _load_index(path) if path.suffix == ".json" else read_safetensors(path)
+        return _load_index(path, note) if path.suffix == ".json" else read_safetensors(path)
     except ImportError as error:
         raise UserError(
             f"--source={path} needs {error.name}: pip install -e '.[convert]'"
@@ -65,7 +65,7 @@ def find_file(path: epath.Path, subfolder: str = "") -> epath.Path:
     if path.suffix not in (".safetensors", ".json", *TORCH_SUFFIXES):
         raise UserError(
             f"--source={path}: give a .safetensors, .pt, .pth, .ckpt or .bin file, or a folder "
-            f"or index of .safetensors files"
+            f"or index of .safetensors or .bin files"
         )
     if re.fullmatch(SHARD_NAME, path.name):
         raise UserError(f"--source={path} is one of several shards: give the folder or the index")
@@ -73,15 +73,19 @@ def find_file(path: epath.Path, subfolder: str = "") -> epath.Path:
 
 
 def _find_in(folder: epath.Path) -> epath.Path:
-    """Return the index of a folder, or its single .safetensors file."""
+    """Return the index of a folder, or its single .safetensors file; without any, of .bin files."""
     names = sorted(path.name for path in folder.iterdir())
-    found = [name for name in names if re.fullmatch(r".*\.safetensors\.index(\..+)?\.json", name)]
-    whole = [name for name in names if name.endswith(".safetensors")]
-    found += [name for name in whole if not re.fullmatch(SHARD_NAME, name)]
+    for ending in ("safetensors", "bin"):
+        index = rf".*\.{ending}\.index(\..+)?\.json"
+        found = [name for name in names if re.fullmatch(index, name)]
+        whole = [name for name in names if name.endswith(f".{ending}")]
+        found += [name for name in whole if not re.fullmatch(SHARD_NAME, name)]
+        if found or whole:
+            break
     if not found and "description.json" in names:
         raise UserError(f"--source={folder} was already written by tp_jax.convert: use it as it is")
     if not found:
-        problem = "has shards but no index" if whole else "has no .safetensors file or index"
+        problem = "has shards but no index" if whole else "has no .safetensors or .bin file"
         raise UserError(
             f"--source={folder} {problem}: give a folder that has one, or a file of weights"
         )
@@ -90,13 +94,13 @@ def _find_in(folder: epath.Path) -> epath.Path:
     return folder / found[0]
 
 
-def _load_index(path: epath.Path) -> dict[str, np.ndarray]:
+def _load_index(path: epath.Path, note: Callable[[str], None]) -> dict[str, np.ndarray]:
     """Load all shards of diffusers' index, and check them against the index."""
     try:
         shards = read_downloaded_json(path)["weight_map"]
         names = sorted(set(shards.values()))
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--source={path} isn't an index of .safetensors files") from error
+        raise UserError(f"--source={path} isn't an index of files of weights") from error
     missing = [name for name in names if not (path.parent / name).exists()]
     if missing:
         raise UserError(
@@ -106,7 +110,8 @@ def _load_index(path: epath.Path) -> dict[str, np.ndarray]:
     state = {}
     for name in names:
         check_download(path.parent / name)
-        shard = read_safetensors(path.parent / name)
+        file = path.parent / name
+        shard = _load_torch(file, note) if name.endswith(".bin") else read_safetensors(file)
         wanted = {key for key, shard_name in shards.items() if shard_name == name}
         for key in sorted(wanted ^ shard.keys()):
             problem = (

@@ -187,7 +187,7 @@ def _read_run(request: Export) -> Source:
 def _read_converted(request: Export) -> Source:
     kind = json.loads((request.workdir / DESCRIPTION_FILE).read_text()).get("kind")
     readers: dict[str, Callable[..., Any]] = {
-        "dit": DiTConfig, "sd3": MMDiTConfig, "sd-vae": AutoencoderConfig
+        "dit": DiTConfig, "sit": DiTConfig, "sd3": MMDiTConfig, "sd-vae": AutoencoderConfig
     }  # fmt: skip
     if kind not in readers:
         raise UserError(
@@ -289,6 +289,8 @@ def _check_dit(model: DiTConfig, format: str) -> None:
     problem = None
     if model.frame:
         problem = f"config.model.frame={model.frame!r}"
+    elif model.time_input != "timestep":
+        problem = f"config.model.time_input={model.time_input!r}"
     elif model.unconditional:
         problem = "config.model.num_classes=0"
     elif format == "diffusers" and model.mlp_ratio != 4:
