@@ -168,3 +168,13 @@ def test_flags_in_the_text_exist(path):
 
 def test_the_top_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_promises_name_tests_that_exist():
+    """The README of training names the test that holds each promise."""
+    text = (ROOT / "tp_jax/train/README.md").read_text().partition("## What is promised")[2]
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 15
+    for file, test in named:
+        content = (ROOT / "tests" / file).read_text()
+        assert not test or f"def {test}(" in content, f"{file} has no {test}"

@@ -1,4 +1,4 @@
-"""Export: python -m tp_jax.export --workdir=W --out=DIR [--format=tp_jax|diffusers|dit].
+"""Export: python -m tp_jax.export --workdir=W --out=DIR [--format=tp_jax|diffusers|dit] | --verify.
 
 Writes .safetensors files of a trained model, or of converted weights. publish/README.md explains
 the formats.
@@ -43,6 +43,7 @@ define(
     False,
     "use a checkpoint whose checksums are missing or damaged, without checking its files",
 )
+define("verify", bool, False, "only compare the files of --workdir with their SHA-256")
 define("push", Word, "", "OWNER/NAME on the Hugging Face Hub to upload the folder to")
 define("license", Word, "", "license of the weights, for the model card, such as apache-2.0")
 define(
@@ -56,7 +57,11 @@ define("private", bool, False, "make a new repository on the Hub private")
 
 def main() -> None:
     from tp_jax.publish.export import Export, export
+    from tp_jax.workdir.verify import verify
 
+    if flags.FLAGS["verify"].value:
+        verify(required_path("workdir"))
+        return
     values = flags.FLAGS.flag_values_dict()
     names = (
         "format", "checkpoint", "ema", "dtype", "with_base", "shard_gigabytes", "allow_unchecked",
@@ -71,5 +76,10 @@ def main() -> None:
     )
 
 
+def required_flags() -> tuple[str, ...]:
+    """Return the flags that must be given."""
+    return ("workdir",) if flags.FLAGS["verify"].value else ("workdir", "out")
+
+
 if __name__ == "__main__":
-    start.run(main, __doc__, required=("workdir", "out"), processes=False)
+    start.run(main, __doc__, required=required_flags, processes=False)

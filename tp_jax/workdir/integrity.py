@@ -1,6 +1,11 @@
-"""Checksums of finished checkpoints, because Orbax restores some damaged files without an error."""
+"""Checksums of finished checkpoints, because Orbax restores some damaged files without an error.
+
+`checksums/STEP.json` lists every file of a checkpoint with its size and its SHA-256. It is written
+last, when the checkpoint is complete. Those of earlier versions have a CRC-32 instead.
+"""
 
 import contextlib
+import hashlib
 import threading
 import zlib
 
@@ -18,9 +23,31 @@ PENDING = {"pending": True}
 BLOCK = 1 << 24  # bytes
 
 
-def file_checksums(folder: epath.Path) -> dict[str, list[int]]:
-    """Return {relative path: [bytes, CRC-32]} of all files in a folder and its subfolders."""
-    found, folders = {}, [("", folder)]
+# {relative path: [bytes, SHA-256 in hex]}, or of an earlier version [bytes, CRC-32]
+Sums = dict[str, list[int | str]]
+
+
+def _checksum(path: epath.Path, crc32: bool) -> list[int | str]:
+    size, crc, sha = 0, 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            if crc32:
+                crc = zlib.crc32(block, crc)
+            else:
+                sha.update(block)
+    return [size, crc if crc32 else sha.hexdigest()]
+
+
+def file_checksums(folder: epath.Path, *, crc32: bool = False) -> Sums:
+    """Return {relative path: [bytes, SHA-256]} of all files in a folder and its subfolders.
+
+    Args:
+      folder: the folder.
+      crc32: compute the CRC-32 of earlier versions instead.
+    """
+    found: Sums = {}
+    folders = [("", folder)]
     while folders:
         prefix, current = folders.pop()
         for path in sorted(current.iterdir()):
@@ -29,20 +56,16 @@ def file_checksums(folder: epath.Path) -> dict[str, list[int]]:
                 continue
             if not path.exists():
                 continue  # A link to nothing counts as missing.
-            size = checksum = 0
-            with path.open("rb") as file:
-                while block := file.read(BLOCK):
-                    size, checksum = size + len(block), zlib.crc32(block, checksum)
-            found[prefix + path.name] = [size, checksum]
+            found[prefix + path.name] = _checksum(path, crc32)
     return found
 
 
-def read_checksums(workdir: epath.Path, step: int) -> dict[str, list[int]] | None:
+def read_checksums(workdir: epath.Path, step: int) -> Sums | None:
     """Read the checksums of a checkpoint.
 
     Returns:
-      {relative path: [bytes, CRC-32]}; None if they aren't computed yet, or never were because the
-      run was killed after it saved the checkpoint, or because an early version saved it.
+      The checksums of its files; None if they aren't computed yet, or never were because the run
+      was killed after it saved the checkpoint, or because an early version saved it.
 
     Raises:
       UserError: they are damaged, or missing though the checkpoint was saved with checksums.
@@ -56,9 +79,10 @@ def read_checksums(workdir: epath.Path, step: int) -> dict[str, list[int]] | Non
     content = read_json(path, remedy=remedy)
     if content == PENDING:
         return None
-    for name, numbers in content.items():
-        if not (isinstance(numbers, list) and [type(number) for number in numbers] == [int, int]):
-            raise UserError(f"{path} is damaged ({name}: {str(numbers)[:50]}); {remedy}")
+    for name, entry in content.items():
+        kinds = list(map(type, entry)) if isinstance(entry, list) else []
+        if kinds not in ([int, str], [int, int]):
+            raise UserError(f"{path} is damaged ({name}: {str(entry)[:50]}); {remedy}")
     return content
 
 
@@ -88,7 +112,7 @@ def find_damage(workdir: epath.Path, step: int, folder: epath.Path) -> str | Non
     written = read_checksums(workdir, step)
     if written is None:
         return None
-    found = file_checksums(folder)
+    found = file_checksums(folder, crc32=any(isinstance(sum, int) for _, sum in written.values()))
     for name in sorted(written.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
