@@ -155,6 +155,12 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # If a train step takes longer than this, print the stack of every thread; 0 turns this off.
     config.train.hang_seconds = 1_800.0
 
+    config.log = ConfigDict()
+    # What curves and sample grids are written to: any of tensorboard, wandb and trackio.
+    config.log.writers = ("tensorboard",)
+    # The project at wandb and trackio.
+    config.log.project = "tp_jax"
+
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"

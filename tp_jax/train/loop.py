@@ -23,6 +23,7 @@ from tp_jax.train.periodic import EmaAction, Evaluation, Every, Log, SampleGrid,
 from tp_jax.train.setup import Checked, Program, Start, build, check, restore
 from tp_jax.train.state import TrainState, to_device_memory
 from tp_jax.train.summary import markdown, start_lines
+from tp_jax.train.trackers import open_writers
 from tp_jax.workdir.changes import write_run
 from tp_jax.workdir.lock import Held, hold
 from tp_jax.workdir.record import is_run, write_workdir
@@ -69,7 +70,7 @@ def _train(checked: Checked, workdir: epath.Path, held: Held, allow_unchecked: b
     # workdir when a killed run resumes.
     checkpoints = start.checkpoints or Checkpoints(workdir, config.checkpoint)
     window = _window(checked, start)
-    with contextlib.closing(metrics.TensorBoardWriter(workdir)) as writer:
+    with contextlib.closing(open_writers(config, workdir)) as writer:
         writer.write_texts(start.first, {"config": markdown(config)})
         for text in start_lines(checked, program, start.first):
             say(text)
@@ -111,7 +112,7 @@ def _loop(
     start: Start,
     checkpoints: Checkpoints,
     window: metrics.Window,
-    writer: metrics.TensorBoardWriter,
+    writer: metrics.Writer,
     held: Held,
 ) -> tuple[int, int | None]:
     """Run until the last step or until a signal arrives.
@@ -156,7 +157,7 @@ def _loop(
     return train_step, preemption.received
 
 
-def _actions(checked: Checked, writer: metrics.TensorBoardWriter) -> list[EmaAction]:
+def _actions(checked: Checked, writer: metrics.Writer) -> list[EmaAction]:
     config, steps = checked.config, checked.config.train.steps
     actions: list[EmaAction] = []
     if config.train.samples:

@@ -1,9 +1,9 @@
-"""Metrics of a window of train steps, for TensorBoard and for the terminal."""
+"""Metrics of a window of train steps, for writers such as TensorBoard and for the terminal."""
 
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,6 +18,26 @@ EXPERT_USE = "expert_use/"
 PER_EXPERT = (EXPERT_USE, "drawn_expert_use/")
 # Events reach the disk at least this often.
 FLUSH_SECONDS = 30
+
+
+class Writer(Protocol):
+    """What curves, images and texts are written to; see `TensorBoardWriter`."""
+
+    def write_scalars(self, train_step: int, scalars: Mapping[str, float]) -> None:
+        """Add one point to each curve."""
+        ...
+
+    def write_images(self, train_step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Add images, uint8 [H, W, 1 or 3]."""
+        ...
+
+    def write_texts(self, train_step: int, texts: Mapping[str, str]) -> None:
+        """Add texts in Markdown."""
+        ...
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        ...
 
 
 class TensorBoardWriter:

@@ -68,7 +68,7 @@ class Log:
     due: Every
     window: metrics.Window
     schedule: optax.Schedule
-    writer: metrics.TensorBoardWriter
+    writer: metrics.Writer
 
     def run(self, train_step: int) -> None:
         """Close the window of metrics, and log its means."""
@@ -122,7 +122,7 @@ class SampleGrid:
     """
 
     def __init__(
-        self, due: Every, model: ModelOnMesh, conditions: Any, writer: metrics.TensorBoardWriter
+        self, due: Every, model: ModelOnMesh, conditions: Any, writer: metrics.Writer
     ) -> None:
         """Make a generator for `config.train.samples` images.
 
@@ -211,7 +211,7 @@ class Evaluation:
     due: Every
     model: ModelOnMesh
     evaluate: EvaluateInTraining
-    writer: metrics.TensorBoardWriter
+    writer: metrics.Writer
     dispensable: Dispensable = dataclasses.field(default_factory=Dispensable)
 
     def run(self, train_step: int, params: Params) -> None:
@@ -241,7 +241,7 @@ class Validate:
     due: Every
     workdir: epath.Path
     validation: Validation
-    writer: metrics.TensorBoardWriter
+    writer: metrics.Writer
     dispensable: Dispensable = dataclasses.field(default_factory=Dispensable)
 
     def run(self, train_step: int, params: Params) -> None:

@@ -36,6 +36,7 @@ from tp_jax.train.optimizer import make_optimizer
 from tp_jax.train.periodic import open_evaluation
 from tp_jax.train.state import TrainState, abstract_state, make_state
 from tp_jax.train.step import JittedStep, jit_train_step
+from tp_jax.train.trackers import check_writers
 from tp_jax.workdir.changes import (
     Facts,
     changed_facts,
@@ -98,6 +99,7 @@ def check(config: ConfigDict, workdir: epath.Path, allow_change: Collection[str]
       UserError: one of them is wrong. Nothing has been written.
     """
     built = config_lib.build(config)
+    check_writers(config)
     mesh = create_mesh(config.mesh)
     check_batches(config, mesh)
     check_attention(built.model, mesh)

@@ -40,8 +40,9 @@ ALLOWED: dict[Any, tuple[str, ...]] = {
     kinds.Path: ("data.dir", "prepare.dir", "evaluation.adm.reference"),
     kinds.Source: ("init.base", "autoencoder.path", "text.path", "evaluation.adm.inception"),
     tuple[kinds.Word, ...]: ("data.columns", "prepare.columns"),
+    tuple[Annotated[str, Choice("tensorboard", "wandb", "trackio")], ...]: ("log.writers",),
     kinds.Word: (
         "data.source", "data.split", "data.background", "prepare.source", "prepare.split",
-        "text.encoder", "evaluation.suite", "evaluation.adm.protocol",
+        "text.encoder", "evaluation.suite", "log.project", "evaluation.adm.protocol",
     ),
 }  # fmt: skip

@@ -30,7 +30,7 @@ RULES = {
     FREE: (
         "autoencoder.dtype", "autoencoder.path", "autoencoder.tile", "checkpoint", "data.dir",
         "data.skip_corrupt", "data.workers", "evaluation", "frozenlake.frames_weight",
-        "frozenlake.read_sigma", "mesh", "model.attention", "model.dtype", "model.remat",
+        "frozenlake.read_sigma", "log", "mesh", "model.attention", "model.dtype", "model.remat",
         "model.scan_blocks", "model.thinking.balance_weight", "model.thinking.dispatch",
         "model.thinking.halting_epsilon", "model.thinking.ponder_weight",
         "optimizer", "prepare", "sampling", "text", "train.accumulate", "train.batch_size",
