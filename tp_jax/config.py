@@ -3,8 +3,8 @@
 The sections `model`, `model.thinking`, `diffusion`, `sampling`, `validation`, `shapes` and
 `frozenlake` have the fields of a dataclass each, which documents and checks them: `DiTConfig` or
 `MMDiTConfig`, `ThinkingConfig`, `GaussianConfig` or `FlowConfig`, `SamplerConfig`,
-`ValidationConfig`, `ShapesConfig` and
-`FrozenLakeConfig`. A config is locked: setting a field that doesn't exist is an error.
+`ValidationConfig`, `ShapesConfig` and `FrozenLakeConfig`. A config is locked: setting a field that
+doesn't exist is an error.
 """
 
 from __future__ import annotations
@@ -114,8 +114,7 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # Folder of the sources that read files; "" is the default folder of the source.
     config.data.dir = ""
     config.data.split = "train"
-    # For data.source="datasets": the column of images, and that of labels or captions; () takes
-    # those with the usual names.
+    # For "datasets": the columns of images and of labels or captions; () takes the usual names.
     config.data.columns = ()
     # Mirror images at random. Captions with "left" and "right" become wrong.
     config.data.flip = False
@@ -155,11 +154,8 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # If a train step takes longer than this, print the stack of every thread; 0 turns this off.
     config.train.hang_seconds = 1_800.0
 
-    config.log = ConfigDict()
-    # What curves and sample grids are written to: any of tensorboard, wandb and trackio.
-    config.log.writers = ("tensorboard",)
-    # The project at wandb and trackio.
-    config.log.project = "tp_jax"
+    # Curves and sample grids go to any of tensorboard, wandb and trackio; these have projects.
+    config.log = ConfigDict({"writers": ("tensorboard",), "project": "tp_jax"})
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-4
@@ -178,7 +174,6 @@ def default(model: str = "dit", diffusion: str = "gaussian") -> ConfigDict:
     # step; 0 keeps no others.
     config.checkpoint.keep_every_steps = 0
 
-    # A file with statistics or images, and a folder from `tp_jax.convert --kind=inception`.
     # Each suite reads its settings from the section with its name.
     config.evaluation = ConfigDict()
     config.evaluation.suite = ""
