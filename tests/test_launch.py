@@ -314,3 +314,24 @@ def test_slurm_job_is_requeued_until_it_is_done(machine, end, state, code, reque
     machine.run("slurm.sbatch", *arguments, "--", *FLAGS, root=machine.folder, code=code, **job)
     again = [["scontrol", "requeue", "7"]] if requeued else []
     assert machine.calls() == [printed[0], *again]
+
+
+def test_options_of_the_test_command_are_checked():
+    for option, said in (
+        ("--python=0.1", "--python=0.1: python0.1 doesn't run: install it"),
+        ("--jax=new", "--jax=new: give a release, such as --jax=0.10"),
+    ):
+        command = ["bash", str(ROOT / "launch/test.sh"), option]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+
+
+def test_actions_of_the_supply_chain_are_checked():
+    for arguments, said in (
+        ((), "the action is missing: give audit, sbom or notices; see --help"),
+        (("licence",), "unknown action licence: give audit, sbom or notices; see --help"),
+        (("audit", "x"), "unexpected argument x; see --help"),
+    ):
+        command = ["bash", str(ROOT / "launch/supply_chain.sh"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
