@@ -317,6 +317,9 @@ def command_lines(folder, workdirs):
         "geneval make": (
             evaluate, {"suite": "geneval", **making, "out": new, "prompts": str(prompts)},
         ),
+        "geneval2": (
+            evaluate, {"suite": "geneval2", "results": "nowhere.json", "prompts": "nowhere.jsonl"},
+        ),
         "dpg": (evaluate, {"suite": "dpg", "results": "nowhere.txt"}),
         "shapes": (evaluate, {"suite": "shapes", **making, "out": new}),
         "shapes collect": (evaluate, {"suite": "shapes", "collect": "nowhere", "out": "new.json"}),

@@ -161,8 +161,8 @@ def flag_outcomes(lines, bases, workdirs):
 
 
 BASES = ("main", "prepare", "convert", "export", "bench", "aot", "sample", "analyze", "ablate",
-         "adm", "adm sweep", "geneval", "geneval make", "dpg", "shapes", "shapes collect",
-         "frozenlake", "digits", "validation")  # fmt: skip
+         "adm", "adm sweep", "geneval", "geneval make", "geneval2", "dpg", "shapes",
+         "shapes collect", "frozenlake", "digits", "validation")  # fmt: skip
 
 
 def test_wrong_values_of_flags(lines, trained, monkeypatch):

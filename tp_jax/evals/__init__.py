@@ -11,6 +11,7 @@ from tp_jax.evals.digits.command import COMMAND as DIGITS
 from tp_jax.evals.dpg.command import COMMAND as DPG
 from tp_jax.evals.frozenlake.command import COMMAND as FROZENLAKE
 from tp_jax.evals.geneval.command import COMMAND as GENEVAL
+from tp_jax.evals.geneval2.command import COMMAND as GENEVAL2
 from tp_jax.evals.shapes.command import COMMAND as SHAPES
 from tp_jax.evals.validation.command import COMMAND as VALIDATION
 from tp_jax.messages import renamed
@@ -22,6 +23,7 @@ __all__ = ["SUITES", "SuiteCommand", "find_suite", "owners_of_flag"]
 SUITES: dict[str, SuiteCommand] = {
     "adm": ADM,
     "geneval": GENEVAL,
+    "geneval2": GENEVAL2,
     "dpg": DPG,
     "shapes": SHAPES,
     "frozenlake": FROZENLAKE,

@@ -1,0 +1,1 @@
+"""GenEval 2: longer prompts, judged question by question (Soft-TIFA)."""
