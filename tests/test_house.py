@@ -30,7 +30,7 @@ def test_style(command):
 
 def test_no_file_is_longer_than_400_lines():
     lengths = {path: len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")
-               if not {".venv", "build"} & set(path.relative_to(ROOT).parts)}  # fmt: skip
+               if not path.relative_to(ROOT).parts[0].startswith((".venv", "build"))}  # fmt: skip
     assert len(lengths) > 150
     assert {path: count for path, count in lengths.items() if count > 400} == {}
 
