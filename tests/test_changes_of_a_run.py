@@ -30,7 +30,8 @@ from tp_jax.workdir.record import check_workdir, read_config
 ALL = [flat(default(model, diffusion)) for model in MODELS for diffusion in OBJECTIVES]
 # Sections whose fields all follow one rule; fields of the others are listed one by one.
 WHOLE = {"checkpoint", "evaluation", "mesh", "optimizer", "prepare", "sampling", "text"} | {
-    "diffusion"
+    "diffusion",
+    "log",
 }
 
 

@@ -117,13 +117,13 @@ def test_output_folder_must_be_new_or_empty(refused, tmp_path):
     [
         (
             ["--source=x.pt", "--out={new}"],
-            "--kind is missing: what the weights belong to: dit, sd3",
+            "--kind is missing: what the weights belong to: dit, sit, sd3",
         ),
         (["--kind=dit", "--out={new}"], "--source is missing: file with torch weights"),
         (["--kind=dit", "--source=x.pt"], "--out is missing: a new or empty folder"),
         (
             ["--kind=vae", "--source=x.pt", "--out={new}"],
-            "--kind=vae: choose one of dit, sd3",
+            "--kind=vae: choose one of dit, sit, sd3",
         ),
         (["--kind=dit", "--source=x.pt", "--out={new}"], "--source=x.pt: there is no such file"),
         (["--kind=dit", "--source={text}", "--out={new}"], "give a .safetensors, .pt, .pth"),

@@ -103,15 +103,17 @@ def test_folders_in_a_class_folder_belong_to_the_class(root):
 
 
 def test_splits_are_no_classes(root):
-    for name in ("train", "val"):
+    for name in ("train", "val", "others"):
         shutil.copytree(root, root.parent / "both" / name)
     both = root.parent / "both"
-    with pytest.raises(
-        UserError, match=r"the splits train, val, .*: name one .* config\.data\.split"
-    ):
-        opened(both)
+    with pytest.raises(UserError, match=r"such as splits: others, train, val; name one of them in"):
+        opened(both, "nothing")
     assert opened(both, "val")[0] == ("cats", "dogs")
-    # If they hold images themselves, they may be classes.
+    # Without a split they are classes, unless all are named as splits.
+    assert opened(both)[0] == ("others", "train", "val")
+    shutil.rmtree(both / "others")
+    with pytest.raises(UserError, match="such as splits: train, val"):
+        opened(both)
     save(both / "train" / "0.png")
     assert opened(both)[0] == ("train", "val")
 
@@ -158,7 +160,7 @@ def test_the_split_is_a_folder_beside_others(root):
     shutil.copytree(root, root.parent / "splits" / "train")
     save(root.parent / "splits" / "val" / "cats" / "0.png")
     assert opened(root.parent / "splits", "train")[0] == ("cats", "dogs")
-    with pytest.raises(UserError, match="the splits train, val, and no classes: name one of them"):
+    with pytest.raises(UserError, match="only folders of folders, such as splits: train, val;"):
         opened(root.parent / "splits")
 
 

@@ -59,6 +59,7 @@ ACCEPTED = {
         "peers",
         "experts",
         "suites",
+        "writers",
     ),
     # Two equal numbers are a range; labels are used in turn; a sweep does the same cell once.
     "1,1": ("guidance_interval", "frozen", "labels", "guidance_scales", "latent_steps", "experts"),
@@ -73,6 +74,8 @@ def why_accepted(name, value, kind):
         return "listed above"
     if kind is str and (value == "" or value not in ("None", "a\nb", "a\0b", " x ", '"x"')):
         return "a name, or a path that isn't used or is created"
+    if last == "columns" and kind is tuple:
+        return "names of columns"
     if last == "negative_prompt":
         return "any text can be a prompt"
     if last == "seed" and value == str(2**31):

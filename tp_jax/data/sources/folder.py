@@ -16,7 +16,7 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif",
     ".jp2", ".ppm", ".pgm", ".tga",
 )  # fmt: skip
-# Folders with these names are splits, if they hold folders only.
+# Folders with only these names are splits, if they hold folders only.
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 # What operating systems, network drives and archives create on their own, in lower case.
 SYSTEM_NAMES = {
@@ -66,7 +66,8 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     If `dir`/`split` is a folder, it is used instead of `dir`. Classes and files are sorted by name;
     label 0 is the first class. Images next to class folders are ignored, with a warning. A folder
     without class folders has no classes, and all its images have label 0. Folders in a class folder
-    belong to the class, at any depth.
+    belong to the class, at any depth. If no class folder has images of its own, `split` must be "",
+    because the folders may be splits.
 
     Hidden names and those of the system (`is_hidden`) are ignored. Other files are counted in a
     warning.
@@ -90,7 +91,8 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     broken = [path for path in rest if not is_hidden(path.name) and not path.exists()]
     if broken:  # It may be a class, without which the labels shift.
         raise UserError(f"{broken[0]} is a link to what doesn't exist: repair or remove it")
-    _check_no_splits(root, folders, section)
+    asked = split if root == epath.Path(dir) else ""
+    _check_no_splits(root, folders, asked, section)
     found = {path.name: _images(_walk(path)) for path in folders}
     files = tuple((path, label) for label, name in enumerate(found) for path in found[name][0])
     if files:
@@ -113,15 +115,21 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     return _FolderSource(_Files(files), None, 3, tuple(found))
 
 
-def _check_no_splits(root: epath.Path, folders: list[epath.Path], section: str) -> None:
-    """Refuse folders that are named as splits and have their images in folders of their own."""
+def _check_no_splits(root: epath.Path, folders: list[epath.Path], split: str, section: str) -> None:
+    """Refuse folders that may be splits: their images are in folders of their own.
+
+    Args:
+      split: the split that was asked for, and that is none of the folders; "" if none was.
+    """
     names = [path.name for path in folders]
-    if not names or not all(name.lower() in SPLITS for name in names):
+    if not names or not (split or all(name.lower() in SPLITS for name in names)):
         return
     if not any(is_image(path.name) for folder in folders for path in _list(folder)):
+        listed = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
         raise UserError(
-            f"{root} has the splits {', '.join(names)}, and no classes: name one of them in "
-            f"{section}.split"
+            f"{root} has neither images nor class folders with images, only folders of folders, "
+            f"such as splits: {listed}; name one of them in {section}.split, or leave that empty "
+            f"if they are the classes"
         )
 
 
