@@ -5,12 +5,13 @@ import pathlib
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
 from tp_jax.studies.claims import CLAIMS, claims_page, pairs_of, verdict
 from tp_jax.studies.intervals import bootstrap_means, paired_difference
-from tp_jax.studies.plot import lines_of_runs, save_plot
+from tp_jax.studies.plot import lines_of_runs, save_plot, show_most
 from tp_jax.studies.table import as_markdown
 
 
@@ -164,6 +165,16 @@ def test_the_plot_is_written(tmp_path):
     blue = (pixels[..., 2] - pixels[..., 0] > 40).mean(1)
     # The two variants with scores have marks, and the third has none.
     assert pixels.shape[1] > 1000 and (blue > 0).sum() > 20
+
+
+def test_a_variant_far_away_does_not_hide_the_others():
+    figure = Figure()
+    for far, limited in ((60.0, True), (3.0, False)):
+        axes = figure.add_subplot()
+        axes.plot([-1, 2, far], [0, 1, 2])
+        show_most(axes, {0: [-1.0, 0.5], 1: [2.0, 1.0], 2: [far, far]}, 0.0)
+        assert (axes.get_xlim()[1] < 3) == limited
+        assert [text.get_text() for text in axes.texts] == (["60 →"] if limited else [])
 
 
 def test_runs_with_several_latent_steps_are_drawn_against_them(tmp_path):

@@ -4,7 +4,7 @@ If a trained run was scored with several numbers of latent steps, the difference
 against the latent steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from tp_jax.studies.claims import find_difference
 BLUE, GREY = "#1F5FA8", "#6B6B6B"
 COLOURS = (BLUE, "#C2571A", "#2E7D4F", "#8A3F9E", "#B8860B")
 ROW, TOP = 0.34, 1.3  # inches per variant, and for title and axis labels
+# A variant this many times as far away as all others together is marked at the edge, so that the
+# differences of the others can be seen.
+FAR = 5
 CURVE = 3.4  # height in inches of a plot against latent steps
 WIDTH, DPI = 9.0, 130
 
@@ -63,11 +66,35 @@ def _prepare(axes: Axes, label: str) -> None:
     axes.locator_params(axis="x", nbins=6)
 
 
+def show_most(axes: Axes, values: Mapping[int, Sequence[float]], centre: float) -> None:
+    """Limit the x axis to all rows but one that is far away, and write the mean of that one.
+
+    Args:
+      values: {row: what is drawn there}.
+      centre: what is far or near, such as 0 for differences.
+    """
+    reach = {row: float(np.abs(np.subtract(found, centre)).max()) for row, found in values.items()}
+    if len(reach) < 3:
+        return
+    *others, far = sorted(reach, key=reach.__getitem__)
+    most = reach[others[-1]]
+    if not 0 < FAR * most < reach[far]:
+        return
+    axes.set_xlim(centre - 1.4 * most, centre + 1.4 * most)
+    mean = float(np.mean(values[far]))
+    right = mean > centre
+    axes.text(
+        0.98 if right else 0.02, far, f"{mean:.3g} →" if right else f"← {mean:.3g}", color=BLUE,
+        ha="right" if right else "left", va="center", transform=axes.get_yaxis_transform(),
+    )  # fmt: skip
+
+
 def _draw_scores(axes: Axes, results: Mapping[str, Any], measure: str) -> None:
     described = results["measures"][measure]
     better = "higher" if described["higher_is_better"] else "lower"
     _prepare(axes, f"{described['title']} ({better} is better)")
     across = axes.get_yaxis_transform()
+    drawn: dict[int, Sequence[float]] = {}
     for place, row in enumerate(results["variants"].values()):
         values = described["factor"] * np.array(list(row["scores"].get(measure, {}).values()))
         if not len(values):
@@ -75,6 +102,9 @@ def _draw_scores(axes: Axes, results: Mapping[str, Any], measure: str) -> None:
             continue
         axes.plot(values, np.full(len(values), place), "o", color=BLUE, alpha=0.45, markersize=4)
         axes.plot(values.mean(), place, "|", color="black", markersize=14, markeredgewidth=2)
+        drawn[place] = values.tolist()
+    if drawn:
+        show_most(axes, drawn, float(np.median([np.mean(found) for found in drawn.values()])))
     axes.set_title("each seed (points) and mean (bar)", fontsize=10, loc="left")
 
 
@@ -83,6 +113,7 @@ def _draw_differences(axes: Axes, results: Mapping[str, Any], measure: str) -> N
     _prepare(axes, f"difference from {reference}")
     axes.axvline(0, color=GREY, linewidth=1)
     factor, sign = described["factor"], 1 if described["higher_is_better"] else -1
+    drawn: dict[int, Sequence[float]] = {}
     for place, name in enumerate(results["variants"]):
         found = find_difference(results, measure, name, reference)
         if name == reference:
@@ -90,6 +121,7 @@ def _draw_differences(axes: Axes, results: Mapping[str, Any], measure: str) -> N
         if found is None:
             continue
         clear, ends = False, found["interval"]
+        drawn[place] = [factor * value for value in (found["mean"], *(ends or ()))]
         if ends:
             clear = ends[0] > 0 or ends[1] < 0
             axes.plot([factor * end for end in ends], [place, place], "-", color=BLUE, linewidth=2)
@@ -97,6 +129,7 @@ def _draw_differences(axes: Axes, results: Mapping[str, Any], measure: str) -> N
             factor * found["mean"], place, "o", color=BLUE, markersize=6,
             markerfacecolor=BLUE if clear else "white",
         )  # fmt: skip
+    show_most(axes, drawn, 0.0)
     side = "right" if sign > 0 else "left"
     axes.set_title(
         f"95 % interval; better is {side}; filled if it excludes 0", fontsize=10, loc="left"
