@@ -38,8 +38,8 @@ def results(mean, std=0.02, control=0.5):
 
 def write_results(root, **files):
     folder = root / "notebooks" / "results"
-    for path in folder.iterdir():
-        path.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
