@@ -9,7 +9,7 @@
 #   TP_JAX_NEWEST=1  install the newest versions that setup.py allows, instead of the locked ones
 #   TP_JAX_JAX       a release of jax, such as 0.10: install its newest version, and the newest ones
 #                    of all other packages
-#   TP_JAX_VENV      the folder, instead of .venv
+#   TP_JAX_VENV      the folder, instead of .venv; only test.sh takes another one
 # shellcheck shell=bash
 
 use_environment() {

@@ -16,6 +16,10 @@ from tp_jax.messages.errors import UserError, first_line
 from tp_jax.messages.progress import say
 
 HUB = "hf://"
+UNREACHABLE = (
+    "isn't in the cache, and the Hub can't be reached: check the network and HF_HUB_OFFLINE, or "
+    "give a local folder"
+)
 _PARTS = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/+(.*))?")
 # Local paths of what was downloaded -> the hf:// path, with the commit.
 _ORIGINS: dict[str, str] = {}
@@ -69,8 +73,13 @@ def _download(text: str, folders: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def errors_of_hub(text: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises inside the block into a UserError that names `text`."""
+def errors_of_hub(text: str, unreachable: str = UNREACHABLE) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside the block into a UserError that names `text`.
+
+    Args:
+      text: a path on the Hub.
+      unreachable: what to say after `text` if the Hub doesn't answer.
+    """
     try:
         import huggingface_hub.errors as hub
         from huggingface_hub.utils import HfHubHTTPError
@@ -103,7 +112,4 @@ def errors_of_hub(text: str) -> Iterator[None]:
         ConnectionError,
         TimeoutError,
     ) as error:
-        raise UserError(
-            f"{text} isn't in the cache, and the Hub can't be reached: check the network and "
-            f"HF_HUB_OFFLINE, or give a local folder"
-        ) from error
+        raise UserError(f"{text} {unreachable}") from error

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,7 +14,9 @@ from ml_collections import ConfigDict
 
 from tp_jax import config as config_lib
 from tp_jax.files.atomic import write_errors, write_json
+from tp_jax.files.finite import check_finite
 from tp_jax.files.folders import can_resume
+from tp_jax.files.jsonl import read_json
 from tp_jax.files.safetensors import write_safetensors
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
@@ -156,7 +157,8 @@ def _facts(source: Source, request: Export) -> dict[str, str]:
 @contextlib.contextmanager
 def _written_aside(out: epath.Path) -> Iterator[epath.Path]:
     """Yield a folder beside `out`, and rename it to `out` if the block succeeds."""
-    folder = out.with_name(out.name + ".tmp")
+    # A name that nobody else gives a folder, because what is there is removed.
+    folder = out.with_name(out.name + ".exporting")
     with write_errors(out):
         if folder.exists():  # Of an export that was killed.
             folder.rmtree()
@@ -185,7 +187,8 @@ def _read_run(request: Export) -> Source:
 
 
 def _read_converted(request: Export) -> Source:
-    kind = json.loads((request.workdir / DESCRIPTION_FILE).read_text()).get("kind")
+    path = request.workdir / DESCRIPTION_FILE
+    kind = read_json(path, {"kind": str}, "convert the weights again")["kind"]
     readers: dict[str, Callable[..., Any]] = {
         "dit": DiTConfig, "sit": DiTConfig, "sd3": MMDiTConfig, "sd-vae": AutoencoderConfig
     }  # fmt: skip
@@ -304,10 +307,10 @@ def _check_dit(model: DiTConfig, format: str) -> None:
 
 
 def _cast(state: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    cast = {name: array.astype(DTYPES[dtype]) for name, array in state.items()}
+    with np.errstate(over="ignore"):  # What is beyond the range of float16 is refused below.
+        cast = {name: array.astype(DTYPES[dtype], copy=False) for name, array in state.items()}
     for name, array in cast.items():
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise UserError(f"--dtype={dtype}: {name} has values beyond its range; use bfloat16")
+        check_finite(f"--dtype={dtype}: {name}", array, "its values are too large; use bfloat16")
     return cast
 
 

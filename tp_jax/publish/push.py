@@ -47,7 +47,7 @@ def push(folder: epath.Path, name: str, *, private: bool) -> None:
       TrainingError: the upload failed; the folder stays.
     """
     try:
-        with errors_of_hub(HUB + name):
+        with errors_of_hub(HUB + name, "can't be reached: check the network and HF_HUB_OFFLINE"):
             from huggingface_hub import HfApi
 
             api = HfApi()

@@ -31,6 +31,7 @@ from tp_jax.workdir.checkpoints import check_fit, load_base
 
 DESCRIPTION = "export.json"
 BASE = "base"
+MISSING = "missing"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +125,10 @@ def restore_exported(
     for part, target in abstract.items():
         name = f"{part}.safetensors"
         if name in found.files:
-            if not allow_unchecked:
-                _check_file(folder / name, found.files[name])
+            problem = None if allow_unchecked else file_problem(folder / name, found.files[name])
+            if problem:
+                what = problem if problem == MISSING else f"damaged, {problem}"
+                raise UserError(f"{folder / name} is {what}: copy the whole folder again")
             params[part] = _read_part(folder / name, target)
         elif part == BASE:
             params[part] = _load_base(folder, base, target, model, found, allow_unchecked)
@@ -165,11 +168,11 @@ def _whole(array: jax.Array) -> np.ndarray:
     return np.asarray(array.addressable_data(0)) if array.is_fully_replicated else np.asarray(array)
 
 
-def _check_file(path: epath.Path, wanted: str) -> None:
+def file_problem(path: epath.Path, wanted: str) -> str | None:
+    """Return what is wrong with a file that was written with this SHA-256; None if nothing is."""
     if not path.exists():
-        raise UserError(f"{path} is missing: copy the whole folder again")
-    if file_sha256(path) != wanted:
-        raise UserError(f"{path} is damaged, its SHA-256 is wrong: copy it again")
+        return MISSING
+    return None if file_sha256(path) == wanted else "its SHA-256 is wrong"
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

@@ -3,11 +3,10 @@
 from etils import epath
 
 from tp_jax.files.jsonl import read_json
-from tp_jax.files.safetensors import file_sha256
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.pretrained.folder import DESCRIPTION_FILE, load_folder
-from tp_jax.workdir.exported import is_exported, read_exported
+from tp_jax.workdir.exported import file_problem, is_exported, read_exported
 from tp_jax.workdir.integrity import CHECKPOINTS, find_damage, is_verified
 
 
@@ -22,7 +21,7 @@ def verify(folder: epath.Path) -> None:
       UserError: a file is damaged, missing or left over, or the folder is none of these.
     """
     if is_exported(folder):
-        found = {name: _file_problem(folder / name, sum)
+        found = {name: file_problem(folder / name, sum)
                  for name, sum in read_exported(folder).files.items()}  # fmt: skip
     elif (folder / DESCRIPTION_FILE).exists():
         kind = read_json(folder / DESCRIPTION_FILE, {"kind": str})["kind"]
@@ -43,12 +42,6 @@ def verify(folder: epath.Path) -> None:
             f"{len(damaged)} of {len(found)} are not as written: {', '.join(damaged)}; restore "
             f"them from a copy, or remove them"
         )
-
-
-def _file_problem(path: epath.Path, wanted: str) -> str | None:
-    if not path.exists():
-        return "missing"
-    return None if file_sha256(path) == wanted else "its SHA-256 is wrong"
 
 
 def _checkpoints(workdir: epath.Path) -> dict[str, str | None]:

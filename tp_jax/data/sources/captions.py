@@ -182,6 +182,19 @@ def _parse_entry(entry: Any, where: str) -> tuple[str, tuple[str, ...]]:
     return str(pathlib.PurePosixPath(name)), found
 
 
+def captions_of(value: Any) -> tuple[str, ...]:
+    """Return the captions of a record, from a text or a list of texts, without empty ones.
+
+    Raises:
+      ValueError: there is none.
+    """
+    values = value if isinstance(value, list | tuple) else (value,)
+    captions = tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
+    if not captions:
+        raise ValueError("it has no caption")
+    return captions
+
+
 def _check_texts(captions: Iterable[Any], where: str) -> tuple[str, ...]:
     for caption in captions:
         if not isinstance(caption, str) or not caption.strip():

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.data.source import Source
-from tp_jax.data.sources.captions import CaptionSource
+from tp_jax.data.sources.captions import CaptionSource, captions_of
 from tp_jax.messages.errors import UserError, first_line
 
 # The columns that are taken if `columns` names none; the first that exists.
@@ -43,11 +43,7 @@ class _Rows:
             data = epath.Path(image["path"]).read_bytes()
         if self.key == "label":
             return {"image": data, "label": condition}
-        captions = (condition,) if isinstance(condition, str) else tuple(condition or ())
-        captions = tuple(caption.strip() for caption in captions if caption and caption.strip())
-        if not captions:
-            raise ValueError(f"its column {self.condition} has no caption")
-        return {"image": data, "captions": captions}
+        return {"image": data, "captions": captions_of(condition)}
 
 
 class _Labelled(Source):

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from tp_jax.data.source import Source
-from tp_jax.data.sources.captions import CAPTION_KEYS, CaptionSource
+from tp_jax.data.sources.captions import CAPTION_KEYS, CaptionSource, captions_of
 from tp_jax.data.sources.folder import IMAGE_SUFFIXES, is_hidden
 from tp_jax.files.atomic import Dispensable, replacing
 from tp_jax.messages.errors import UserError
@@ -120,11 +120,7 @@ def _parse(text: str, kind: int, key: str) -> Any:
         if label < 0:
             raise ValueError(f"its label is {found!r}, and not a number from 0")
         return label
-    captions = tuple(found) if isinstance(found, list) else (found,)
-    captions = tuple(text.strip() for text in captions if isinstance(text, str) and text.strip())
-    if not captions:
-        raise ValueError("it has no caption")
-    return captions
+    return captions_of(found)
 
 
 @dataclasses.dataclass(frozen=True)
