@@ -92,10 +92,10 @@ def open_folder(dir: str, split: str, section: str) -> Source:
     if broken:  # It may be a class, without which the labels shift.
         raise UserError(f"{broken[0]} is a link to what doesn't exist: repair or remove it")
     asked = split if root == epath.Path(dir) else ""
-    _check_no_splits(root, folders, asked, section)
     found = {path.name: _images(_walk(path)) for path in folders}
     files = tuple((path, label) for label, name in enumerate(found) for path in found[name][0])
     if files:
+        _check_no_splits(root, folders, asked, section)
         _check_classes(root, found, section)
         rest += [path for _, others in found.values() for path in others]
         if loose:
@@ -122,7 +122,7 @@ def _check_no_splits(root: epath.Path, folders: list[epath.Path], split: str, se
       split: the split that was asked for, and that is none of the folders; "" if none was.
     """
     names = [path.name for path in folders]
-    if not names or not (split or all(name.lower() in SPLITS for name in names)):
+    if not (split or all(name.lower() in SPLITS for name in names)):
         return
     if not any(is_image(path.name) for folder in folders for path in _list(folder)):
         listed = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
