@@ -56,7 +56,7 @@ def test_missing_packages_are_named_with_the_extra(load, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        UserError, match=r"^torch isn't installed, .*: pip install -e '\.\[text\]'$"
+        UserError, match=r"^GenEval's --score needs torch: pip install -e '\.\[text\]'$"
     ):
         load(epath.Path(tmp_path))
 

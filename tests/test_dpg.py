@@ -306,13 +306,17 @@ def make_vqa(most=999):
     """A model that answers by formula, and the list of its calls; it raises after `most` calls."""
     calls = []
 
-    def vqa(image, question):
+    def answer(image, question):
         assert image.shape == (4, 4, 3) and np.ptp(image[..., 1]) == 0
         if len(calls) == most:
             raise KeyboardInterrupt
         calls.append(question)
         item, tile, _ = image[0, 0]
         return question_formula.answer(question_formula.ITEMS[item], tile, question)
+
+    def vqa(images, questions):
+        assert 1 <= len(images) <= 8
+        return [answer(*asked) for asked in zip(images, questions, strict=True)]
 
     return vqa, calls
 
@@ -330,11 +334,12 @@ def test_each_question_is_asked_once_also_after_an_interruption(grids, tmp_path)
     assert {"official": results.official, "fixed": results.fixed} == scores
     assert results.notes == ("the official score leaves out partiprompts7, as the script does",)
     with pytest.raises(KeyboardInterrupt):
-        dpg.answer_images(folder, questions, make_vqa(most=31)[0], out)
+        dpg.answer_images(folder, questions, make_vqa(most=31)[0], out, batch_size=3)
     out.write_bytes(out.read_bytes()[:-5])
     vqa, calls = make_vqa()
     assert dpg.answer_images(folder, questions, vqa, out) == scores
-    assert len(calls) == 4 * len(questions) - 30
+    # Ten batches of three were whole, and the last answer of these is cut.
+    assert len(calls) == 4 * len(questions) - 29
     assert out.read_text() == whole.read_text()
 
 

@@ -1,21 +1,25 @@
 """Published weights of SD3: layouts, shards, sizes, memory use, and loading onto a mesh."""
 
+import dataclasses
 import functools
 import json
 import re
 import tracemalloc
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from conftest import run_entry
 from etils import epath
 from golden.seeded import seeded_weights
 from published_weights import convert, golden, torch_state
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MMDiTConfig, build_model
 from tp_jax.models.layers import position_embedding
+from tp_jax.models.mmdit import grid_positions
 from tp_jax.models.mmdit_config import SIZES
 from tp_jax.models.parameters import abstract_params
 from tp_jax.parallel.axes import ONE_DEVICE
@@ -193,7 +197,8 @@ def published_sizes(depth, width, qk_norm, dual, max_grid):
     """
     empty = functools.partial(np.zeros, dtype=np.float16)
     table = empty((1, max_grid**2, width))
-    table[0, 1, 0] = np.sin(64 / max_grid)
+    positions = np.arange(max_grid) * (64 / max_grid)
+    table[0, :max_grid] = position_embedding(width, np.zeros(1), positions)
     last = f"transformer_blocks.{depth - 1}.norm1.linear.bias"
     state = {
         "pos_embed.proj.weight": empty((width, 16, 2, 2)),
@@ -226,6 +231,43 @@ def test_sizes_of_the_published_models_are_inferred():
     table = np.zeros((1, 1000, 1500), np.float16)
     with pytest.raises(UserError, match="pos_embed.pos_embed has 1000 positions"):
         infer_sd3(state | {"pos_embed.pos_embed": table})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("offset", [0.0, 0.5, -1.25, 32.0])
+def test_a_position_table_with_an_offset_is_recognised(dtype, offset):
+    side = np.arange(12) * (4 / 12) - offset
+    table = position_embedding(32, side, side)[None].astype(dtype)
+    state = original_state() | {"pos_embed": table}
+    config = infer_sd3(state)
+    assert (config.base_grid, config.grid_offset) == (4, offset)
+    read_sd3(state, config)  # compares the whole table with the computed one
+    wrong = dataclasses.replace(config, grid_offset=offset + 0.1)
+    with pytest.raises(UserError, match="pos_embed is not the position table"):
+        read_sd3(state, wrong)
+    # The model embeds the centre of the table.
+    positions = grid_positions(config, 6)
+    np.testing.assert_allclose(
+        position_embedding(32, positions, positions),
+        np.float32(table).reshape(12, 12, 32)[3:9, 3:9].reshape(36, 32),
+        rtol=0,
+        atol=float(ml_dtypes.finfo(dtype).eps) + 1e-5,
+    )
+
+
+def test_a_base_with_another_offset_is_refused(tmp_path):
+    side = np.arange(12) * (4 / 12) - 0.5
+    state = original_state() | {"pos_embed": position_embedding(32, side, side)[None]}
+    assert "grid_offset 0.5" in convert(tmp_path, state, "sd3")
+    with pytest.raises(UserError, match="has grid_offset=0.5, but config.model.grid_offset=0.0"):
+        load(tmp_path / "out", grid_offset=0.0)
+    out = tmp_path / "diffusers"
+    code, _, stderr = run_entry(
+        "export", f"--workdir={tmp_path / 'out'}", f"--out={out}", "--format=diffusers"
+    )
+    assert code == 0, stderr
+    table = load_file(next(out.glob("*.safetensors")))["pos_embed.pos_embed"]
+    np.testing.assert_allclose(table, state["pos_embed"], rtol=0, atol=1e-6)
 
 
 def test_weights_of_another_model_are_refused(refused, tmp_path):

@@ -188,7 +188,7 @@ def empty_repository(folder):
 def test_a_missing_text_extra_is_reported(missing, tmp_path, monkeypatch):
     # transformers imports torch, so the message may name either package.
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=r"encoders need (torch|transformers): pip .*'\.\[text\]'"):
+    with pytest.raises(UserError, match=r"encoder needs (torch|transformers): pip .*'\.\[text\]'"):
         load_sd3_encoder(empty_repository(tmp_path))
 
 

@@ -147,8 +147,8 @@ class MMDiTBase(nn.Module):
         x = dense(cfg.width, "patch_embed", dtype, path="patch_embed")(
             patchify(x.astype(dtype), cfg.patch)
         )
-        grid = self._positions(height // cfg.patch), self._positions(width // cfg.patch)
-        x = x + position_embedding(cfg.width, *grid).astype(dtype)
+        rows, columns = (grid_positions(cfg, side // cfg.patch) for side in (height, width))
+        x = x + position_embedding(cfg.width, rows, columns).astype(dtype)
         time = EmbedMlp(cfg.width, dtype, name="time_embed")(timestep_embedding(timestep))
         pooled = EmbedMlp(cfg.width, dtype, name="pooled_embed")(pooled)
         c = dense(cfg.width, "context_embed", dtype, path="context_embed")(text.astype(dtype))
@@ -159,17 +159,6 @@ class MMDiTBase(nn.Module):
         )  # fmt: skip
         final = FinalLayer(cfg, "scale_shift", name="final")
         return final(carry[0], Conditioning(time, pooled), height, width), routing_stats
-
-    def _positions(self, patches: int) -> np.ndarray:
-        """Return the scaled coordinates of the central `patches` entries of the position table."""
-        cfg = self.config
-        if patches > cfg.max_grid:
-            raise UserError(
-                f"an image with {patches} patches per side exceeds the position table: "
-                f"config.model.max_grid={cfg.max_grid}"
-            )
-        start = (cfg.max_grid - patches) // 2
-        return (start + np.arange(patches)) * (cfg.base_grid / cfg.max_grid)
 
     def _stacks(self, dtype: jnp.dtype) -> list[stack.Stack]:
         cfg = self.config
@@ -190,6 +179,21 @@ class MMDiTBase(nn.Module):
             for name, dual, last, layers in kinds
             if layers
         ]
+
+
+def grid_positions(config: MMDiTConfig, patches: int) -> np.ndarray:
+    """Return the scaled coordinates of the central `patches` entries of the position table.
+
+    Raises:
+      UserError: the table is smaller.
+    """
+    if patches > config.max_grid:
+        raise UserError(
+            f"an image with {patches} patches per side exceeds the position table: "
+            f"config.model.max_grid={config.max_grid}"
+        )
+    index = (config.max_grid - patches) // 2 + np.arange(patches)
+    return index * (config.base_grid / config.max_grid) - config.grid_offset
 
 
 class MMDiT(nn.Module):

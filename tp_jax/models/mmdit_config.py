@@ -15,6 +15,7 @@ from tp_jax.models.config import (
 from tp_jax.values import Range
 from tp_jax.values.kinds import Size, SizeOrZero
 
+LARGEST_GRID = 4096  # patches per side, which no model comes near
 # The sizes that Stability AI published.
 SIZES = {
     "SD3-medium": dict(depth=24, width=1536, heads=24),
@@ -38,6 +39,7 @@ class MMDiTConfig(TransformerConfig):
         vision tokens only.
       max_grid: side of the position table in patches. Smaller images use its centre.
       base_grid: side in patches to which the coordinates of the position table are scaled.
+      grid_offset: what is subtracted from the scaled coordinates, in patches of `base_grid`.
 
     Example:
       >>> config = MMDiTConfig()
@@ -56,8 +58,9 @@ class MMDiTConfig(TransformerConfig):
     text_tokens: Size = 154
     qk_norm: bool = False
     dual_attention_layers: SizeOrZero = 0
-    max_grid: Annotated[int, Range(1, 4096)] = 192
-    base_grid: Annotated[int, Range(1, 4096)] = 64
+    max_grid: Annotated[int, Range(1, LARGEST_GRID)] = 192
+    base_grid: Annotated[int, Range(1, LARGEST_GRID)] = 64
+    grid_offset: Annotated[float, Range(-LARGEST_GRID, LARGEST_GRID)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,8 @@ BESIDE = (GRID, CAPTIONS, COMPARISON, ROUTING, THINKING)
 FILES = "files"  # the field of the description
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, NotImplementedError, zlib.error,
               zipfile.BadZipFile)  # fmt: skip
+# Mean and standard deviation of the pixels in ImageNet, 0 to 1, by which many networks normalise.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,6 +183,7 @@ def _convert_sd3(source: Source) -> Converted:
     names = (
         "channels", "out_channels", "patch", "depth", "width", "heads", "text_width",
         "pooled_width", "qk_norm", "dual_attention_layers", "max_grid", "base_grid",
+        "grid_offset",
     )  # fmt: skip
     config = {name: getattr(model, name) for name in names}
     return Converted(

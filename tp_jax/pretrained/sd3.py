@@ -12,6 +12,7 @@ import numpy as np
 from tp_jax.messages.errors import UserError
 from tp_jax.models import MMDiTConfig
 from tp_jax.models.layers import position_embedding
+from tp_jax.models.mmdit_config import LARGEST_GRID
 from tp_jax.pretrained.published_config import PublishedConfig
 from tp_jax.pretrained.recognise import find_prefix
 from tp_jax.pretrained.state_dict import (
@@ -124,7 +125,7 @@ def infer_sd3(
     (outputs,) = weights.shape(f"{names.final[1]}.bias", 1)
     _, positions, _ = weights.shape(names.position_table, 3)
     max_grid = square_side(positions, names.position_table)
-    base_grid = _base_grid(weights.peek(names.position_table), max_grid)
+    base_grid, grid_offset = _fit_positions(weights.peek(names.position_table), max_grid)
     depth = weights.count(rf"{names.block}(\d+)\.")
     weights.shape(f"{names.block}0.{names.adaln}.bias", 1)  # Raises if there is no block.
     qk_norm = weights.count(rf"{names.block}(\d+)\.{names.norms}") > 0
@@ -149,6 +150,7 @@ def infer_sd3(
         dual_attention_layers=weights.count(rf"{names.block}(\d+)\.{names.dual_proj}"),
         max_grid=max_grid,
         base_grid=base_grid,
+        grid_offset=grid_offset,
         thinking=ThinkingConfig(layers=()),
     )
     _check_published(published, config)
@@ -189,11 +191,31 @@ def _open_layout(state: Mapping[str, np.ndarray]) -> tuple[StateDict, WeightName
     return weights, ORIGINAL if original else DIFFUSERS
 
 
-def _base_grid(table: np.ndarray, max_grid: int) -> int:
-    """Return the side, in patches, that the positions of a table [1, G², D] are scaled to."""
-    # Feature 0 of position 1 is sin(base_grid / G).
-    distance = np.arcsin(np.clip(np.nan_to_num(np.float64(table[0, 1, 0])), 0, 1))
-    return max(1, round(float(max_grid * distance)))
+def _fit_positions(table: np.ndarray, max_grid: int) -> tuple[int, float]:
+    """Return `base_grid` and `grid_offset` of the model that has a position table [1, G², D].
+
+    Feature i of the coordinate p is the sine, or the cosine, of the angle p·ω_i. An angle is known
+    but for a multiple of 2π, so that the lowest frequency gives p roughly, and each higher one
+    gives it more exactly.
+    """
+    # In the first row, p varies with the column.
+    row = np.nan_to_num(np.asarray(table[0, :max_grid], np.float64))
+    quarter = row.shape[1] // 4
+    angles = np.arctan2(row[:, :quarter], row[:, quarter : 2 * quarter])
+    positions = np.zeros(max_grid)
+    for i in reversed(range(quarter)):
+        frequency = 1 / 10_000 ** (i / quarter)
+        turn = angles[:, i] - positions * frequency
+        positions += (turn - 2 * np.pi * np.round(turn / (2 * np.pi))) / frequency
+    index = np.arange(max_grid)
+    slope = np.polyfit(index, positions, 1)[0] if max_grid > 1 else 1.0
+    base_grid = int(np.clip(round(max_grid * float(slope)), 1, LARGEST_GRID))
+    offsets = index * (base_grid / max_grid) - positions
+    # The table may be of half precision: keep the decimals that it determines.
+    error = max(4 * float(offsets.std()) / np.sqrt(max_grid), 1e-6)
+    offset = float(np.clip(offsets.mean(), -LARGEST_GRID, LARGEST_GRID))
+    decimals = next(n for n in range(7) if abs(round(offset, n) - offset) <= error)
+    return base_grid, round(offset, decimals) + 0.0  # not -0.0
 
 
 def read_sd3(state: Mapping[str, np.ndarray], config: MMDiTConfig) -> dict[str, Any]:
@@ -244,6 +266,7 @@ def _read(weights: StateDict, names: WeightNames, config: MMDiTConfig) -> dict[s
     width = config.width
     # diffusers rounds the positions to float32, and computes the table from them in float64.
     grid = np.arange(config.max_grid, dtype=np.float32) / (config.max_grid / config.base_grid)
+    grid -= np.float32(config.grid_offset)
     weights.check_position_table(names.position_table, position_embedding(width, grid, grid))
     dual, last, head = config.dual_attention_layers, config.depth - 1, width // config.heads
     mlp_widths = (width, 4 * width, width)

@@ -34,6 +34,23 @@ VOCABULARY_UNIT = 128
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
+def import_packages(user: str) -> tuple[Any, Any]:
+    """Return the modules torch and transformers.
+
+    Args:
+      user: what needs them, for the error message.
+
+    Raises:
+      UserError: one of them isn't installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(f"{user} needs {error.name}: pip install -e '.[text]'") from error
+    return torch, transformers
+
+
 def load_published(
     model_class: Any, folder: epath.Path, name: str = "", *, pickled: bool = False, **options: Any
 ) -> Any:
@@ -275,6 +292,21 @@ def load_tokenizer(folder: epath.Path, name: str, vocabulary: int) -> Any:
             f"or belongs to another model; download it again"
         )
     return tokenizer
+
+
+def load_processor(folder: epath.Path) -> Any:
+    """Load what prepares images and text for a model, from the model's folder.
+
+    Raises:
+      UserError: a file of the tokenizer or of the preprocessing is missing, cut or a stand-in.
+    """
+    import transformers
+
+    check_tokenizer_files(folder)
+    with _readable(folder), _quiet():
+        return transformers.AutoProcessor.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
 
 
 def tokenizer_files(folder: epath.Path) -> list[epath.Path]:

@@ -20,7 +20,13 @@ from tp_jax.files.hub import local
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.text.encoder import TextSpace
-from tp_jax.text.published import load_published, load_tokenizer, tokenizer_files, weight_files
+from tp_jax.text.published import (
+    import_packages,
+    load_published,
+    load_tokenizer,
+    tokenizer_files,
+    weight_files,
+)
 
 # (subfolder of the weights, subfolder of the tokenizer, name for messages) of each encoder.
 CLIPS = (("text_encoder", "tokenizer", "CLIP-L"), ("text_encoder_2", "tokenizer_2", "CLIP-bigG"))
@@ -71,13 +77,7 @@ def load_sd3_encoder(
                 f"{folder} lacks {name}: set config.text.path (or --text) to a Stable Diffusion 3 "
                 f"repository in diffusers' layout"
             )
-    try:
-        import torch  # noqa: F401
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"SD3's text encoders need {error.name}: pip install -e '.[text]'"
-        ) from error
+    _, transformers = import_packages("SD3's text encoder")
     load = functools.partial(_load_encoder, transformers, folder, dtype=dtype)
     clips = [load("CLIPTextModelWithProjection", *part, clip_tokens) for part in CLIPS]
     encoders = clips + ([load("T5EncoderModel", *T5, t5_tokens)] if t5 else [])

@@ -43,8 +43,9 @@ RULES = {
     ASK: (
         "autoencoder.pool", "data.background", "data.columns", "data.flip", "data.source",
         "data.split", "diffusion", "frozenlake.frozen", "frozenlake.sizes", "frozenlake.tile",
-        "frozenlake.unseen_sizes", "init.base", "model.base_grid", "model.heads",
-        "model.image_size", "model.thinking.base_every_step", "model.thinking.base_input",
+        "frozenlake.unseen_sizes", "init.base", "model.base_grid",
+        "model.grid_offset", "model.heads", "model.image_size",
+        "model.thinking.base_every_step", "model.thinking.base_input",
         "model.thinking.gate_token", "model.thinking.latent_steps",
         "model.thinking.latent_steps_range", "model.thinking.ponder_prior",
         "model.thinking.temperature", "seed", "shapes.difficulty",

@@ -126,7 +126,7 @@ def find_step(
 # Fields of `config.model` that change its outputs but not the shapes of its weights.
 NON_SHAPE_FIELDS = (
     "heads", "image_size", "patch", "max_grid", "base_grid", "null_class", "num_classes",
-    "time_input",
+    "grid_offset", "time_input",
 )  # fmt: skip
 
 

@@ -31,6 +31,10 @@ def define_flags(values: flags.FlagValues) -> None:
             "published statistics, images, or a file of --save_statistics",
         ),
         ("inception", Source, None, "a folder written by tp_jax.convert --kind=inception"),
+        (
+            "dinov2", Source, None,
+            "a folder with DINOv2, such as facebook/dinov2-large: score with its features too",
+        ),
         ("protocol", Word, "adm", "adm or pytorch-fid: whose image preprocessing is used"),
         ("out", Path, None, "FILE.json for the scores; with --sweep, a folder"),
         ("save_statistics", Path, None, "FILE.npz to write, which can be a --reference later"),
@@ -78,7 +82,7 @@ def load() -> AdmSuite:
 COMMAND = SuiteCommand(
     summary="FID, sFID, Inception Score, precision and recall",
     usage="""\
-  --samples=FILE.npz|DIR --reference=FILE --inception=DIR    score images
+  --samples=FILE.npz|DIR --reference=FILE --inception=DIR [--dinov2=DIR]    score images
   --sweep --workdir=W --reference=FILE --inception=DIR --out=DIR
       score a workdir at every guidance scale and number of latent steps, and its base model""",
     define_flags=define_flags,

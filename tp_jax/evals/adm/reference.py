@@ -24,6 +24,7 @@ MIN_GROUP = 1024  # batches are joined to at least this many rows before the mom
 GAUSSIANS = (("mu", "sigma"), ("mu_s", "sigma_s"))
 FEATURES, SCORE, COUNT = "features", "inception_score", "count"
 PROTOCOL, IDENTITY, SIZE = "protocol", "inception", "image_size"
+DINOV2, DINOV2_IDENTITY, DINOV2_COUNT = ("mu_dinov2", "sigma_dinov2"), "dinov2", "dinov2_count"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,21 @@ class Measured(Statistics):
 
 
 @dataclasses.dataclass(frozen=True)
+class Dinov2Statistics:
+    """Statistics of the DINOv2 features of a set of images, for FD-DINOv2.
+
+    Attributes:
+      gaussian: of the features.
+      count: number of images.
+      identity: SHA-256 of the weights.
+    """
+
+    gaussian: Gaussian
+    count: int
+    identity: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Reference:
     """The images or statistics that samples are compared with; unknown fields are None.
 
@@ -73,6 +89,7 @@ class Reference:
       size: height and width of the images.
       protocol: key of `PROTOCOLS` that the statistics were computed with.
       identity: SHA-256 of the Inception weights that computed the statistics.
+      dinov2: statistics of DINOv2 features.
     """
 
     name: str
@@ -81,6 +98,7 @@ class Reference:
     size: tuple[int, int] | None
     protocol: str | None
     identity: str | None
+    dinov2: Dinov2Statistics | None = None
 
 
 def compute_statistics(
@@ -108,8 +126,8 @@ def compute_statistics(
         found = pool.count if pool else 0
         raise UserError(f"{what}: a covariance needs at least 2 images, found {found}")
     return Measured(
-        _to_gaussian(pool),
-        _to_gaussian(spatial) if spatial else None,
+        to_gaussian(pool),
+        to_gaussian(spatial) if spatial else None,
         np.concatenate(pools),
         inception_score(np.concatenate(logits)),
         pool.count,
@@ -140,12 +158,17 @@ def _add_rows(before: Moments | None, rows: np.ndarray) -> Moments:
     return merge(before, moments(rows)) if before else moments(rows)
 
 
-def _to_gaussian(found: Moments) -> Gaussian:
+def to_gaussian(found: Moments) -> Gaussian:
+    """Return the mean and the unbiased covariance of at least two rows."""
     return Gaussian(found.mean, found.covariance())
 
 
 def save_statistics(
-    path: epath.Path, statistics: Measured, extractor: Extractor, size: tuple[int, int]
+    path: epath.Path,
+    statistics: Measured,
+    extractor: Extractor,
+    size: tuple[int, int],
+    dinov2: Dinov2Statistics | None = None,
 ) -> None:
     """Write computed statistics as an npz that `read_reference` can read.
 
@@ -154,6 +177,7 @@ def save_statistics(
       statistics: the statistics to write.
       extractor: the network that computed them; its protocol and weights are recorded.
       size: height and width of the images.
+      dinov2: more statistics to write.
     """
     arrays: dict[str, Any] = {
         FEATURES: statistics.features,
@@ -164,9 +188,12 @@ def save_statistics(
         SIZE: size,
         "tp_jax": tp_jax.__version__,
     }
-    for names, gaussian in zip(GAUSSIANS, (statistics.pool, statistics.spatial), strict=True):
+    gaussians = [statistics.pool, statistics.spatial, dinov2.gaussian if dinov2 else None]
+    for names, gaussian in zip((*GAUSSIANS, DINOV2), gaussians, strict=True):
         if gaussian:
             arrays |= dict(zip(names, (gaussian.mean, gaussian.covariance), strict=True))
+    if dinov2:
+        arrays |= {DINOV2_IDENTITY: dinov2.identity, DINOV2_COUNT: dinov2.count}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -208,7 +235,14 @@ def read_reference(path: epath.Path) -> Reference:
     identity = str(arrays[IDENTITY]) if IDENTITY in arrays else None
     if SIZE in arrays:
         size = cast(tuple[int, int], tuple(int(side) for side in arrays[SIZE]))
-    return Reference(path.name, statistics, images, size, protocol, identity)
+    dinov2 = None
+    if DINOV2_IDENTITY in arrays:
+        dinov2 = Dinov2Statistics(
+            _read_gaussian(path, arrays, *DINOV2),
+            int(arrays[DINOV2_COUNT]),
+            str(arrays[DINOV2_IDENTITY]),
+        )
+    return Reference(path.name, statistics, images, size, protocol, identity, dinov2)
 
 
 def _read_arrays(path: epath.Path, names: set[str]) -> dict[str, np.ndarray]:

@@ -34,6 +34,8 @@ class Scores:
     A score that isn't defined is None, and `notes` gives the reason.
 
     Attributes:
+      precision_counts: number of samples and of reference images that precision and recall were
+        computed from. Both scores depend on these numbers.
       count: number of images scored.
       protocol: key of `PROTOCOLS`.
       inception: SHA-256 of the Inception weights.
@@ -48,6 +50,7 @@ class Scores:
     inception_score: float | None
     precision: float | None
     recall: float | None
+    precision_counts: tuple[int, int] | None
     count: int
     protocol: str
     inception: str
@@ -90,7 +93,7 @@ def score_statistics(sample: Measured, reference: Reference | None, extractor: E
             f"Inception Score: the last split has {sample.count % SPLIT_SIZE} images instead of "
             f"{SPLIT_SIZE}"
         )
-    fid = sfid = precision = recall = None
+    fid = sfid = precision = recall = counts = None
     known = reference.statistics if reference else None
     if reference and known:
         notes += _count_notes("reference", known)
@@ -100,6 +103,7 @@ def score_statistics(sample: Measured, reference: Reference | None, extractor: E
         if known.features is None:
             notes.append(f"precision, recall: {reference.name} has neither images nor features")
         elif min(len(sample.features), len(known.features)) > NEIGHBOURS:
+            counts = len(sample.features), len(known.features)
             precision, recall = precision_recall(
                 known.features, sample.features, NEIGHBOURS, half=protocol.half
             )
@@ -118,6 +122,7 @@ def score_statistics(sample: Measured, reference: Reference | None, extractor: E
         inception_score=sample.inception_score,
         precision=precision,
         recall=recall,
+        precision_counts=counts,
         count=sample.count,
         protocol=extractor.protocol,
         inception=extractor.identity,

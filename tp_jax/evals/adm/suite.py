@@ -10,6 +10,12 @@ from etils import epath
 
 import tp_jax
 from tp_jax.cli.flags import output_file, output_folder, required_path
+from tp_jax.evals.adm.dinov2 import (
+    Dinov2Scores,
+    check_dinov2,
+    load_dinov2,
+    score_dinov2,
+)
 from tp_jax.evals.adm.features import check_protocol, load_extractor
 from tp_jax.evals.adm.generator_scorer import load_scorer
 from tp_jax.evals.adm.reference import (
@@ -40,6 +46,8 @@ class AdmSuite(Suite):
     def run(self, values: Mapping[str, Any]) -> None:
         """Score images, or sweep a workdir."""
         if values["sweep"]:
+            if values["dinov2"]:
+                raise UserError("--dinov2 and --sweep exclude each other: give only one")
             self._sweep(values)
             return
         score_images(
@@ -47,6 +55,7 @@ class AdmSuite(Suite):
                 samples=required_path("samples"),
                 inception=required_path("inception"),
                 reference=path_of(values, "reference"),
+                dinov2=path_of(values, "dinov2"),
                 out=output_file("out", ".json"),
                 save_statistics=output_file("save_statistics", ".npz"),
                 **{n: values[n] for n in ("protocol", "batch_size", "num")},
@@ -116,6 +125,7 @@ class ScoreRequest:
       samples: FILE.npz or a folder of PNGs.
       reference: file or folder to compare with; may be None if `save_statistics` is set.
       inception: folder written by `tp_jax.convert --kind=inception`.
+      dinov2: folder with DINOv2, for FD-DINOv2 too.
       protocol: key of `PROTOCOLS`.
       out: FILE.json for the scores.
       save_statistics: FILE.npz to write, which can be a reference later.
@@ -131,6 +141,7 @@ class ScoreRequest:
     save_statistics: epath.Path | None = None
     batch_size: int = 64
     num: int | None = None
+    dinov2: epath.Path | None = None
 
 
 def score_images(request: ScoreRequest) -> Scores:
@@ -160,18 +171,26 @@ def score_images(request: ScoreRequest) -> Scores:
     extractor = load_extractor(request.inception, request.protocol, request.batch_size)
     if reference:
         check_reference(reference, extractor, samples.size)
+    network = dinov2 = None
+    if request.dinov2:
+        network = load_dinov2(request.dinov2, request.batch_size)
+        if reference:
+            check_dinov2(reference, network.identity)
 
     batches = samples.batches(request.batch_size, count)
     statistics = compute_statistics(batches, count, extractor, "features of samples")
+    if network:
+        dinov2 = network.statistics(samples, count, "samples")
     if request.save_statistics and jax.process_index() == 0:
-        save_statistics(request.save_statistics, statistics, extractor, samples.size)
+        save_statistics(request.save_statistics, statistics, extractor, samples.size, dinov2)
     scores = score_statistics(
         statistics, complete_reference(reference, extractor) if reference else None, extractor
     )
+    more = score_dinov2(dinov2, reference, network) if dinov2 and network else None
     if jax.process_index() == 0:
-        print(as_table(scores))
+        print(as_table(scores, more))
         if request.out:
-            write_json(request.out, as_json(scores, request))
+            write_json(request.out, as_json(scores, request, more))
     return scores
 
 
@@ -183,9 +202,9 @@ def _prepare_file(name: str, path: epath.Path | None) -> None:
     make_folder(path.parent, f"--{name}={path}")
 
 
-def as_table(scores: Scores) -> str:
+def as_table(scores: Scores, dinov2: Dinov2Scores | None = None) -> str:
     """Return a table with one line per score and setting, followed by the notes."""
-    fields = dataclasses.asdict(scores)
+    fields = dataclasses.asdict(scores) | (dataclasses.asdict(dinov2) if dinov2 else {})
     notes = fields.pop("notes")
     lines = [f"{name:16}{_as_text(value)}" for name, value in fields.items()]
     return "\n".join([*lines, *(f"note: {note}" for note in notes)])
@@ -195,9 +214,12 @@ def _as_text(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def as_json(scores: Scores, request: ScoreRequest) -> dict[str, Any]:
+def as_json(
+    scores: Scores, request: ScoreRequest, dinov2: Dinov2Scores | None = None
+) -> dict[str, Any]:
     """Return the scores, the path of the images, and the versions of the packages as JSON."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions |= {"tp_jax": tp_jax.__version__, "device": jax.devices()[0].device_kind}
     fields = {"suite": "adm", "samples": str(request.samples), **dataclasses.asdict(scores)}
+    fields |= dataclasses.asdict(dinov2) if dinov2 else {}
     return {**fields, "versions": versions}

@@ -21,8 +21,9 @@ COLUMNS = ("item_id", "text", "keywords", "proposition_id", "dependency", "categ
            "category_detailed", "tuple", "question_natural_language")  # fmt: skip
 ANSWER_FIELDS = {"item_id": str, "tile": int, "proposition_id": int, "answer": str}
 
-# Visual question answering: (uint8 image [H, W, 3], question) -> answer; only "yes" is correct.
-VQA = Callable[[np.ndarray, str], str]
+# Visual question answering: (uint8 images [N, H, W, 3], N questions) -> N answers; only "yes" is
+# correct.
+VQA = Callable[[np.ndarray, Sequence[str]], Sequence[str]]
 
 
 def read_questions(path: epath.Path) -> list[Question]:
@@ -90,18 +91,24 @@ def read_answers(path: epath.Path) -> Answers:
 
 
 def answer_images(
-    folder: epath.Path, questions: Sequence[Question], vqa: VQA, out: epath.Path
+    folder: epath.Path,
+    questions: Sequence[Question],
+    vqa: VQA,
+    out: epath.Path,
+    batch_size: int = 8,
 ) -> dict[str, Scores]:
     """Answer all questions about all images with a VQA model, and write the answers to `out`.
 
     Every question is asked about each of the four tiles of its item's grid. Answers that `out`
-    already contains are kept, so that an interrupted run resumes.
+    already contains are kept, so that an interrupted run resumes. A batch has questions of one
+    item only.
 
     Args:
       folder: folder of image grids `<item_id>.png`.
       questions: the questions; the folder must have a grid for each of their items.
       vqa: the model, see `VQA`.
       out: FILE.jsonl.
+      batch_size: number of questions that the model is asked at once.
 
     Returns:
       The scores by both rules, {"official": …, "fixed": …}.
@@ -133,11 +140,14 @@ def answer_images(
             missing = [(tile, proposition) for tile in range(TILES) for proposition in asked
                        if (item, tile, proposition) not in answers]  # fmt: skip
             images = _read_tiles(folder / f"{item}.png") if missing else ()
-            for tile, proposition in missing:
-                answer = vqa(images[tile], asked[proposition])
-                answers[item, tile, proposition] = answer
-                values = (item, tile, proposition, answer)
-                add(dict(zip(ANSWER_FIELDS, values, strict=True)))
+            for first in range(0, len(missing), batch_size):
+                batch = missing[first : first + batch_size]
+                tiles = np.stack([images[tile] for tile, _ in batch])
+                found = vqa(tiles, [asked[proposition] for _, proposition in batch])
+                for (tile, proposition), answer in zip(batch, found, strict=True):
+                    answers[item, tile, proposition] = answer
+                    values = (item, tile, proposition, answer)
+                    add(dict(zip(ANSWER_FIELDS, values, strict=True)))
             bar.update()
     return {rule: score(answers, questions, rule) for rule in ("official", "fixed")}
 

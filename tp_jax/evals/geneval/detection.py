@@ -26,7 +26,8 @@ from PIL import Image
 from tp_jax.evals.geneval.results import ColourClassifier, Detector
 from tp_jax.evals.geneval.rules import COLOURS, Detection, Objects
 from tp_jax.messages.errors import UserError
-from tp_jax.text.published import load_published, load_tokenizer
+from tp_jax.pictures.reading import IMAGENET_MEAN, IMAGENET_STD
+from tp_jax.text.published import import_packages, load_published, load_tokenizer
 
 # COCO's 80 classes, in COCO's order, under the names that GenEval uses, such as "computer mouse".
 CLASSES = tuple(
@@ -39,11 +40,11 @@ CLASSES = tuple(
     microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,
     toothbrush""".replace("\n    ", "").split(",")
 )
+USER = "GenEval's --score"  # what needs torch, for messages
 MAX_DETECTIONS = 100  # per image, over all classes
 # Detector input: scale the image so that the short side is 800 pixels, but the long side at most
 # 1333, then pad both sides to multiples of 32.
 SHORT_SIDE, LONG_SIDE, DIVISOR = 800, 1333, 32
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BACKGROUND = (0x99,) * 3
@@ -61,7 +62,7 @@ def load_detector(path: epath.Path, device: str | None = None) -> Detector:
     Raises:
       UserError: torch or transformers isn't installed, or the folder has no such model.
     """
-    torch, transformers = _import_packages()
+    torch, transformers = import_packages(USER)
     model, device = _load(transformers.Mask2FormerForUniversalSegmentation, path, device)
     if model.config.num_labels != len(CLASSES):
         raise UserError(
@@ -95,7 +96,7 @@ def detector_input(image: Any) -> tuple[Any, tuple[int, int]]:
       The input [1, 3, …, …] float32, padded with zeros at the right and the bottom; and height and
       width of the resized image without the padding.
     """
-    torch, _ = _import_packages()
+    torch, _ = import_packages(USER)
     sides = image.shape[:2]
     scale = min(LONG_SIDE / max(sides), SHORT_SIDE / min(sides))
     height, width = (int(side * scale + 0.5) for side in sides)
@@ -169,7 +170,7 @@ def load_colour_classifier(path: epath.Path, device: str | None = None) -> Colou
     Raises:
       UserError: torch or transformers isn't installed, or the folder has no such model.
     """
-    torch, transformers = _import_packages()
+    torch, transformers = import_packages(USER)
     model, device = _load(transformers.CLIPModel, path, device)
     tokenizer = load_tokenizer(path, "CLIP", int(model.config.text_config.vocab_size))
     side = model.config.vision_config.image_size
@@ -219,27 +220,15 @@ def colour_input(picture: Image.Image, side: int) -> np.ndarray:
 
 def _resize(images: Any, size: Sequence[int]) -> Any:
     """Resize [N, …, H, W] bilinearly with half-pixel centres and without antialiasing."""
-    torch, _ = _import_packages()
+    torch, _ = import_packages(USER)
     return torch.nn.functional.interpolate(
         images, size=tuple(size), mode="bilinear", align_corners=False
     )
 
 
-def _import_packages() -> tuple[Any, Any]:
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"{error.name} isn't installed, but GenEval's --score needs it: "
-            f"pip install -e '.[text]'"
-        ) from None
-    return torch, transformers
-
-
 def _load(kind: Any, path: epath.Path, device: str | None) -> tuple[Any, str]:
     """Load a model from a folder for inference; return it and its torch device."""
-    torch, _ = _import_packages()
+    torch, _ = import_packages(USER)
     try:
         model = load_published(kind, path, pickled=True)
     except UserError as error:
