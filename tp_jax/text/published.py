@@ -6,6 +6,7 @@ the model.
 """
 
 import contextlib
+import hashlib
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -16,7 +17,7 @@ from etils import epath
 
 from tp_jax.files.downloads import check_download, read_downloaded_json
 from tp_jax.files.finite import check_floating
-from tp_jax.files.safetensors import read_safetensors
+from tp_jax.files.safetensors import file_sha256, read_safetensors
 from tp_jax.messages.errors import UserError
 
 # Entries that published files may hold and that the current version of a model computes itself.
@@ -155,6 +156,12 @@ def weight_files(
     raise UserError(
         f"{folder} has no model.safetensors: download the weights as .safetensors files"
     )
+
+
+def weights_sha256(folder: epath.Path) -> str:
+    """Return the SHA-256 of the weight files of a folder; of several, that of their SHA-256s."""
+    hashes = [file_sha256(file) for file in weight_files(folder)[1]]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _shards(index: epath.Path) -> list[epath.Path]:

@@ -5,7 +5,6 @@ of DINOv2 ViT-L/14 (facebook/dinov2-large) and 50,000 samples.
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +15,10 @@ from PIL import Image
 
 from tp_jax.evals.adm.metrics import frechet_distance, moments
 from tp_jax.evals.adm.reference import Dinov2Statistics, Reference, to_gaussian
-from tp_jax.files.safetensors import file_sha256
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import IMAGENET_MEAN, IMAGENET_STD, ImageSet
-from tp_jax.text.published import import_packages, load_published, weight_files
+from tp_jax.text.published import import_packages, load_published, weights_sha256
 
 SIDE = 224
 # DINOv2's own code resizes the position table to this much more than the number of patches.
@@ -77,8 +75,7 @@ def load_dinov2(folder: epath.Path, batch_size: int, device: str | None = None) 
         pixels = np.stack([prepare(image) for image in images])
         return model(torch.from_numpy(pixels).to(device)).pooler_output.cpu().numpy()
 
-    hashes = "\n".join(file_sha256(file) for file in weight_files(folder)[1])
-    return Dinov2(features, hashlib.sha256(hashes.encode()).hexdigest(), batch_size)
+    return Dinov2(features, weights_sha256(folder), batch_size)
 
 
 def prepare(image: np.ndarray) -> np.ndarray:

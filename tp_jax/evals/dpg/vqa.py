@@ -9,7 +9,6 @@ The official scorer of DPG-Bench asks mPLUG-large, which transformers doesn't ha
 another model give other scores, so that only scores from the same model are comparable.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +19,12 @@ from PIL import Image
 
 from tp_jax.evals.dpg.questions import VQA
 from tp_jax.files.downloads import read_downloaded_json
-from tp_jax.files.safetensors import file_sha256
 from tp_jax.messages.errors import UserError
 from tp_jax.text.published import (
     import_packages,
     load_processor,
     load_published,
-    weight_files,
+    weights_sha256,
 )
 
 # How a model is asked, by the name of its class; others are asked the question as it is.
@@ -75,9 +73,12 @@ def load_vqa(folder: epath.Path, device: str | None = None) -> tuple[VQA, dict[s
     @torch.inference_mode()
     def answer(images: np.ndarray, questions: Sequence[str]) -> list[str]:
         pictures = [Image.fromarray(image) for image in images]
-        inputs = encode(pictures, [prompt.format(question) for question in questions])
-        inputs = inputs.to(device, model.dtype)
-        if hasattr(model.config, "id2label") and not model.can_generate():
+        encoded = encode(pictures, [prompt.format(question) for question in questions])
+        inputs = {
+            name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+            for name, value in encoded.items()
+        }
+        if not model.can_generate():
             labels = model(**inputs).logits.argmax(-1).tolist()
             return [_normalise(model.config.id2label[label]) for label in labels]
         tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
@@ -87,13 +88,8 @@ def load_vqa(folder: epath.Path, device: str | None = None) -> tuple[VQA, dict[s
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [_normalise(text) for text in texts]
 
-    _, files = weight_files(folder)
-    hashes = "\n".join(file_sha256(file) for file in files)
-    return answer, {
-        "vqa": model_class.__name__,
-        "prompt": prompt,
-        "weights": hashlib.sha256(hashes.encode()).hexdigest(),
-    }
+    described = {"vqa": model_class.__name__, "prompt": prompt}
+    return answer, described | {"weights": weights_sha256(folder)}
 
 
 def _find_class(transformers: Any, folder: epath.Path) -> tuple[Any, bool]:
