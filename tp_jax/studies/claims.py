@@ -68,6 +68,11 @@ CLAIMS = (
         "Trained with a range of T, more latent steps at sampling are better",
         "ours", "latent_steps_at_sampling", "range", "range-T1",
     ),
+    Claim(
+        "Training is better with every latent step supervised",
+        "ours", "latent_steps_at_sampling", "supervised", "fixed",
+    ),
+    Claim("A trained halting unit is better than no halting", "ours", "halting", "ponder", "none"),
 )  # fmt: skip
 # What was not tested, and why.
 NOT_TESTED = (
