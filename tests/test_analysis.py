@@ -272,6 +272,7 @@ def test_the_command_writes_a_document_pictures_and_a_report(workdir):
     assert parts == ["latent_steps", "latent_steps_by_place", "scores and worst samples"]
 
 
+@pytest.mark.slow
 def test_json_alone(workdir, tmp_path):
     out = tmp_path / "out"
     code, printed, error = run_entry(

@@ -164,6 +164,7 @@ def test_shares_of_waiting():
     assert data.waiting({name: [1.0, 1.0] for name in times}) == {"waiting_share": 0.0}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_the_report_holds_all(tmp_path, monkeypatch, capsys):
     files = dict(json=epath.Path(tmp_path / "a.json"), report=epath.Path(tmp_path / "a.md"))
     first = bench.run_bench(tiny(what=("forward",), **files))

@@ -68,6 +68,7 @@ def test_decoded_frame_equals_that_of_a_layer_that_ends_at_the_step(frame):
         assert np.abs(frames[step - 1] - frames[-1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_more_latent_steps_do_not_change_the_earlier_frames():
     model = build_model(CONFIG)
     params, inputs = random_params(model), example(model)

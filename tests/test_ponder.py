@@ -179,6 +179,7 @@ def update_of(**thinking):
     return run, (params, {}, batch, jnp.int32(3))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_train_step_is_that_of_the_formula():
     """∇loss + β·∇divergence + (R − b)·∇log p, of every sample with its own derivatives."""
     weight, train_step = 0.3, jnp.int32(3)

@@ -111,6 +111,7 @@ def assert_close(workdir, wanted):
         np.testing.assert_allclose(ours, array, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
     workdir, losses = uninterrupted
     job = Job(tmp_path, cache, 2, 2)
