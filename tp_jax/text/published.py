@@ -52,6 +52,13 @@ def import_packages(user: str) -> tuple[Any, Any]:
     return torch, transformers
 
 
+def choose_device(device: str | None = None) -> str:
+    """Return a torch device: the given one, by default a GPU if one is available, else the CPU."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_published(
     model_class: Any, folder: epath.Path, name: str = "", *, pickled: bool = False, **options: Any
 ) -> Any:

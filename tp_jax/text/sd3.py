@@ -21,6 +21,7 @@ from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import say
 from tp_jax.text.encoder import TextSpace
 from tp_jax.text.published import (
+    choose_device,
     import_packages,
     load_published,
     load_tokenizer,
@@ -153,7 +154,7 @@ def _load_encoder(
             f"{name} accepts 2 {bound} tokens per prompt, not {tokens}: change "
             f"config.text.clip_tokens or config.text.t5_tokens"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device()
     with _gpu_memory(name):
         model = model.requires_grad_(False).to(device)
     return Encoder(name, model, tokenizer, tokens)

@@ -18,7 +18,7 @@ from tp_jax.evals.adm.reference import Dinov2Statistics, Reference, to_gaussian
 from tp_jax.messages.errors import UserError
 from tp_jax.messages.progress import progress_bar
 from tp_jax.pictures.reading import IMAGENET_MEAN, IMAGENET_STD, ImageSet
-from tp_jax.text.published import import_packages, load_published, weights_sha256
+from tp_jax.text.published import choose_device, import_packages, load_published, weights_sha256
 
 SIDE = 224
 # DINOv2's own code resizes the position table to this much more than the number of patches.
@@ -67,7 +67,7 @@ def load_dinov2(folder: epath.Path, batch_size: int, device: str | None = None) 
     torch, transformers = import_packages("--dinov2")
     model = load_published(transformers.Dinov2Model, folder)
     _resize_positions(torch, model, folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     model = model.float().to(device)
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ from tp_jax.evals.dpg.questions import VQA
 from tp_jax.files.downloads import read_downloaded_json
 from tp_jax.messages.errors import UserError
 from tp_jax.text.published import (
+    choose_device,
     import_packages,
     load_processor,
     load_published,
@@ -50,7 +51,7 @@ def load_vqa(folder: epath.Path, device: str | None = None) -> tuple[VQA, dict[s
     torch, transformers = import_packages("--vqa")
     model_class, is_chat = _find_class(transformers, folder)
     model, processor = load_published(model_class, folder), load_processor(folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     model = model.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
     prompt = CHAT_PROMPT if is_chat else PROMPTS.get(model_class.__name__, "{}")
     if is_chat and not getattr(processor, "chat_template", None):

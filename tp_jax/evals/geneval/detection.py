@@ -27,7 +27,12 @@ from tp_jax.evals.geneval.results import ColourClassifier, Detector
 from tp_jax.evals.geneval.rules import COLOURS, Detection, Objects
 from tp_jax.messages.errors import UserError
 from tp_jax.pictures.reading import IMAGENET_MEAN, IMAGENET_STD
-from tp_jax.text.published import import_packages, load_published, load_tokenizer
+from tp_jax.text.published import (
+    choose_device,
+    import_packages,
+    load_published,
+    load_tokenizer,
+)
 
 # COCO's 80 classes, in COCO's order, under the names that GenEval uses, such as "computer mouse".
 CLASSES = tuple(
@@ -228,10 +233,9 @@ def _resize(images: Any, size: Sequence[int]) -> Any:
 
 def _load(kind: Any, path: epath.Path, device: str | None) -> tuple[Any, str]:
     """Load a model from a folder for inference; return it and its torch device."""
-    torch, _ = import_packages(USER)
     try:
         model = load_published(kind, path, pickled=True)
     except UserError as error:
         raise UserError(f"{path}: can't be read as {kind.__name__}: {error}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device)
     return model.float().to(device), device
