@@ -26,17 +26,18 @@ UNBOUNDED = (
     "shift", "time_mean", "time_std", "temperature", "balance_weight", "frames_weight",
     "halting_epsilon", "ponder_weight",
     "learning_rate", "weight_decay", "clip_norm", "guidance_scale", "guidance_scales",
-    "deep_supervision",
+    "deep_supervision", "shard_gigabytes",
 )  # fmt: skip
 # Why a value is accepted: value -> the fields and flags that may have it.
 ACCEPTED = {
     # A finite number, of which larger ones are only ever less useful.
     **dict.fromkeys([str(2**31), str(2**70), f"{2**31},", f"{2**70},"], UNBOUNDED),
-    # A number that may be negative; of a mesh axis, -1 means the remaining devices.
+    # A number that may be negative. Of a mesh axis, -1 means the remaining devices.
     **dict.fromkeys(
         ["-1", "-1,", "-1,-1"],
         (
             "time_mean",
+            "grid_offset",
             "guidance_scale",
             "guidance_scales",
             "data",
