@@ -33,6 +33,11 @@ while [ $# -gt 0 ]; do
   shift
 done
 use_environment train,test
+# Keep the bytecode of modules, also where the environment forbids it: tests start many processes,
+# and each would compile all modules again. It is kept out of the source tree.
+unset PYTHONDONTWRITEBYTECODE
+PYTHONPYCACHEPREFIX="$(realpath "$venv")/bytecode"
+export PYTHONPYCACHEPREFIX
 # Two workers. Each begins with half of the files; the one that ends first takes over tests of the
 # other. Few files are split, so that the fixtures of most files are created once.
 "$venv/bin/python" -m pytest --numprocesses=2 --dist=worksteal "$@"

@@ -6,6 +6,7 @@ DEVICES is the number of virtual devices; a case is for example dit:fsdp. Starte
 is one of several processes.
 """
 
+import functools
 import os
 import sys
 
@@ -82,6 +83,21 @@ def condition_of(model, rng):
     return jax.tree.map(draw, model.example_condition(BATCH))
 
 
+@functools.cache
+def first_state(kind: str):
+    """Return a state on the host with perturbed parameters."""
+    config = small_config(kind)
+    model = build_model(config_lib.build(config).model)
+    optimizer = make_optimizer(config.optimizer, STEPS)
+    rng = np.random.default_rng(0)
+    # At initialization the experts add nothing.
+    params = jax.tree.map(
+        lambda leaf: (leaf + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
+        jax.device_get(jax.jit(lambda: init_params(model, 0))()),
+    )
+    return jax.device_get(make_state(params, optimizer, "all"))
+
+
 def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Train; return loss and gradient norm of each step [20, 2], and final samples [8, 8, 8, C]."""
     sizes, dispatch = MESHES[name]
@@ -92,19 +108,9 @@ def run(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     mesh = create_mesh(ONE_DEVICE | sizes, devices)
     built = config_lib.build(config)
     model, optimizer = build_model(built.model), make_optimizer(config.optimizer, STEPS)
-
-    def init():
-        # Perturb the parameters: at initialization the experts add nothing.
-        params = init_params(model, 0)
-        keys = iter(jax.random.split(jax.random.key(1), 1000))
-        return make_state(
-            jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params),
-            optimizer,
-            "all",
-        )
-
-    shardings = tree_shardings(jax.eval_shape(init), mesh)
-    state = jax.jit(init, out_shardings=shardings)()
+    state = first_state(kind)
+    shardings = tree_shardings(state, mesh)
+    state = jax.device_put(state, shardings)
     gradient = make_gradient(model, built.objective, config)
     step = jit_train_step(gradient, optimizer, config, mesh, shardings)
     rng = np.random.default_rng(0)

@@ -11,7 +11,6 @@ import pytest
 from mesh_training import MESHES
 
 TESTS = pathlib.Path(__file__).parent
-KINDS = ("dit", "mmdit")
 
 
 def train(folder, processes, devices, cases):
@@ -48,26 +47,30 @@ def assert_equal_to_one_device(found, wanted):
         np.testing.assert_allclose(samples, wanted_samples, atol=1e-5 * scale, err_msg=case)
 
 
+MORE = {"own": ["one", "mixed"], "ponder": ["one", "mixed"]}
+
+
 @pytest.mark.slow
-def test_training_on_meshes_and_processes_equals_one_device(tmp_path):
-    """Two and four processes have one or two meshes; TP_JAX_MESHES=all has five (15 minutes)."""
-    cases = [f"{kind}:{name}" for kind in KINDS for name in MESHES]
-    wanted = train(
-        tmp_path,
-        1,
-        8,
-        [*cases, *(f"{kind}:{name}" for kind in ("own", "ponder") for name in ("one", "mixed"))],
-    )
-    losses, samples = wanted["dit:one"]
+@pytest.mark.parametrize("kind", ["dit", "mmdit", "own", "ponder"])
+def test_training_on_meshes_equals_one_device(kind, tmp_path):
+    found = train(tmp_path, 1, 8, [f"{kind}:{name}" for name in MORE.get(kind, MESHES)])
+    losses, samples = found[f"{kind}:one"]
     assert losses.shape == (20, 2) and len(np.unique(losses[:, 0])) == 20
-    assert samples.shape == (8, 8, 8, 1) and samples.std() > 0.1
-    assert_equal_to_one_device(wanted, wanted)
-    for processes, devices in ((2, 4), (4, 2)):
-        names = ("data", "expert") if processes == 2 else ("mixed",)
-        if os.environ.get("TP_JAX_MESHES") == "all":
-            names = ("data", "fsdp", "tensor", "expert", "mixed")
-        cases = [f"{kind}:{name}" for kind in KINDS for name in names]
-        assert_equal_to_one_device(train(tmp_path, processes, devices, cases), wanted)
+    assert samples.shape[:3] == (8, 8, 8) and samples.std() > 0.1
+    assert_equal_to_one_device(found, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dit", "mmdit"])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
+def test_training_on_processes_equals_one_device(processes, devices, kind, tmp_path):
+    """Two and four processes have one or two meshes; TP_JAX_MESHES=all has five (15 minutes)."""
+    wanted = train(tmp_path, 1, 1, [f"{kind}:one"])
+    names = ("data", "expert") if processes == 2 else ("mixed",)
+    if os.environ.get("TP_JAX_MESHES") == "all":
+        names = ("data", "fsdp", "tensor", "expert", "mixed")
+    cases = [f"{kind}:{name}" for name in names]
+    assert_equal_to_one_device(train(tmp_path, processes, devices, cases), wanted)
 
 
 def check_dispatches(examples, cases):

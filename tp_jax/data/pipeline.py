@@ -234,7 +234,8 @@ class _ZeroLabel(grain.transforms.Map):
         return element | {"condition": condition | {"label": condition["label"] * 0}}
 
 
-@dataclasses.dataclass(frozen=True)
+# As for `ReadExample`, the repr would hold the encoder.
+@dataclasses.dataclass(frozen=True, repr=False)
 class _EncodeCaption(grain.transforms.Map):
     """Encode a condition {"caption"} to {"text", "pooled", "null_text", "null_pooled"}.
 

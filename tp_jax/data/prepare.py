@@ -274,7 +274,8 @@ def encode_images(
         yield from _records(plan, *waiting)
 
 
-@dataclasses.dataclass(frozen=True)
+# As for `ReadExample`, the repr would hold all records.
+@dataclasses.dataclass(frozen=True, repr=False)
 class _ReadPixels(EndsWithParent, grain.transforms.Map):
     """Read an image: index -> {"image": uint8 [S, S, 3], "name", "error", "label" or "captions"}.
 

@@ -137,7 +137,8 @@ class DecodeImage:
         return {"label": np.int32(record["label"])}
 
 
-@dataclasses.dataclass(frozen=True)
+# Grain names transforms by their repr, which would hold all records.
+@dataclasses.dataclass(frozen=True, repr=False)
 class ReadExample(EndsWithParent, grain.transforms.RandomMap):
     """Read and decode the record with a given index.
 

@@ -43,6 +43,10 @@ def _open_for_writing(workdir: epath.Path, config: ConfigDict) -> ocp.Checkpoint
     keep: list[managers.PreservationPolicy] = [managers.LatestN(config.keep)]
     if config.keep_every_steps:
         keep.append(managers.EveryNSteps(config.keep_every_steps))
+    # By default, Orbax divides each array among the devices that hold a copy of it, and compiles a
+    # program for each shape to do so. Arrays whose parts are below 1 MiB are written by one device.
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     options = ocp.CheckpointManagerOptions(
         # The training loop decides when to save, so the manager must accept every step.
         save_decision_policy=managers.FixedIntervalPolicy(1),
