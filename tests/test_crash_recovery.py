@@ -1,6 +1,5 @@
 """Crashes, kills and damaged checkpoints cost only the steps since the last good checkpoint."""
 
-import collections
 import contextlib
 import io
 import os
@@ -242,19 +241,22 @@ def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
 
 
 LONG = 60  # steps of the run that is interrupted at random
+CRASHES = ("TERM", "KILL", "mid-save", "full disk", "truncate", "flip")
 
 
 @pytest.mark.slow
 def test_run_survives_random_crashes(tmp_path, cache):
-    """TP_JAX_DEATHS sets the number of crashes, TP_JAX_DEATHS_SEED how and when they happen."""
+    """Each kind of crash happens twice, in random order and at random times.
+
+    TP_JAX_DEATHS sets how often each happens, and TP_JAX_DEATHS_SEED their order and times.
+    """
     rng = np.random.default_rng(int(os.environ.get("TP_JAX_DEATHS_SEED", 0)))
+    each = int(os.environ.get("TP_JAX_DEATHS", 2))
     trained_losses(small_config(steps=LONG, every_steps=LONG), tmp_path / "uninterrupted")
     slow = f"{USE_FAKE_WRITER}\nresuming.slow_down(0.05)"
     full = f"{USE_FAKE_WRITER}\nresuming.fill_disk(step={{}})"
     run = RestartableRun(tmp_path, cache, steps=LONG, lines=slow)
-    crashes = collections.Counter()
-    for _ in range(int(os.environ.get("TP_JAX_DEATHS", 25))):
-        crash = str(rng.choice(["TERM", "KILL", "mid-save", "full disk", "truncate", "flip"]))
+    for crash in rng.permutation(each * CRASHES):
         set_back(run.workdir)
         lines = full.format(int(rng.integers(2, 5))) if crash == "full disk" else slow
         run.write_config(LONG, lines)
@@ -278,7 +280,6 @@ def test_run_survives_random_crashes(tmp_path, cache):
             files = files_of(run.workdir, kept[-1])
             damage = truncate if crash == "truncate" else flip_random_bit
             damage(files[rng.integers(len(files))], rng)
-        crashes[crash] += 1
 
     run.write_config(LONG, slow)
     code, stderr = run.finish("--config.checkpoint.keep=4")
@@ -288,8 +289,8 @@ def test_run_survives_random_crashes(tmp_path, cache):
     assert_identical(found, wanted)
     assert found_data == wanted_data
     moved = list(run.workdir.glob("damaged/*"))
-    assert moved or crashes.total() < 25
-    print(f"\n{dict(crashes)}; {len(moved)} checkpoints were moved to damaged")
+    assert moved
+    print(f"\n{len(moved)} checkpoints were moved to damaged")
 
 
 def set_back(workdir):

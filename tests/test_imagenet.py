@@ -14,6 +14,7 @@ from fake_imagenet import make_autoencoder, make_fake_imagenet
 from golden.seeded import seeded_weights
 from published_weights import torch_state
 from safetensors.numpy import save_file
+from virtual_devices import xla_flags
 
 from tp_jax.models.layers import position_embedding
 
@@ -47,8 +48,8 @@ class Shell:
 
     def __init__(self, folder, cache):
         self.folder, self._log = folder, folder / "log"
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        self._environment = environment | cache | {"PYTHONPATH": str(ROOT)}
+        own = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(devices=1)}
+        self._environment = os.environ | cache | own
 
     def start(self, module, *flags):
         with self._log.open("w") as log:
