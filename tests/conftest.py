@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import gc
 import io
 import os
 import pathlib
@@ -20,20 +21,22 @@ os.environ.setdefault("XLA_FLAGS", xla_flags(devices=4))
 # One folder of compiled programs for all processes of these tests, and none of the user's.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tp_jax_compiled_")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
 from absl import flags
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from tp_jax.config import default
 from tp_jax.train.loop import train
 
 flags.FLAGS.mark_as_parsed()
+# Tracing makes many objects, few of which are in cycles: collect garbage less often.
+gc.set_threshold(50_000, 10, 10)
 
 
 def tiny_config(**train_fields) -> ConfigDict:
@@ -85,30 +88,8 @@ def analysed(trained):
     return analyse(trained)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A compilation cache shared by the runs of a test file and the processes that it starts.
-
-    Its value is the environment variables for these processes.
-    """
-    folder = tmp_path_factory.mktemp("cache")
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield {name.upper(): str(value) for name, value in settings.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, cache):
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
     """A workdir that was trained without interruption, and its losses. Tests must not change it."""
     from resuming import STEPS, small_config, trained_losses
 

@@ -131,10 +131,10 @@ def make_batch_nan(step):
 class RestartableRun:
     """A training run in processes of its own, which can be killed and started again."""
 
-    def __init__(self, folder, cache, *, steps=STEPS, lines=USE_FAKE_WRITER):
+    def __init__(self, folder, *, steps=STEPS, lines=USE_FAKE_WRITER):
         self.workdir, self._folder, self._log_file = folder / "run", folder, folder / "log"
         search = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
-        self._environment = os.environ | cache | {"PYTHONPATH": search}
+        self._environment = os.environ | {"PYTHONPATH": search}
         self.write_config(steps, lines)
 
     def write_config(self, steps, lines):

@@ -123,6 +123,7 @@ def test_train_steps_are_compared():
     assert flops["plain LoRA"] < flops["thinking only"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["data", "checkpoint"])
 def test_what_training_waits_for(what):
     options = tiny(what=(what,))

@@ -29,7 +29,6 @@ from tp_jax.workdir.record import read_text_space
 from tp_jax.worlds.shapes.scenes import MAX_WORDS, WORDS
 
 # The tests of this file share compiled programs.
-pytestmark = pytest.mark.usefixtures("cache")
 ENCODER = WordEncoder(WORDS, MAX_WORDS)
 
 

@@ -29,11 +29,9 @@ from tp_jax.train import loop, metrics
 from tp_jax.train.liveness import Watchdog
 from tp_jax.workdir.integrity import file_checksums, find_damage
 
-pytestmark = pytest.mark.usefixtures("cache")
-
 
 @pytest.fixture(scope="module")
-def half_way(tmp_path_factory, cache):
+def half_way(tmp_path_factory):
     """A workdir that was stopped at step 9, with checkpoints 4 and 8. Tests use a copy."""
     workdir = tmp_path_factory.mktemp("half_way") / "run"
     trained_losses(small_config(every_steps=4), workdir, stop_at=10)
@@ -145,9 +143,9 @@ def test_sampling_from_a_damaged_checkpoint_is_refused(workdir):
     assert load(epath.Path(workdir), 4).train_step == 4
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_with_code_0(uninterrupted, tmp_path, cache):
+def test_sigterm_saves_a_checkpoint_and_exits_with_code_0(uninterrupted, tmp_path):
     lines = f"{USE_FAKE_WRITER}\nresuming.slow_down(0.3)"
-    run = RestartableRun(tmp_path, cache, lines=lines)
+    run = RestartableRun(tmp_path, lines=lines)
     process = run.start("--config.checkpoint.every_steps=50")
     while f" 3/{STEPS} " not in run.log():
         assert process.poll() is None, run.log()
@@ -219,11 +217,10 @@ def test_a_signal_ends_an_evaluation_and_saves(tmp_path, monkeypatch):
 def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     uninterrupted,
     tmp_path,
-    cache,
 ):
     # The log goes through a pipe: the limit on file sizes would cut a log file.
     lines = f"{USE_FAKE_WRITER}\nresuming.fill_disk(step=12)"
-    run = RestartableRun(tmp_path, cache, lines=lines)
+    run = RestartableRun(tmp_path, lines=lines)
     code, stderr = run.finish("--config.checkpoint.every_steps=6", through_pipe=True)
     assert code == 1, stderr
     # Orbax's threads print more lines, but not as a log with tracebacks.
@@ -245,7 +242,7 @@ CRASHES = ("TERM", "KILL", "mid-save", "full disk", "truncate", "flip")
 
 
 @pytest.mark.slow
-def test_run_survives_random_crashes(tmp_path, cache):
+def test_run_survives_random_crashes(tmp_path):
     """Each kind of crash happens twice, in random order and at random times.
 
     TP_JAX_DEATHS sets how often each happens, and TP_JAX_DEATHS_SEED their order and times.
@@ -255,7 +252,7 @@ def test_run_survives_random_crashes(tmp_path, cache):
     trained_losses(small_config(steps=LONG, every_steps=LONG), tmp_path / "uninterrupted")
     slow = f"{USE_FAKE_WRITER}\nresuming.slow_down(0.05)"
     full = f"{USE_FAKE_WRITER}\nresuming.fill_disk(step={{}})"
-    run = RestartableRun(tmp_path, cache, steps=LONG, lines=slow)
+    run = RestartableRun(tmp_path, steps=LONG, lines=slow)
     for crash in rng.permutation(each * CRASHES):
         set_back(run.workdir)
         lines = full.format(int(rng.integers(2, 5))) if crash == "full disk" else slow

@@ -115,6 +115,7 @@ def fine_tuned(trained, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_frozen_base_is_found_by_its_identity(fine_tuned, trained, tmp_path, refused):
     out = epath.Path(tmp_path) / "out"
     stderr = export(fine_tuned, out)

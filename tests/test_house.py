@@ -18,7 +18,10 @@ SCRIPTS = [*sorted((ROOT / "launch").glob("*.s[hb]*")), ROOT / ".ci" / "run"]
         ["ruff", "format", "--check", "."],
         ["lint-imports", "--no-cache"],
         ["shellcheck", "--external-sources", *SCRIPTS],
-        ["basedpyright", "--project", ROOT, "--pythonpath", sys.executable],
+        pytest.param(
+            ["basedpyright", "--project", ROOT, "--pythonpath", sys.executable],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["lint", "format", "layers", "shell", "types"],
 )

@@ -46,10 +46,10 @@ def dit_weights():
 class Shell:
     """Runs commands of tp_jax as processes in a folder."""
 
-    def __init__(self, folder, cache):
+    def __init__(self, folder):
         self.folder, self._log = folder, folder / "log"
         own = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags(devices=1)}
-        self._environment = os.environ | cache | own
+        self._environment = os.environ | own
 
     def start(self, module, *flags):
         with self._log.open("w") as log:
@@ -85,7 +85,7 @@ def shards(folder):
 
 @pytest.mark.slow
 def test_from_raw_images_to_a_score(tmp_path):
-    shell = Shell(tmp_path, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")})
+    shell = Shell(tmp_path)
     make_fake_imagenet(tmp_path / "tfds")
     make_autoencoder(tmp_path / "vae")
     shell.convert("dit", dit_weights(), "--heads=4")

@@ -57,6 +57,7 @@ def run(name, folder, **parameters):
     return len(pictures), "".join(output.get("text", "") for output in outputs)
 
 
+@pytest.mark.slow
 def test_samples_by_class(trained, tmp_path):
     pictures, text = run("sample", tmp_path, workdir=str(trained), labels=[1, 2], num=4)
     # Samples, two plain calls in place of the sliders, and the table of the latent steps.

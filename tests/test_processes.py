@@ -29,9 +29,6 @@ NO_WRITER = "resuming.metrics.TensorBoardWriter = lambda workdir: resuming.FakeW
 SLOW = f"{NO_WRITER}\nresuming.slow_down(0.5)"
 
 
-pytestmark = pytest.mark.usefixtures("cache")
-
-
 def free_port():
     with socket.socket() as found:
         found.bind(("localhost", 0))
@@ -41,12 +38,12 @@ def free_port():
 class Job:
     """Processes of one job, started together, each with the same number of virtual devices."""
 
-    def __init__(self, folder, settings, processes, devices, lines=NO_WRITER):
+    def __init__(self, folder, processes, devices, lines=NO_WRITER):
         self.folder, self.workdir = folder, folder / "run"
         self._processes, self._devices = processes, devices
         path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
         flags = xla_flags(devices)
-        self._environment = os.environ | settings | {"PYTHONPATH": path, "XLA_FLAGS": flags}
+        self._environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags}
         (folder / "config.py").write_text(CONFIG.format(lines=lines))
 
     def start(self, module="main", *flags):
@@ -112,9 +109,9 @@ def assert_close(workdir, wanted):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
+def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path):
     workdir, losses = uninterrupted
-    job = Job(tmp_path, cache, 2, 2)
+    job = Job(tmp_path, 2, 2)
     log = job.run("main", "--config=config.py", "--config.train.samples=3")
     assert "4 × cpu, mesh slices 1 × data 4" in log
     pictures = sorted(path.name for path in (job.workdir / "samples").iterdir())
@@ -137,9 +134,9 @@ def test_two_processes_train_and_sample_as_one(uninterrupted, tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_two_processes_analyse_as_one(uninterrupted, tmp_path, cache):
+def test_two_processes_analyse_as_one(uninterrupted, tmp_path):
     flags = [f"--workdir={uninterrupted[0]}", "--num=8", "--json"]
-    Job(tmp_path, cache, 2, 2).run("analyze", *flags, "--out=two")
+    Job(tmp_path, 2, 2).run("analyze", *flags, "--out=two")
     code, _, errors = run_entry("analyze", *flags, f"--out={tmp_path / 'one'}")
     assert code == 0, errors
     documents = ((tmp_path / name / "analysis.json").read_text() for name in ("two", "one"))
@@ -164,8 +161,8 @@ def assert_documents_close(found, wanted, where=""):
 
 
 @pytest.mark.slow
-def test_two_processes_validate_as_one(tmp_path, cache):
-    job, fields = Job(tmp_path, cache, 2, 2), {"fraction": 0.1, "num": 6, "times": 2}
+def test_two_processes_validate_as_one(tmp_path):
+    job, fields = Job(tmp_path, 2, 2), {"fraction": 0.1, "num": 6, "times": 2}
     fields |= {"every_steps": 4, "batch_size": 4}
     flags = [f"--config.validation.{name}={value}" for name, value in fields.items()]
     log = job.run("main", "--config=config.py", "--config.train.steps=4", *flags)
@@ -182,8 +179,8 @@ def test_two_processes_validate_as_one(tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path, cache):
-    job = Job(tmp_path, cache, 2, 2, SLOW)
+def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupted, tmp_path):
+    job = Job(tmp_path, 2, 2, SLOW)
     running = job.start("main", "--config=config.py", "--config.checkpoint.every_steps=100")
     job.wait_for(f" 2/{STEPS} ", running)
     running[1].send_signal(signal.SIGTERM)
@@ -192,7 +189,7 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupte
     assert 2 <= step < STEPS and (job.workdir / "checkpoints" / str(step)).is_dir()
 
     # Resume with another number of processes and devices; the order of the data must not change.
-    alone = Job(tmp_path, cache, 1, 2)
+    alone = Job(tmp_path, 1, 2)
     assert f"resuming from the checkpoint of train step {step}" in alone.run(
         "main", "--config=config.py"
     )
@@ -200,10 +197,8 @@ def test_sigterm_to_one_process_saves_and_ends_all_at_the_same_step(uninterrupte
 
 
 @pytest.mark.slow
-def test_when_one_process_is_killed_the_others_end_and_the_job_resumes(
-    uninterrupted, tmp_path, cache
-):
-    job = Job(tmp_path, cache, 2, 2, SLOW)
+def test_when_one_process_is_killed_the_others_end_and_the_job_resumes(uninterrupted, tmp_path):
+    job = Job(tmp_path, 2, 2, SLOW)
     running = job.start("main", "--config=config.py")
     job.wait_for(f" 5/{STEPS} ", running)
     running[1].kill()

@@ -119,15 +119,13 @@ def test_a_base_with_other_heads_or_image_size_is_refused_though_shapes_match(
 
 
 # Processes that are killed. A config file is Python, so a test can add lines that patch the run.
-
-pytestmark = pytest.mark.usefixtures("cache")
 NAN_DATA = f"{USE_FAKE_WRITER}\nresuming.make_batch_nan(step=5)"
 
 
 @pytest.mark.slow
-def test_resume_after_ten_sigkills_gives_the_same_bits(tmp_path, cache):
+def test_resume_after_ten_sigkills_gives_the_same_bits(tmp_path):
     trained_losses(small_config(steps=40, every_steps=40), tmp_path / "uninterrupted")
-    run = RestartableRun(tmp_path, cache, steps=40, lines="")
+    run = RestartableRun(tmp_path, steps=40, lines="")
     kill_and_compare(run, tmp_path / "uninterrupted", 40, kills=10)
 
 
@@ -146,8 +144,8 @@ def test_the_first_train_step_with_a_non_finite_loss_is_named(loss, norm):
             method()
 
 
-def test_a_nan_loss_ends_training_with_one_line_and_keeps_checkpoints(tmp_path, cache):
-    run = RestartableRun(tmp_path, cache, lines=NAN_DATA)
+def test_a_nan_loss_ends_training_with_one_line_and_keeps_checkpoints(tmp_path):
+    run = RestartableRun(tmp_path, lines=NAN_DATA)
     code, log = run.finish()
     assert code == 1, log
     lines = [line for line in log.splitlines() if line.startswith("error:")]
