@@ -36,7 +36,7 @@ use_environment train,test
 # Keep the bytecode of modules, also where the environment forbids it: tests start many processes,
 # and each would compile all modules again. It is kept out of the source tree.
 unset PYTHONDONTWRITEBYTECODE
-PYTHONPYCACHEPREFIX="$(realpath "$venv")/bytecode"
+PYTHONPYCACHEPREFIX="$(cd "$venv" && pwd)/bytecode"
 export PYTHONPYCACHEPREFIX
 # Two workers. Each begins with half of the files; the one that ends first takes over tests of the
 # other. Few files are split, so that the fixtures of most files are created once.

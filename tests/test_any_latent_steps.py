@@ -145,6 +145,7 @@ def test_deep_supervision_equals_the_sum_of_plain_losses(kind):
         assert jnp.abs(leaf).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_every_update_draws_its_number_of_latent_steps_from_seed_and_train_step():
     config, model = tiny_config(), model_of("dit", layers=(0,), latent_steps_range=(1, 3))
     config.train.condition_dropout = 0.0

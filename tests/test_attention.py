@@ -75,8 +75,8 @@ def error(found, wanted):
     [
         (333, 72, "float32", 2),
         (333, 64, "bfloat16", 2),
-        (4250, 64, "float32", 1),
-        (4250, 72, "bfloat16", 1),
+        pytest.param(4250, 64, "float32", 1, marks=pytest.mark.slow),
+        pytest.param(4250, 72, "bfloat16", 1, marks=pytest.mark.slow),
         (2, 64, "float32", 1),
         (128, 8, "float32", 1),
     ],

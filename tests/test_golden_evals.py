@@ -136,6 +136,7 @@ def check_inception_score(golden, rows):
     assert score == pytest.approx(golden["inception_score_split_600"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_of_2000_rows_equal_those_of_the_adm_evaluator(golden):
     check_precision_recall(golden["2000"], 2000)
     check_frechet(golden["2000"], 2000)

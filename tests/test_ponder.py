@@ -34,6 +34,7 @@ from tp_jax.thinking.layer import ThinkingOptions
 from tp_jax.train.loss import make_gradient
 
 
+@pytest.mark.slow
 def test_the_loss_of_ponder_and_its_gradient_equal_enumeration():
     """Two samples of two tokens and three latent steps: 9 ways to halt in each sample.
 

@@ -92,7 +92,14 @@ def _reference_gradients(name):
     return jax.grad(loss)(layer_inputs(config, text))
 
 
-@pytest.mark.parametrize("name", ["dit", "mmdit", "own_experts", "unmodulated"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dit",
+        "mmdit",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("own_experts", "unmodulated")),
+    ],
+)
 @pytest.mark.parametrize("dispatch", LOCAL_DISPATCHES)
 def test_gradients_equal_those_of_the_per_token_loop(name, dispatch):
     config, text, train = VARIANTS[name]
