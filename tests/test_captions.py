@@ -28,7 +28,6 @@ from tp_jax.train.loop import train
 from tp_jax.workdir.record import read_text_space
 from tp_jax.worlds.shapes.scenes import MAX_WORDS, WORDS
 
-# The tests of this file share compiled programs.
 ENCODER = WordEncoder(WORDS, MAX_WORDS)
 
 

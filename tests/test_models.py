@@ -78,9 +78,10 @@ def test_base_params_do_not_depend_on_which_blocks_think(kind):
         assert params["base"] == shapes[0]["base"]
 
 
+@pytest.mark.parametrize("kind", TINY)
 @pytest.mark.parametrize(
-    ("kind", "dispatch", "experts", "latent_steps"),
-    [("dit", "grouped", 5, 5), ("mmdit", "dense", 2, 2)],
+    "dispatch,experts,latent_steps",
+    [("dense", 2, 2), pytest.param("grouped", 5, 5, marks=pytest.mark.slow)],
 )
 def test_attaching_untrained_thinking_keeps_the_output(kind, dispatch, experts, latent_steps):
     # test_thinking.py checks a single layer for every T, M and dispatch.

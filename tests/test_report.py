@@ -91,7 +91,7 @@ SIZES = {
     "two latent steps": dict(latent_steps=2),
     "one expert, no groups": dict(experts=1, groups=()),
     "one timestep and token": dict(steps=1, grid=(1, 1), tokens=1),
-    "two blocks, five latent steps": dict(blocks=("1", "2"), experts=3, latent_steps=5),
+    "three blocks, nine experts": dict(blocks=("1", "2", "3"), experts=9, latent_steps=5),
 }
 
 

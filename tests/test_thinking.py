@@ -53,13 +53,15 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "dispatch"),
-    [
-        *((name, "dense") for name in VARIANTS),
-        *((name, "grouped") for name in ("dit", "mmdit", "own_experts", "every_step_recursed")),
-    ],
-)
+# The default tests take the other dispatches in the gradients only.
+DISPATCHES = [
+    pytest.param(name, marks=() if name == "dense" else pytest.mark.slow)
+    for name in LOCAL_DISPATCHES
+]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dispatch", DISPATCHES)
 def test_a_layer_equals_the_per_token_loop(name, dispatch):
     config, text, train = VARIANTS[name]
     inputs, noise = layer_inputs(config, text), gate_randomness(train)
@@ -117,14 +119,9 @@ def test_gradients_equal_those_of_the_per_token_loop(name, dispatch):
         assert jnp.abs(leaf).max() > 1e-6
 
 
-@pytest.mark.parametrize(
-    ("dispatch", "experts", "steps"),
-    [
-        *(("dense", experts, steps) for experts in (1, 2, 5) for steps in (1, 2, 5)),
-        ("grouped", 1, 1),
-        ("grouped", 5, 5),
-    ],
-)
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+@pytest.mark.parametrize("experts", [1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("text", [False, True], ids=["dit", "mmdit"])
 def test_with_b_zero_the_layer_equals_base_attention(dispatch, experts, steps, text):
     config = small_thinking(experts=experts, latent_steps=steps, dispatch=dispatch)

@@ -2,6 +2,8 @@
 
 from importlib import metadata
 
+from packaging.version import Version
+
 
 def xla_flags(devices: int) -> str:
     """Return a value of XLA_FLAGS for a number of virtual CPU devices.
@@ -17,6 +19,6 @@ def xla_flags(devices: int) -> str:
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
     # From 0.11.1 on, jaxlib has no other emitters and refuses the option.
-    if tuple(map(int, metadata.version("jaxlib").split(".")[:3])) < (0, 11, 1):
+    if Version(metadata.version("jaxlib")) < Version("0.11.1"):
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)
